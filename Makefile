@@ -1,0 +1,41 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Dagster resolves relative paths against the current directory: both are absolute.
+export DAGSTER_HOME := $(CURDIR)
+export LLM_TRACES_STATE := $(CURDIR)/.data
+# A first run on any machine: no telemetry, no byte-order surprises, progress line by line.
+export DAGSTER_DISABLE_TELEMETRY := 1
+export PYTHONUNBUFFERED := 1
+
+PY := .venv/bin/python
+
+.PHONY: help
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# One rule makes the environment; the stamp file keeps an interrupted install from counting as one.
+.venv/installed: requirements.lock pyproject.toml
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --no-deps --require-hashes -r requirements.lock
+	.venv/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: .venv
+.venv: .venv/installed  ## make the virtual environment alone
+
+.PHONY: lock
+lock: .venv/installed  ## pin the newest versions that pyproject.toml allows
+	.venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url \
+		--no-header --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+
+.PHONY: lint
+lint: .venv/installed  ## ruff and the strict type checker
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.PHONY: test
+test: .venv/installed  ## the whole test suite
+	.venv/bin/pytest -n 2

@@ -1,0 +1,1 @@
+"""Hourly LLM traces from PostgreSQL to ClickHouse, exact enough for an invoice."""
