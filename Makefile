@@ -8,6 +8,8 @@ export LLM_TRACES_STATE := $(CURDIR)/.data
 # A first run on any machine: no telemetry, no byte-order surprises, progress line by line.
 export DAGSTER_DISABLE_TELEMETRY := 1
 export PYTHONUNBUFFERED := 1
+# The statement of "make sql" reaches the shell as a variable, so that its quotes are its own.
+export Q
 
 PY := .venv/bin/python
 
@@ -39,3 +41,23 @@ lint: .venv/installed  ## ruff and the strict type checker
 .PHONY: test
 test: .venv/installed  ## the whole test suite
 	.venv/bin/pytest -n 2
+
+.PHONY: run
+run: .venv/installed  ## demo data, the last 24 full hours through Dagster, a report
+	@$(PY) -m llm_trace_pipeline.run
+
+.PHONY: dev
+dev: .venv/installed  ## the Dagster UI, with the hourly schedule running
+	@$(PY) -m llm_trace_pipeline.dev
+
+.PHONY: backfill
+backfill: .venv/installed  ## load a range of hours: FROM=2026-03-01-00:00 TO=2026-03-31-23:00
+	@$(PY) -m llm_trace_pipeline.backfill "$(FROM)" "$(TO)"
+
+.PHONY: sql
+sql: .venv/installed  ## one statement on ClickHouse: Q="SELECT count() FROM llm_traces"
+	@$(PY) -m llm_trace_pipeline.query "$$Q"
+
+.PHONY: preflight
+preflight: .venv/installed  ## what is missing at either end, with the exact repair
+	@$(PY) -m llm_trace_pipeline.preflight

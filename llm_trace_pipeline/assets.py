@@ -1,0 +1,268 @@
+"""The assets: thin functions over extraction and load, one hour of data per partition."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetExecutionContext,
+    AssetMaterialization,
+    AssetSpec,
+    BackfillPolicy,
+    BetaWarning,
+    Config,
+    Failure,
+    MaterializeResult,
+    MetadataValue,
+    asset,
+)
+from pydantic import Field
+
+from llm_trace_pipeline.checks import (
+    BATCH_CHECKS,
+    LLM_TRACES,
+    TABLE_CHECKS,
+    TRACE_BATCHES,
+    Finding,
+    check_batch,
+    check_load,
+)
+from llm_trace_pipeline.errors import BatchError, PipelineError
+from llm_trace_pipeline.extract import HOUR, capture_billing, extract_hour
+from llm_trace_pipeline.parquet import Manifest
+from llm_trace_pipeline.partitions import HOURLY
+from llm_trace_pipeline.resources import Pipeline
+from llm_trace_pipeline.settings import HOUR_FORMAT
+from llm_trace_pipeline.upsert import HourLoader
+
+# Backfill policies are what makes a backfill affordable; their status needs no line per import.
+warnings.filterwarnings("ignore", category=BetaWarning)
+
+# A run costs seconds of start-up, so a backfill gives each run a day of hours; the hours are loaded
+# one by one inside it, and those that succeeded stay done when another one fails.
+_A_DAY_PER_RUN = BackfillPolicy.multi_run(max_partitions_per_run=24)
+
+# Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
+_LOG = logging.getLogger("llm_trace_pipeline")
+
+Metadata = dict[str, Any]
+HourOutcome = tuple[Metadata, Sequence[Finding]]
+
+provider_traces = AssetSpec(
+    "provider_traces",
+    group_name="operational_database",
+    kinds={"postgres"},
+    description="Traces of LLM calls in the operational PostgreSQL, written by the agent server.",
+)
+
+
+@asset(group_name="billing", kinds={"postgres", "parquet"}, pool="billing_history")
+def billing_history(pipeline: Pipeline) -> MaterializeResult[None]:
+    """Every version of an organization's billing details ever seen; one row per version."""
+    history, new = capture_billing(pipeline.source(), pipeline.store())
+    return MaterializeResult(
+        metadata={
+            "versions": history.num_rows,
+            "new versions": new,
+            "organizations": len(history.column("organization_id").unique()),
+        }
+    )
+
+
+class ExtractConfig(Config):
+    """Run config of ``trace_batches``."""
+
+    allow_empty: bool = Field(
+        default=False,
+        description="Accept an hour without traces although the source has steps of that hour.",
+    )
+
+
+@asset(
+    name=TRACE_BATCHES,
+    partitions_def=HOURLY,
+    backfill_policy=_A_DAY_PER_RUN,
+    deps=[provider_traces, billing_history],
+    check_specs=BATCH_CHECKS,
+    group_name="llm_traces",
+    kinds={"parquet"},
+    pool="operational_database",
+)
+def trace_batches(
+    context: AssetExecutionContext, config: ExtractConfig, pipeline: Pipeline
+) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+    """One immutable Parquet batch per hour; one row per LLM call, with usage and billing."""
+    source, store = pipeline.source(), pipeline.store()
+    # Also where this asset runs alone: a plan that changed an hour ago must be known to the match.
+    history, _ = capture_billing(source, store)
+
+    def extract(hour: datetime) -> HourOutcome:
+        manifest = extract_hour(source, store, history, hour, allow_empty=config.allow_empty)
+        return _describe_batch(manifest), check_batch(manifest)
+
+    yield from _materialize_hours(context, extract)
+
+
+@asset(
+    name=LLM_TRACES,
+    partitions_def=HOURLY,
+    backfill_policy=_A_DAY_PER_RUN,
+    deps=[trace_batches],
+    check_specs=TABLE_CHECKS,
+    group_name="llm_traces",
+    kinds={"clickhouse"},
+    # Uploads to one partition must not overlap, and one process at a time can hold the embedded
+    # engine: every step that touches ClickHouse is in this pool.
+    pool="clickhouse",
+)
+def llm_traces(
+    context: AssetExecutionContext, pipeline: Pipeline
+) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+    """The ClickHouse table, exact without FINAL; one row per LLM call."""
+    store = pipeline.store()
+    awaiting = set(_hours(context))
+    with pipeline.clickhouse() as database:
+        loader = HourLoader(database, store)
+
+        def load(hour: datetime) -> HourOutcome:
+            manifest = store.manifest(hour)
+            if manifest is None:
+                raise BatchError(
+                    f"hour {hour:{HOUR_FORMAT}} has no batch; materialize trace_batches for it"
+                )
+            awaiting.discard(hour)
+            result = loader.load(manifest, frozenset(awaiting))
+            repaired = [f"{other:{HOUR_FORMAT}}" for other in result.repaired_hours]
+            return (
+                {**_describe_batch(manifest), "repaired hours": repaired},
+                check_load(manifest, result),
+            )
+
+        yield from _materialize_hours(context, load)
+
+
+def _hours(context: AssetExecutionContext) -> list[datetime]:
+    window = context.partition_time_window
+    start, end = window.start.astimezone(UTC), window.end.astimezone(UTC)
+    return [start + HOUR * n for n in range(int((end - start) / HOUR))]
+
+
+def _materialize_hours(
+    context: AssetExecutionContext, process: Callable[[datetime], HourOutcome]
+) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+    """Process the run's hours one by one, and record each by itself.
+
+    An hour that fails, or whose blocking check fails, is not recorded as materialized; the others
+    are, and then the step fails with the list of what failed.
+    """
+    done: dict[str, Metadata] = {}
+    failed: dict[str, str] = {}
+    findings: list[Finding] = []
+    hours = _hours(context)
+    for hour in hours:
+        key = f"{hour:{HOUR_FORMAT}}"
+        started = time.monotonic()
+        try:
+            metadata, found = process(hour)
+        except PipelineError as error:
+            failed[key] = str(error)
+            _LOG.error(str(error))
+            continue
+        seconds = time.monotonic() - started
+        for finding in found:
+            _log_finding(context, key, finding)
+            if not finding.passed and finding.severity is AssetCheckSeverity.ERROR:
+                failed[key] = f"hour {key}: check {finding.check} failed: {finding.metadata}"
+        findings += found
+        if key not in failed:
+            done[key] = {
+                **metadata,
+                "duration (s)": round(seconds, 3),
+                "rows/s": round(metadata["rows"] / max(seconds, 1e-3)),
+            }
+            _LOG.info(
+                "%s: hour %s: %s rows in %.2f s",
+                context.asset_key.to_user_string(),
+                key,
+                metadata["rows"],
+                seconds,
+            )
+    if failed:
+        for key, metadata in done.items():
+            context.log_event(
+                AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
+            )
+        raise Failure(
+            f"{len(failed)} of {len(hours)} hours failed; the others are done. "
+            "Re-execute these from here:\n" + "\n".join(failed.values()),
+            metadata={"failed hours": list(failed)},
+        )
+    for key, metadata in done.items():
+        context.add_asset_metadata(metadata, partition_key=key)
+    yield MaterializeResult()
+    yield from _summaries(findings)
+
+
+def _log_finding(context: AssetExecutionContext, key: str, finding: Finding) -> None:
+    """Record a check's outcome for one hour; a step may return only one result per check."""
+    context.log_event(
+        AssetCheckEvaluation(
+            asset_key=context.asset_key,
+            check_name=finding.check,
+            passed=finding.passed,
+            severity=finding.severity,
+            metadata=_as_metadata(finding.metadata),
+            partition=key,
+        )
+    )
+
+
+def _summaries(findings: Sequence[Finding]) -> Iterator[AssetCheckResult]:
+    """Return one result per check: all hours together."""
+    for name in dict.fromkeys(finding.check for finding in findings):
+        of_check = [finding for finding in findings if finding.check == name]
+        worst = min(of_check, key=lambda finding: finding.passed)
+        yield AssetCheckResult(
+            check_name=name,
+            passed=worst.passed,
+            severity=worst.severity,
+            metadata={
+                "hours": len(of_check),
+                "hours that failed": sum(not finding.passed for finding in of_check),
+                **_as_metadata(worst.metadata),
+            },
+        )
+
+
+def _as_metadata(values: Mapping[str, Any]) -> Metadata:
+    return {
+        name: MetadataValue.json(value) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
+
+
+def _describe_batch(manifest: Manifest) -> Metadata:
+    """Return the figures of an hour that the UI shows."""
+    metadata: Metadata = {
+        "rows": manifest.rows,
+        "bytes": manifest.bytes,
+        "payload bytes": manifest.payload_bytes,
+        "parts": len(manifest.parts),
+        "unreadable rows": manifest.unreadable,
+        "unreadable ids": MetadataValue.json(list(manifest.unreadable_ids)),
+        "soft-deleted rows": manifest.source_deleted,
+        "folded rows": manifest.source_folded,
+        "billing matches": MetadataValue.json(manifest.billing_matches),
+        "tokens": MetadataValue.json(manifest.tokens),
+        "batch": manifest.batch_id,
+    }
+    if manifest.min_created_at and manifest.max_created_at:
+        metadata["min created_at"] = MetadataValue.timestamp(manifest.min_created_at)
+        metadata["max created_at"] = MetadataValue.timestamp(manifest.max_created_at)
+    return metadata

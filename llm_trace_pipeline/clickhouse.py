@@ -1,0 +1,258 @@
+"""ClickHouse, on a server or embedded: the client, its errors, and the table's definition."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import clickhouse_connect
+import pyarrow as pa
+import pyarrow.parquet as pq
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError as DriverError
+
+from llm_trace_pipeline.errors import ClickHouseError
+from llm_trace_pipeline.hashes import row_hash_sql
+from llm_trace_pipeline.schema import COLUMNS, TOKEN_COLUMNS
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.statements import quote_identifier, read_sql
+
+EMBEDDED_WAIT_SECONDS = 120.0
+BLOCK_BYTES = 64 * 2**20  # of an insert; rows are wide, and a million-row block would be gigabytes
+
+# The hour's rows arrive in blocks bounded by bytes. Two threads need 0.2 GB more than one and take
+# 1.5 s instead of 2.05 s for 380 MB.
+_INSERT_SETTINGS = {
+    "min_insert_block_size_rows": 0,
+    "min_insert_block_size_bytes": BLOCK_BYTES,
+    "max_insert_threads": 2,
+    "schema_inference_make_columns_nullable": 3,
+}
+IN_WINDOW = "created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}"
+_OTHER_PROCESS = ("Cannot lock file", "Error initializing EmbeddedServer")
+
+
+@dataclass(frozen=True)
+class HourTotals:
+    """What a table holds of one hour, without its payloads."""
+
+    rows: int
+    distinct_ids: int
+    tokens: dict[str, int]
+    content_hash: str | None = None  # hexadecimal; None where it was not computed
+
+
+class Database:
+    """One database of ClickHouse, through clickhouse-connect, whatever stands behind it."""
+
+    def __init__(self, client: Client, name: str, *, is_embedded: bool) -> None:
+        """Use an open client."""
+        self._client = client
+        self._name = name
+        self._is_embedded = is_embedded
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor version of the engine."""
+        major, minor, *_ = str(self._client.server_version).split(".")
+        return int(major), int(minor)
+
+    def qualified(self, table: str) -> str:
+        """Return the quoted name of a table of this database."""
+        return f"{quote_identifier(self._name)}.{quote_identifier(table)}"
+
+    def execute(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Execute a statement that returns nothing.
+
+        Raises:
+            ClickHouseError: the engine refused it.
+        """
+        with _translated():
+            self._client.command(
+                sql, parameters=dict(parameters or {}), settings=dict(settings or {})
+            )
+
+    def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Execute a query; one dict per row. Times come timezone-aware.
+
+        Raises:
+            ClickHouseError: the engine refused it.
+        """
+        with _translated():
+            result = self._client.query(sql, parameters=dict(parameters or {}))
+            return list(result.named_results())
+
+    def pretty(self, sql: str, parameters: Mapping[str, Any] | None = None) -> str:
+        """Execute a statement and return its result as a table for a terminal.
+
+        Raises:
+            ClickHouseError: the engine refused it.
+        """
+        with _translated():
+            octets = self._client.raw_query(
+                sql, parameters=dict(parameters or {}), fmt="PrettyCompactMonoBlock"
+            )
+            return octets.decode(errors="replace")
+
+    def insert_parquet(self, table: str, paths: Sequence[Path]) -> None:
+        """Add the rows of Parquet files of the target's schema to a table.
+
+        The embedded engine reads the files by itself; a server is sent Arrow blocks.
+        """
+        if not paths:
+            return
+        names = ", ".join(quote_identifier(column.name) for column in COLUMNS)
+        if self._is_embedded:
+            self.execute(
+                f"INSERT INTO {self.qualified(table)} ({names}) "
+                f"SELECT {names} FROM file({{paths:String}}, Parquet)",
+                {"paths": _one_pattern(paths)},
+                _INSERT_SETTINGS,
+            )
+            return
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    self._insert_arrow(table, file.read_row_group(group))
+
+    def _insert_arrow(self, table: str, rows: pa.Table) -> None:
+        with _translated():
+            self._client.insert_arrow(table, rows, database=self._name)
+
+    def hour_totals(
+        self,
+        table: str,
+        condition: str,
+        parameters: Mapping[str, Any],
+        *,
+        with_content_hash: bool = False,
+    ) -> dict[datetime, HourTotals]:
+        """Return what a table holds within a condition, by hour.
+
+        Args:
+            table: a table with the target's columns.
+            condition: an SQL condition.
+            parameters: the values that the condition names.
+            with_content_hash: compute the content hash too.
+        """
+        sql = read_sql("clickhouse/hour_totals.sql").format(
+            table=self.qualified(table),
+            filter=condition,
+            content_hash=f"sum({row_hash_sql()})" if with_content_hash else "0",
+        )
+        return {
+            row["hour"]: HourTotals(
+                rows=row["rows"],
+                distinct_ids=row["distinct_ids"],
+                tokens={name: row[f"sum_{name}"] for name in TOKEN_COLUMNS},
+                content_hash=f"{row['content_hash']:016x}" if with_content_hash else None,
+            )
+            for row in self.rows(sql, parameters)
+        }
+
+    def define_table(self, table: str) -> None:
+        """Make the target where it is missing; bring an older one up to date in place."""
+        if self._name != "default":
+            self.execute(f"CREATE DATABASE IF NOT EXISTS {quote_identifier(self._name)}")
+        for name in ("llm_traces", "upgrade"):
+            self.execute(
+                read_sql(f"clickhouse/{name}.sql").replace("{table}", self.qualified(table))
+            )
+
+    def has_table(self, table: str) -> bool:
+        """Whether the table exists."""
+        return bool(self.layout(table))
+
+    def layout(self, table: str) -> dict[str, Any]:
+        """Return the table's row of ``system.tables``; empty where it does not exist."""
+        found = self.rows(
+            "SELECT engine, engine_full, partition_key, sorting_key, primary_key "
+            "FROM system.tables WHERE database = {database:String} AND name = {table:String}",
+            {"database": self._name, "table": table},
+        )
+        return found[0] if found else {}
+
+    def parts(self, table: str, partition_id: str) -> list[dict[str, Any]]:
+        """Return the active parts of a partition: their names and largest block numbers."""
+        return self.rows(
+            "SELECT name, max_block_number FROM system.parts WHERE database = {database:String} "
+            "AND table = {table:String} AND partition_id = {partition:String} AND active",
+            {"database": self._name, "table": table, "partition": partition_id},
+        )
+
+
+@contextmanager
+def connect(settings: Settings) -> Iterator[Database]:
+    """Hold a connection to the configured ClickHouse.
+
+    Only one process can hold the embedded engine: a second one waits for its turn, which is why
+    this is opened late and closed early.
+
+    Raises:
+        ClickHouseError: it cannot be reached, or another process keeps the embedded engine.
+    """
+    url = urlsplit(settings.clickhouse_endpoint)
+    is_embedded = url.scheme == "chdb"
+    client = _embedded_client(url.path) if is_embedded else _server_client(settings)
+    try:
+        yield Database(client, settings.clickhouse_database, is_embedded=is_embedded)
+    finally:
+        client.close()
+
+
+def _server_client(settings: Settings) -> Client:
+    url = urlsplit(settings.clickhouse_endpoint)
+    with _translated():
+        return clickhouse_connect.get_client(
+            interface=url.scheme,
+            host=url.hostname,
+            port=url.port or (8443 if url.scheme == "https" else 8123),
+            username=settings.clickhouse_username,
+            password=settings.clickhouse_password.get_secret_value(),
+            client_name="llm_trace_pipeline",
+            tz_mode="aware",
+        )
+
+
+def _embedded_client(path: str) -> Client:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + EMBEDDED_WAIT_SECONDS
+    while True:
+        try:
+            return clickhouse_connect.get_client(interface="chdb", path=path, tz_mode="aware")
+        except DriverError as error:
+            if not any(text in str(error) for text in _OTHER_PROCESS):
+                raise ClickHouseError(f"the embedded engine under {path}: {error}") from None
+            if time.monotonic() > deadline:
+                raise ClickHouseError(
+                    f"the embedded engine under {path} is held by another process for over "
+                    f"{EMBEDDED_WAIT_SECONDS:.0f} s; only one at a time can use it: wait for the "
+                    "running load to end, or stop the process that holds it"
+                ) from None
+        time.sleep(0.2)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except DriverError as error:
+        # The engine repeats the statement and its stack; the first line says what is wrong.
+        message = re.split(r"\n|\s*Stack trace:|\s*\(for url", str(error).strip())[0]
+        raise ClickHouseError(f"ClickHouse: {message}") from error
+
+
+def _one_pattern(paths: Sequence[Path]) -> str:
+    """Return the glob that stands for the files, which lie in one folder."""
+    folder = paths[0].parent
+    return f"{folder}/{{{','.join(path.name for path in paths)}}}"

@@ -1,0 +1,71 @@
+"""What the commands of the Makefile share: how they end, and how they run hours through Dagster."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import NoReturn
+
+from dagster import DagsterInstance
+
+from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.extract import HOUR
+from llm_trace_pipeline.settings import HOUR_FORMAT
+
+HOURS_PER_RUN = 24
+_RANGE = "dagster/asset_partition_range_"  # the tags by which a run knows its hours
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run a command; an error that an operator can act on is one line, and exit status 2."""
+    try:
+        main()
+    except PipelineError as error:
+        print(error, file=sys.stderr)  # noqa: T201 -- a command's output
+        sys.exit(2)
+    sys.exit(0)
+
+
+def say(text: str = "") -> None:
+    """Print a line of a command's output at once."""
+    print(text, flush=True)  # noqa: T201 -- a command's output
+
+
+def closed_hours(count: int, first: datetime) -> list[datetime]:
+    """Return the last full hours, at most so many, none before the first."""
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    hours = [now - HOUR * n for n in range(count, 0, -1)]
+    return [hour for hour in hours if hour >= first]
+
+
+def load_hours(hours: Sequence[datetime]) -> None:
+    """Load contiguous hours through Dagster, a day of hours to a run, and say how it goes.
+
+    Raises:
+        PipelineError: hours failed; the message names them and the run in which they did.
+    """
+    # Reads LLM_TRACES_START, whose errors run_command is to report.
+    from llm_trace_pipeline.definitions import defs  # noqa: PLC0415
+
+    progress = logging.getLogger("llm_trace_pipeline")
+    progress.setLevel(logging.INFO)
+    progress.addHandler(logging.StreamHandler(sys.stdout))
+    job = defs.resolve_job_def("hourly_llm_traces")
+    failed: list[str] = []
+    with DagsterInstance.get() as instance:
+        for begin in range(0, len(hours), HOURS_PER_RUN):
+            run = hours[begin : begin + HOURS_PER_RUN]
+            first, last = (f"{hour:{HOUR_FORMAT}}" for hour in (run[0], run[-1]))
+            result = job.execute_in_process(
+                instance=instance,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                tags={f"{_RANGE}start": first, f"{_RANGE}end": last},
+                raise_on_error=False,
+            )
+            if not result.success:
+                failed.append(f"{first} to {last} (run {result.run_id})")
+    if failed:
+        raise PipelineError(
+            "not everything was loaded; what failed is said above and in the Dagster UI: "
+            + ", ".join(failed)
+        )

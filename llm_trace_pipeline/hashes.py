@@ -1,0 +1,91 @@
+r"""The content hash: one number for an hour's rows, the same here and in ClickHouse.
+
+A row's text is its columns joined by 0x1f: integers in decimal, NULL as '', times as microseconds,
+a list as its length and its elements joined by 0x1e. Payloads enter by ``payload_hash`` and the
+configuration by its own xxh3, so that verifying an hour reads neither. The row's hash is the xxh3
+of that text, and the hour's hash the sum of its rows' hashes modulo 2**64: it has no order.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from xxhash import xxh3_64_intdigest
+
+from llm_trace_pipeline.schema import COLUMNS, PAYLOAD_COLUMNS
+from llm_trace_pipeline.statements import quote_identifier
+
+Hashes = npt.NDArray[np.uint64]
+
+_HASHED = tuple(column for column in COLUMNS if column.name not in PAYLOAD_COLUMNS)
+_BY_HASH = "llm_config_json"
+_BETWEEN_COLUMNS = "\x1f"
+_BETWEEN_ELEMENTS = "\x1e"
+
+
+def views(texts: pa.StringArray) -> Sequence[memoryview]:
+    """Return each text's UTF-8 bytes without a copy; '' for NULL."""
+    _, offset_buffer, data = texts.buffers()
+    if len(texts) == 0 or data is None:
+        return [memoryview(b"")] * len(texts)
+    offsets = np.frombuffer(offset_buffer, dtype=np.int32)[
+        texts.offset : texts.offset + len(texts) + 1
+    ].tolist()
+    octets = memoryview(data)
+    return [octets[start:end] for start, end in pairwise(offsets)]
+
+
+def hash_each(texts: pa.StringArray) -> Hashes:
+    """Return the xxh3 of each text."""
+    return np.array([xxh3_64_intdigest(text) for text in views(texts)], dtype=np.uint64)
+
+
+def hash_distinct(texts: pa.StringArray) -> Hashes:
+    """Return the xxh3 of each text, computed once per distinct text."""
+    encoded = texts.dictionary_encode()
+    hashes: Hashes = hash_each(encoded.dictionary)[encoded.indices.to_numpy()]
+    return hashes
+
+
+def row_hashes(batch: pa.RecordBatch) -> Hashes:
+    """Return the hash of each row of a batch of the target's schema."""
+    parts: list[pa.Array] = []
+    for column in _HASHED:
+        values = batch.column(column.name)
+        if column.name == _BY_HASH:
+            values = pa.array(hash_distinct(values)).cast(pa.string())
+        elif pa.types.is_list(column.arrow_type):
+            length = pc.list_value_length(values).cast(pa.string())
+            elements = pc.binary_join(values, _BETWEEN_ELEMENTS)
+            values = pc.binary_join_element_wise(length, elements, _BETWEEN_ELEMENTS)
+        elif pa.types.is_timestamp(column.arrow_type):
+            values = values.cast(pa.int64()).cast(pa.string())
+        elif pa.types.is_integer(column.arrow_type):
+            values = values.cast(pa.string()).fill_null("")
+        parts.append(values)
+    return hash_each(pc.binary_join_element_wise(*parts, _BETWEEN_COLUMNS))
+
+
+def row_hash_sql() -> str:
+    """Return ClickHouse's expression for the hash of a row of ``llm_traces``."""
+    parts: list[str] = []
+    for column in _HASHED:
+        name = quote_identifier(column.name)
+        if column.name == _BY_HASH:
+            name = f"toString(xxh3({name}))"
+        elif pa.types.is_list(column.arrow_type):
+            name = f"concat(toString(length({name})), '\\x1e', arrayStringConcat({name}, '\\x1e'))"
+        elif pa.types.is_timestamp(column.arrow_type):
+            name = f"toString(toUnixTimestamp64Micro({name}))"
+        elif pa.types.is_integer(column.arrow_type):
+            name = f"ifNull(toString({name}), '')"
+        parts.append(name)
+    return f"xxh3(concatWithSeparator('\\x1f', {', '.join(parts)}))"
+
+
+def sum_of_hashes(hashes: Hashes) -> int:
+    """Return the sum modulo 2**64."""
+    return int(hashes.sum(dtype=np.uint64))

@@ -1,0 +1,347 @@
+"""The batch store: one immutable Parquet batch per hour, and the billing history beside them.
+
+An hour lies under ``<root>/llm_traces/YYYY-MM-DD/HH/``. Its ``manifest.json`` names the part files
+and is switched in one atomic step, last; a reader uses only what the manifest names. Whatever an
+interrupted write left behind is removed by the next write of that folder.
+"""
+
+import fcntl
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+from xxhash import xxh3_128_hexdigest
+
+from llm_trace_pipeline.billing import HISTORY_SCHEMA
+from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, PAYLOAD_COLUMNS
+from llm_trace_pipeline.settings import HOUR_FORMAT
+
+ROW_GROUP_BYTES = 64 * 2**20  # of Arrow data: bounds the memory of writer and reader alike
+PART_BYTES = 512 * 2**20
+LOCK_SECONDS = 60.0
+
+_MANIFEST = "manifest.json"
+_DICTIONARY_COLUMNS = [
+    f"{column.name}.list.element" if pa.types.is_list(column.arrow_type) else column.name
+    for column in COLUMNS
+    if column.repeats
+]
+_STATISTICS_COLUMNS = [column.name for column in COLUMNS if column.name not in PAYLOAD_COLUMNS]
+
+
+class Part(BaseModel):
+    """One Parquet file of a batch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rows: int
+    bytes: int
+    checksum: str  # xxh3-128 of the file, hexadecimal
+
+
+class Manifest(BaseModel):
+    """What one hour's batch holds: its files, and the figures that every check compares with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    hour: datetime
+    batch_id: str
+    written_at: datetime
+    parts: tuple[Part, ...]
+    rows: int
+    distinct_ids: int
+    tokens: dict[str, int]  # the sum of each token column
+    content_hash: str  # hexadecimal; see hashes.py
+    min_created_at: datetime | None
+    max_created_at: datetime | None
+    payload_bytes: int  # of request and response text
+    source_rows: int  # stored in the source and not deleted, before folding
+    source_deleted: int
+    source_folded: int  # not deleted, but given way to another row of the same id
+    source_hash: str
+    source_newest_change: datetime | None
+    unreadable: int
+    unreadable_ids: tuple[str, ...]  # examples
+    billing_matches: dict[str, int]
+    organizations_without_billing: int
+    organizations_without_billing_ids: tuple[str, ...]  # examples
+
+    @property
+    def expected_rows(self) -> int:
+        """How many rows the source says the batch must have."""
+        return self.source_rows - self.source_folded
+
+    @property
+    def bytes(self) -> int:
+        """Size of the part files."""
+        return sum(part.bytes for part in self.parts)
+
+
+class _HistoryManifest(BaseModel):
+    part: Part
+
+
+class PartWriter:
+    """Writes one stream of record batches as part files, bounded by bytes."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        """Write ``<prefix>-0.parquet`` and so on into the folder; nothing is made before a row."""
+        self._folder = folder
+        self._prefix = prefix
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_bytes = 0
+        self._part_bytes = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._path = folder
+        self.parts: list[Part] = []
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows of the target's schema."""
+        self._pending.append(batch)
+        self._pending_bytes += batch.nbytes
+        if self._pending_bytes >= ROW_GROUP_BYTES:
+            self._write_row_group()
+
+    def _write_row_group(self) -> None:
+        if self._writer is None:
+            self._path = self._folder / f"{self._prefix}-{len(self.parts)}.parquet"
+            self._writer = pq.ParquetWriter(
+                self._path,
+                ARROW_SCHEMA,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=_DICTIONARY_COLUMNS,
+                # Of a payload, the smallest and the largest value would be kept whole.
+                write_statistics=_STATISTICS_COLUMNS,
+            )
+        table = pa.Table.from_batches(self._pending, ARROW_SCHEMA)
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._part_bytes += self._pending_bytes
+        self._pending, self._pending_bytes = [], 0
+        if self._part_bytes >= PART_BYTES:
+            self._close_part()
+
+    def _close_part(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._part_bytes = 0
+            self.parts.append(_describe(self._path))
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        error: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Complete the last part, or give up what was begun."""
+        if error is None:
+            if self._pending:
+                self._write_row_group()
+            self._close_part()
+        elif self._writer is not None:
+            self._writer.close()
+
+
+class BatchStore:
+    """The Parquet batches and the billing history under one root."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Use the folder, which is made by the first write."""
+        self._root = Path(root)
+
+    def _folder(self, hour: datetime) -> Path:
+        at = hour.astimezone(UTC)
+        return self._root / "llm_traces" / f"{at:%Y-%m-%d}" / f"{at:%H}"
+
+    def manifest(self, hour: datetime) -> Manifest | None:
+        """Return the manifest of an hour, None where it was never loaded.
+
+        Raises:
+            BatchError: the manifest is damaged.
+        """
+        path = self._folder(hour) / _MANIFEST
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise BatchError(
+                f"hour {hour:{HOUR_FORMAT}}: {path} is damaged ({error}); "
+                "remove it and materialize trace_batches for this hour again"
+            ) from None
+
+    def part_paths(self, manifest: Manifest) -> list[Path]:
+        """Return the files of a batch, after comparing size and checksum of each.
+
+        Raises:
+            BatchError: a file is missing or is not what was written.
+        """
+        folder = self._folder(manifest.hour)
+        paths = [folder / part.name for part in manifest.parts]
+        for part, path in zip(manifest.parts, paths, strict=True):
+            found = _describe(path) if path.exists() else None
+            if found != part:
+                state = "is damaged" if found else "is missing"
+                raise BatchError(
+                    f"hour {manifest.hour:{HOUR_FORMAT}}: part {path} {state}; "
+                    "materialize trace_batches for this hour again"
+                )
+        return paths
+
+    @contextmanager
+    def writing(self, hour: datetime) -> Iterator["HourWriter"]:
+        """Hold the hour's folder for one new batch; what an earlier write left is removed first.
+
+        Raises:
+            BatchError: another process writes this hour and did not finish in time.
+        """
+        folder = self._folder(hour)
+        with _locked(folder):
+            _remove_litter(folder, self._named_by(self.manifest(hour)))
+            yield HourWriter(folder)
+            _remove_litter(folder, self._named_by(self.manifest(hour)))
+
+    @staticmethod
+    def _named_by(manifest: Manifest | None) -> set[str]:
+        return {part.name for part in manifest.parts} if manifest else set()
+
+    def billing_history(self) -> pa.Table:
+        """Return every billing version ever seen: rows of ``billing.HISTORY_SCHEMA``."""
+        folder = self._root / "billing_history"
+        try:
+            text = (folder / _MANIFEST).read_bytes()
+        except FileNotFoundError:
+            return HISTORY_SCHEMA.empty_table()
+        part = _HistoryManifest.model_validate_json(text).part
+        path = folder / part.name
+        if not path.exists() or _describe(path) != part:
+            raise BatchError(
+                f"billing history: {path} is missing or damaged; restore the folder from a backup: "
+                "versions that the billing table no longer has exist nowhere else"
+            )
+        return pq.read_table(path, schema=HISTORY_SCHEMA)
+
+    @contextmanager
+    def extending_billing_history(self) -> Iterator["HistoryWriter"]:
+        """Hold the billing history for adding versions to it."""
+        folder = self._root / "billing_history"
+        with _locked(folder):
+            yield HistoryWriter(folder, self.billing_history())
+
+
+class HourWriter:
+    """Makes one new batch of an hour."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write into the hour's folder, which the caller holds."""
+        self._folder = folder
+        self.batch_id = uuid4().hex
+
+    def part_writer(self, stream: int) -> PartWriter:
+        """Return the writer of one of the streams that together make the batch."""
+        return PartWriter(self._folder, f"{self.batch_id}-{stream}")
+
+    def publish(self, manifest: Manifest) -> None:
+        """Switch the hour to this batch."""
+        _switch_manifest(self._folder, manifest)
+
+
+class HistoryWriter:
+    """Adds versions to the billing history."""
+
+    def __init__(self, folder: Path, history: pa.Table) -> None:
+        """Extend the history read under the lock."""
+        self._folder = folder
+        self.history = history
+
+    def append(self, versions: pa.Table) -> None:
+        """Keep the versions beside all earlier ones; a history is small, so it is one file."""
+        self.history = pa.concat_tables([self.history, versions])
+        path = self._folder / f"{uuid4().hex}.parquet"
+        pq.write_table(self.history, path, compression="zstd")
+        _switch_manifest(self._folder, _HistoryManifest(part=_describe(path)))
+        _remove_litter(self._folder, {path.name})
+
+
+def created_at_range(batch: pa.RecordBatch) -> tuple[datetime | None, datetime | None]:
+    """Return the earliest and the latest created_at of a batch, None where it has no row."""
+    extremes = pc.min_max(batch.column("created_at")).as_py()
+    return extremes["min"], extremes["max"]
+
+
+def _describe(path: Path) -> Part:
+    """Read a part file back: what the disk holds is what the manifest will promise."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return Part(name=path.name, rows=0, bytes=0, checksum="")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            checksum = xxh3_128_hexdigest(content)
+    return Part(name=path.name, rows=pq.read_metadata(path).num_rows, bytes=size, checksum=checksum)
+
+
+def _switch_manifest(folder: Path, manifest: BaseModel) -> None:
+    temporary = folder / f"{_MANIFEST}.{uuid4().hex}"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(manifest.model_dump_json(indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / _MANIFEST)
+    _sync(folder)
+
+
+def _remove_litter(folder: Path, named: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name != _MANIFEST and path.name not in named:
+            path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes; the system frees it when this process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BatchError(
+                        f"{folder} is being written by another process for over "
+                        f"{LOCK_SECONDS:.0f} s; let it finish, or end it, then try again"
+                    ) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Configuration from the environment. The only file that names environment variables."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from llm_trace_pipeline.errors import SettingsError
+
+HOUR_FORMAT = "%Y-%m-%d-%H:%M"  # Dagster's own key format of hourly partitions
+
+
+def parse_hour(text: str) -> datetime:
+    """Read an hour's key, such as ``2026-03-01-09:00``, as the start of that hour in UTC.
+
+    Raises:
+        ValueError: the text is no such key.
+    """
+    try:
+        hour = datetime.strptime(text, HOUR_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        hour = None
+    if hour is None or hour.minute:
+        raise ValueError(f"must be an hour such as 2026-03-01-09:00 (UTC), not {text!r}")
+    return hour
+
+
+def _hour(value: object) -> object:
+    return parse_hour(value) if isinstance(value, str) else value
+
+
+def _local_folder(value: str) -> str:
+    if "://" in value:
+        raise ValueError("must be a folder of this machine; object stores are not supported yet")
+    return str(Path(value).absolute())
+
+
+def _clickhouse_endpoint(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme in ("http", "https") and url.hostname:
+        if url.username or url.password:
+            raise ValueError("must not hold credentials; they go into CLICKHOUSE_USERNAME/PASSWORD")
+        return value
+    if url.scheme == "chdb" and not url.netloc and url.path.startswith("/"):
+        return value
+    raise ValueError("must be http(s)://host:port, or chdb:///path for the embedded engine")
+
+
+class Settings(BaseModel):
+    """Everything that can be configured; aliases are the names of the environment variables."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    state_dir: Path = Field(
+        default_factory=lambda: Path.cwd() / ".data",
+        alias="LLM_TRACES_STATE",
+        description="Where the embedded defaults keep their state.",
+    )
+    operational_database_url: SecretStr | None = Field(
+        default=None,
+        alias="OPERATIONAL_DATABASE_URL",
+        description="libpq URL of the operational PostgreSQL; unset: the demo.",
+    )
+    trace_batch_uri: Annotated[str, AfterValidator(_local_folder)] = Field(
+        default="", alias="TRACE_BATCH_URI", description="Folder of the Parquet batches."
+    )
+    clickhouse_endpoint: Annotated[str, AfterValidator(_clickhouse_endpoint)] = Field(
+        default="", alias="CLICKHOUSE_ENDPOINT"
+    )
+    clickhouse_username: str = Field(default="default", alias="CLICKHOUSE_USERNAME")
+    clickhouse_password: SecretStr = Field(default=SecretStr(""), alias="CLICKHOUSE_PASSWORD")
+    clickhouse_database: str = Field(default="default", alias="CLICKHOUSE_DATABASE")
+    first_hour: Annotated[datetime | None, BeforeValidator(_hour)] = Field(
+        default=None,
+        alias="LLM_TRACES_START",
+        description="First hour that can be loaded; unset: the demo's first hour.",
+    )
+    schedule_minute: int = Field(default=10, ge=0, le=59, alias="LLM_TRACES_SCHEDULE_MINUTE")
+    extract_connections: int = Field(default=2, ge=1, le=64, alias="EXTRACT_CONNECTIONS")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _embedded_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        state = Path(values.get("LLM_TRACES_STATE") or ".data").absolute()
+        embedded = {
+            "LLM_TRACES_STATE": state,
+            "TRACE_BATCH_URI": str(state / "batches"),
+            "CLICKHOUSE_ENDPOINT": f"chdb://{state / 'clickhouse'}",
+        }
+        return {**embedded, **values}
+
+    @model_validator(mode="after")
+    def _start_is_known(self) -> Self:
+        if self.operational_database_url is not None and self.first_hour is None:
+            raise ValueError(
+                "LLM_TRACES_START: must be set where OPERATIONAL_DATABASE_URL is: "
+                "the first hour that can be loaded, such as 2026-03-01-00:00"
+            )
+        return self
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the settings; a variable that is set to nothing counts as unset.
+
+        Raises:
+            SettingsError: a value is wrong. One line, which names the variable and never the value
+                of a secret.
+        """
+        names = {field.alias for field in cls.model_fields.values()}
+        values = {name: text for name, text in environment.items() if name in names and text}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = f"{first['loc'][0]}: " if first["loc"] else ""
+            raise SettingsError(name + first["msg"].removeprefix("Value error, ")) from None
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the source is the embedded PostgreSQL with its made-up traffic."""
+        return self.operational_database_url is None

@@ -1,0 +1,206 @@
+"""From the operational database's rows to the rows of ``llm_traces``, batch by batch."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from llm_trace_pipeline.billing import MATCH_NONE, BillingMatcher
+from llm_trace_pipeline.hashes import Hashes, hash_each, row_hashes, sum_of_hashes, views
+from llm_trace_pipeline.schema import ARROW_SCHEMA, TOKEN_COLUMNS
+from llm_trace_pipeline.usage import (
+    ConfigReading,
+    ResponseReading,
+    read_agent_tags,
+    read_billing_context,
+    read_llm_config,
+    read_request_model,
+    read_response,
+)
+
+EXAMPLES = 3  # ids named in metadata, where rows are counted
+
+_NO_RESPONSE = ResponseReading(0, 0, 0, None, None, None, False, "", "", "", True)
+_STEP_TOKENS = tuple(f"step_{name}" for name in TOKEN_COLUMNS)
+
+
+@dataclass
+class Tally:
+    """What is counted of an hour's rows while they pass; tallies of the parts add up."""
+
+    rows: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TOKEN_COLUMNS, 0))
+    payload_bytes: int = 0
+    content_hash: int = 0
+    id_hashes: list[Hashes] = field(default_factory=list)  # 8 bytes a row
+    unreadable: int = 0
+    unreadable_ids: list[str] = field(default_factory=list)
+    billing_matches: dict[str, int] = field(default_factory=dict)
+    organizations_without_billing: set[str] = field(default_factory=set)
+
+    def add(self, other: "Tally") -> None:
+        """Add another tally to this one."""
+        self.rows += other.rows
+        self.payload_bytes += other.payload_bytes
+        self.content_hash = (self.content_hash + other.content_hash) % 2**64
+        self.id_hashes += other.id_hashes
+        self.unreadable += other.unreadable
+        self.unreadable_ids = sorted(self.unreadable_ids + other.unreadable_ids)[:EXAMPLES]
+        for name, count in other.tokens.items():
+            self.tokens[name] += count
+        for kind, count in other.billing_matches.items():
+            self.billing_matches[kind] = self.billing_matches.get(kind, 0) + count
+        self.organizations_without_billing |= other.organizations_without_billing
+
+    @property
+    def distinct_ids(self) -> int:
+        """How many different ids the rows have."""
+        return len(np.unique(np.concatenate(self.id_hashes))) if self.id_hashes else 0
+
+
+def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.RecordBatch, Tally]:
+    """Turn rows of ``sql/operational/traces.sql`` into rows of ``llm_traces``, and count them."""
+    texts = {
+        name: source.column(name).fill_null("")
+        for name in source.schema.names
+        if pa.types.is_string(source.schema.field(name).type)
+    }
+    requests, responses = views(texts["request_json"]), views(texts["response_json"])
+    readings = [read_response(text) if text else _NO_RESPONSE for text in responses]
+    if pc.any(source.column("is_metadata_only")).as_py():
+        _read_steps(source, readings)
+    configs, llm_config_json = _read_configs(texts["llm_config"])
+    model = [
+        config.model or (read_request_model(request) if request else "") or reading.model
+        for config, request, reading in zip(configs, requests, readings, strict=True)
+    ]
+    category = _first_of([config.provider_category for config in configs], texts, "category")
+    columns: dict[str, pa.Array] = {
+        "id": texts["id"],
+        "agent_tags": _agent_tags(texts["agent_tags"]),
+        "call_type": _or_else(texts["call_type"], "unknown"),
+        "provider": _or_else(
+            _first_of([config.provider for config in configs], texts, "provider"), "unknown"
+        ),
+        "model": _first_of(model, texts, "model"),
+        "is_byok": pc.equal(category, "byok").cast(pa.uint8()),
+        "request_size_bytes": pc.binary_length(texts["request_json"]).cast(pa.uint64()),
+        "response_size_bytes": pc.binary_length(texts["response_json"]).cast(pa.uint64()),
+        "latency_ms": source.column("latency_ms").cast(pa.uint64()),
+        "is_error": pa.array([reading.is_error for reading in readings]).cast(pa.uint8()),
+        "error_type": pa.array([reading.error_type for reading in readings], pa.string()),
+        "error_message": pa.array([reading.error_message for reading in readings], pa.string()),
+        "llm_config_json": llm_config_json,
+        "created_at": source.column("created_at"),
+        "payload_hash": pa.array(
+            [_payload_hash(*payload) for payload in zip(requests, responses, strict=True)],
+            pa.uint64(),
+        ),
+    }
+    for position, name in enumerate(TOKEN_COLUMNS):
+        columns[name] = pa.array([reading[position] for reading in readings], pa.uint64())
+    for name in (
+        *("organization_id", "project_id", "agent_id", "run_id", "step_id", "trace_id"),
+        *("request_json", "response_json"),
+    ):
+        columns[name] = texts[name]
+    matched = billing.match(
+        texts["organization_id"],
+        source.column("created_at"),
+        [read_billing_context(text) if text else None for text in views(texts["billing_context"])],
+    )
+    columns["billing_plan_type"] = matched.plan_type
+    columns["billing_cost_source"] = matched.cost_source
+    columns["billing_customer_id"] = matched.customer_id
+    columns["billing_match"] = matched.match
+
+    batch = pa.RecordBatch.from_arrays(
+        [columns[name] for name in ARROW_SCHEMA.names], schema=ARROW_SCHEMA
+    )
+    unreadable = (
+        [
+            text_id
+            for text_id, reading in zip(texts["id"].to_pylist(), readings, strict=True)
+            if not reading.is_readable
+        ]
+        if not all(reading.is_readable for reading in readings)
+        else []
+    )
+    return batch, _tally(batch, unreadable)
+
+
+def _payload_hash(request: memoryview, response: memoryview) -> int:
+    if not response:
+        return xxh3_64_intdigest(request)
+    running = xxh3_64(request)
+    running.update(response)
+    return running.intdigest()
+
+
+def _read_steps(source: pa.RecordBatch, readings: list[ResponseReading]) -> None:
+    """Put the step's usage in place of a response that a metadata-only trace does not have.
+
+    The columns of a step mean what OpenAI's usage object means, so the same rules read them.
+    """
+    takes = source.column("takes_step_usage").to_pylist()
+    steps = source.select(_STEP_TOKENS).to_pylist()
+    for row, (takes_step_usage, step) in enumerate(zip(takes, steps, strict=True)):
+        if takes_step_usage:
+            prompt, completion, total, cached, written, reasoning = step.values()
+            usage = {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": total,
+                "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written},
+                "completion_tokens_details": {"reasoning_tokens": reasoning},
+            }
+            readings[row] = read_response(msgspec.json.encode({"usage": usage}))
+
+
+def _read_configs(texts: pa.StringArray) -> tuple[list[ConfigReading], pa.StringArray]:
+    """Read each distinct configuration once; return the reading and the kept text of each row."""
+    encoded = texts.dictionary_encode()
+    readings = [read_llm_config(text) for text in views(encoded.dictionary)]
+    kept = pc.if_else(
+        pc.is_in(encoded.dictionary, pa.array(["", "null"])), "{}", encoded.dictionary
+    )
+    return [readings[index] for index in encoded.indices.to_pylist()], kept.take(encoded.indices)
+
+
+def _agent_tags(texts: pa.StringArray) -> pa.ListArray:
+    encoded = texts.dictionary_encode()
+    tags = [read_agent_tags(text) if text else [] for text in views(encoded.dictionary)]
+    return pa.array(tags, pa.list_(pa.string())).take(encoded.indices)
+
+
+def _or_else(texts: pa.StringArray, default: str) -> pa.StringArray:
+    return pc.if_else(pc.equal(texts, ""), default, texts)
+
+
+def _first_of(values: list[str], texts: dict[str, pa.StringArray], of_step: str) -> pa.StringArray:
+    """Return each value, or the step's where it is ''."""
+    own = pa.array(values, pa.string())
+    step = texts["step_provider_category" if of_step == "category" else f"step_{of_step}"]
+    return pc.if_else(pc.equal(own, ""), step, own)
+
+
+def _tally(batch: pa.RecordBatch, unreadable: list[str]) -> Tally:
+    matches = pc.value_counts(batch.column("billing_match")).to_pylist()
+    unmatched = batch.column("organization_id").filter(
+        pc.equal(batch.column("billing_match"), MATCH_NONE)
+    )
+    return Tally(
+        rows=batch.num_rows,
+        tokens={name: pc.sum(batch.column(name)).as_py() or 0 for name in TOKEN_COLUMNS},
+        payload_bytes=pc.sum(batch.column("request_size_bytes")).as_py()
+        + pc.sum(batch.column("response_size_bytes")).as_py(),
+        content_hash=sum_of_hashes(row_hashes(batch)),
+        id_hashes=[hash_each(batch.column("id"))],
+        unreadable=len(unreadable),
+        unreadable_ids=sorted(unreadable)[:EXAMPLES],
+        billing_matches={match["values"]: match["counts"] for match in matches},
+        organizations_without_billing=set(unmatched.unique().to_pylist()),
+    )

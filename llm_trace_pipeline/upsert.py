@@ -1,0 +1,281 @@
+"""The partition-aware upsert: an hour is replaced whole, and a reader never sees it half-done.
+
+For an hour [h, h + 1 h) of a table ``t``: the batch goes into ``t__staging``; a partition without
+rows of the hour gets them appended by ATTACH PARTITION; any other is cloned (hard links), the hour
+is taken out of the clone and the staging rows are attached to it, the clone is renamed to
+``t__ready``, and REPLACE PARTITION swaps it in, in one step for readers.
+
+``t__ready`` is the journal. A process killed inside REPLACE can leave old and new parts both
+active, which doubles every hour of the partition and which another upsert does not repair;
+replaying REPLACE from ``t__ready`` does. So a load begins with that replay, and ``t__ready`` is
+dropped only after the swap is verified.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, HourTotals
+from llm_trace_pipeline.errors import ClickHouseError
+from llm_trace_pipeline.extract import HOUR
+from llm_trace_pipeline.parquet import BatchStore, Manifest
+from llm_trace_pipeline.schema import TOKEN_COLUMNS
+from llm_trace_pipeline.settings import HOUR_FORMAT
+
+ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
+
+_IN_PARTITION = "_partition_id = {partition:String}"
+_WAIT = {"mutations_sync": 2, "alter_sync": 2, "lightweight_deletes_sync": 2}
+_NOTHING = HourTotals(
+    rows=0, distinct_ids=0, tokens=dict.fromkeys(TOKEN_COLUMNS, 0), content_hash=f"{0:016x}"
+)
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What loading an hour did."""
+
+    found: HourTotals  # what the table holds of the hour now
+    differences: tuple[str, ...]  # from the batch; none where all is well
+    repaired_hours: tuple[datetime, ...]  # other hours of the partition, reloaded from batches
+
+
+class HourLoader:
+    """Loads hours from the batch store into one table."""
+
+    def __init__(self, database: Database, store: BatchStore, table: str = "llm_traces") -> None:
+        """Load into the table, which is made if it is missing."""
+        self._database = database
+        self._store = store
+        self._table = table
+        self._staging, self._clone, self._ready = (
+            f"{table}__{suffix}" for suffix in ("staging", "clone", "ready")
+        )
+
+    def load(self, manifest: Manifest, awaiting: frozenset[datetime] = frozenset()) -> LoadResult:
+        """Make the table hold exactly the batch of the manifest's hour.
+
+        Args:
+            manifest: the hour's current batch.
+            awaiting: hours that the caller is about to load: they may differ from their batches.
+
+        Raises:
+            BatchError: a part of the batch is missing or damaged.
+            ClickHouseError: a statement failed, or another writer is in the way.
+        """
+        self._database.define_table(self._table)
+        self.recover()
+        found, partitions = self._load(manifest)
+        others = self._differing_hours(partitions, awaiting | {manifest.hour})
+        for other in others:
+            self._load(other)
+        self._drop(self._staging)
+        return LoadResult(
+            found=found,
+            differences=tuple(describe_differences(manifest, found)),
+            repaired_hours=tuple(other.hour for other in others),
+        )
+
+    def _load(self, manifest: Manifest) -> tuple[HourTotals, set[str]]:
+        """Replace one hour and read it back; again where somebody inserted into it meanwhile."""
+        for _ in range(ATTEMPTS):
+            partitions = self._replace(manifest)
+            found = self._totals(manifest.hour)
+            if not describe_differences(manifest, found):
+                break
+        return found, partitions
+
+    def recover(self) -> None:
+        """Finish a swap that was cut, and drop what an interrupted load left behind."""
+        if self._database.has_table(self._ready):
+            for partition in self._partitions(self._ready, "1", {}):
+                self._replay(partition)
+            self._drop(self._ready)
+        self._drop(self._clone)
+        self._drop(self._staging)
+
+    def _replay(self, partition: str) -> None:
+        self._alter(
+            self._table,
+            f"REPLACE PARTITION ID {{partition:String}} FROM {self._name(self._ready)}",
+            partition,
+        )
+
+    def _replace(self, manifest: Manifest) -> set[str]:
+        """Put the batch in place of the hour's rows; return the partitions concerned."""
+        window = {"start": manifest.hour, "end": manifest.hour + HOUR}
+        paths = self._store.part_paths(manifest)
+        self._drop(self._staging)
+        self._create_like_target(self._staging)
+        self._database.insert_parquet(self._staging, paths)
+        staged = self._partitions(self._staging, "1", {})
+        held = self._partitions(self._table, IN_WINDOW, window)
+        for partition in sorted(staged | held):
+            if partition in held:
+                self._swap(partition, window, manifest, has_rows=partition in staged)
+            else:
+                self._attach(self._table, partition, self._staging)
+        return staged | held
+
+    def _swap(
+        self, partition: str, window: dict[str, datetime], manifest: Manifest, *, has_rows: bool
+    ) -> None:
+        """Replace the hour within one partition, in one step for readers."""
+        for _ in range(ATTEMPTS):
+            before = self._fingerprint(partition)
+            self._drop(self._clone)
+            self._create_like_target(self._clone)
+            self._attach(self._clone, partition, self._table)
+            self._take_out(window)
+            if has_rows:
+                self._attach(self._clone, partition, self._staging)
+            is_empty = not self._count(self._clone, "1", {})
+            if self._fingerprint(partition) != before:
+                continue  # somebody else inserted; their rows would vanish with the swap
+            if is_empty:
+                # REPLACE from a table without parts is refused since 26.6, and emptied the target
+                # without a word before.
+                self._alter(self._table, "DROP PARTITION ID {partition:String}", partition)
+                self._drop(self._clone)
+            else:
+                self._database.execute(
+                    f"RENAME TABLE {self._name(self._clone)} TO {self._name(self._ready)}"
+                )
+                self._replay(partition)
+                self._verify_swap(partition)
+                self._drop(self._ready)
+            return
+        raise ClickHouseError(
+            f"hour {manifest.hour:{HOUR_FORMAT}}: another writer kept inserting into partition "
+            f"{partition} of {self._table} during {ATTEMPTS} attempts to swap it; pause that "
+            "writer for hours that are being loaded, then materialize llm_traces again"
+        )
+
+    def _take_out(self, window: dict[str, datetime]) -> None:
+        """Remove the window's rows from the clone."""
+        parts = self._database.rows(
+            "SELECT _part AS name, min(created_at) >= {start:DateTime64(6, 'UTC')} "
+            "AND max(created_at) < {end:DateTime64(6, 'UTC')} AS is_inside "
+            f"FROM {self._name(self._clone)} GROUP BY _part HAVING countIf({IN_WINDOW}) > 0",
+            window,
+        )
+        for part in parts:
+            if part["is_inside"]:  # 10 ms, where a DELETE masks every part of the partition
+                self._database.execute(
+                    f"ALTER TABLE {self._name(self._clone)} DROP PART {{part:String}}",
+                    {"part": part["name"]},
+                    _WAIT,
+                )
+        if not all(part["is_inside"] for part in parts):
+            self._database.execute(
+                f"DELETE FROM {self._name(self._clone)} WHERE {IN_WINDOW}", window, _WAIT
+            )
+
+    def _fingerprint(self, partition: str) -> tuple[Any, ...]:
+        """Return what changes when anybody writes into the partition; merges do not count."""
+        blocks = [part["max_block_number"] for part in self._database.parts(self._table, partition)]
+        counts = self._database.rows(
+            f"SELECT toStartOfHour(created_at, 'UTC') AS hour, count() AS rows "
+            f"FROM {self._name(self._table)} WHERE {_IN_PARTITION} GROUP BY hour ORDER BY hour",
+            {"partition": partition},
+        )
+        return max(blocks, default=0), [(row["hour"], row["rows"]) for row in counts]
+
+    def _verify_swap(self, partition: str) -> None:
+        """Compare the partition with the journal before the journal is dropped."""
+        held = self._count(self._table, _IN_PARTITION, {"partition": partition})
+        journaled = self._count(self._ready, "1", {})
+        if held != journaled:
+            raise ClickHouseError(
+                f"partition {partition} of {self._table} holds {held} rows after the swap, not "
+                f"{journaled}; {self._ready} is kept, and the next load of any hour replays it"
+            )
+
+    def _totals(self, hour: datetime) -> HourTotals:
+        found = self._database.hour_totals(
+            self._table, IN_WINDOW, {"start": hour, "end": hour + HOUR}, with_content_hash=True
+        )
+        return found.get(hour, _NOTHING)
+
+    def _differing_hours(
+        self, partitions: set[str], excluded: frozenset[datetime]
+    ) -> list[Manifest]:
+        """Return the batches of the partitions' other hours that the table does not equal."""
+        differing: list[Manifest] = []
+        for partition in sorted(partitions):
+            found = self._database.hour_totals(self._table, _IN_PARTITION, {"partition": partition})
+            for hour in sorted(found.keys() | _hours_of_the_same_days(found)):
+                if hour in excluded:
+                    continue
+                manifest = self._store.manifest(hour)
+                if manifest and describe_differences(manifest, found.get(hour, _NOTHING)):
+                    differing.append(manifest)
+        return differing
+
+    def _create_like_target(self, table: str) -> None:
+        """Make a table that parts can move to and from: the target's layout, as plain MergeTree."""
+        layout = self._database.layout(self._table)
+        _, has_settings, settings = layout["engine_full"].partition(" SETTINGS ")
+        self._database.execute(
+            f"CREATE TABLE {self._name(table)} AS {self._name(self._table)} ENGINE = MergeTree "
+            f"PARTITION BY {layout['partition_key'] or 'tuple()'} "
+            f"PRIMARY KEY ({layout['primary_key']}) ORDER BY ({layout['sorting_key']})"
+            + (f" SETTINGS {settings}" if has_settings else "")
+        )
+
+    def _partitions(self, table: str, condition: str, parameters: dict[str, Any]) -> set[str]:
+        rows = self._database.rows(
+            f"SELECT DISTINCT _partition_id AS id FROM {self._name(table)} WHERE {condition}",
+            parameters,
+        )
+        return {row["id"] for row in rows}
+
+    def _count(self, table: str, condition: str, parameters: dict[str, Any]) -> int:
+        # Never system.parts.rows, which counts deleted rows too.
+        rows = self._database.rows(
+            f"SELECT count() AS rows FROM {self._name(table)} WHERE {condition}", parameters
+        )
+        return int(rows[0]["rows"])
+
+    def _attach(self, table: str, partition: str, source: str) -> None:
+        self._alter(
+            table, f"ATTACH PARTITION ID {{partition:String}} FROM {self._name(source)}", partition
+        )
+
+    def _alter(self, table: str, action: str, partition: str) -> None:
+        self._database.execute(
+            f"ALTER TABLE {self._name(table)} {action}", {"partition": partition}, _WAIT
+        )
+
+    def _drop(self, table: str) -> None:
+        self._database.execute(f"DROP TABLE IF EXISTS {self._name(table)} SYNC")
+
+    def _name(self, table: str) -> str:
+        return self._database.qualified(table)
+
+
+def describe_differences(manifest: Manifest, found: HourTotals) -> list[str]:
+    """Return what of an hour is not as its manifest says, such as ``rows 10, not 12``."""
+    expected: dict[str, object] = {
+        "rows": manifest.rows,
+        "distinct ids": manifest.distinct_ids,
+        **manifest.tokens,
+    }
+    actual: dict[str, object] = {
+        "rows": found.rows,
+        "distinct ids": found.distinct_ids,
+        **found.tokens,
+    }
+    if found.content_hash is not None:
+        expected["content hash"] = manifest.content_hash
+        actual["content hash"] = found.content_hash
+    return [
+        f"{name} {actual[name]}, not {value}"
+        for name, value in expected.items()
+        if actual[name] != value
+    ]
+
+
+def _hours_of_the_same_days(hours: dict[datetime, HourTotals]) -> set[datetime]:
+    days = {hour.astimezone(UTC).replace(hour=0) for hour in hours}
+    return {day + timedelta(hours=hour) for day in days for hour in range(24)}

@@ -1,0 +1,17 @@
+-- What {table} holds, hour by hour, within {filter}. One row per hour that has any; it reads no payload.
+-- {content_hash} is the sum of the rows' hashes (see hashes.py), or 0 where it is not asked for.
+SELECT
+    toStartOfHour(created_at, 'UTC') AS hour,
+    count() AS rows,
+    uniqExact(id) AS distinct_ids,
+    sum(prompt_tokens) AS sum_prompt_tokens,
+    sum(completion_tokens) AS sum_completion_tokens,
+    sum(total_tokens) AS sum_total_tokens,
+    ifNull(sum(cached_input_tokens), 0) AS sum_cached_input_tokens,
+    ifNull(sum(cache_write_tokens), 0) AS sum_cache_write_tokens,
+    ifNull(sum(reasoning_tokens), 0) AS sum_reasoning_tokens,
+    {content_hash} AS content_hash
+FROM {table}
+WHERE {filter}
+GROUP BY hour
+ORDER BY hour

@@ -1,0 +1,13 @@
+-- Brings a table from before billing up to date, in place: its rows and its own layout stay.
+ALTER TABLE {table}
+    ADD COLUMN IF NOT EXISTS billing_plan_type LowCardinality(String)
+        COMMENT 'Plan of the organization.' AFTER llm_config_json,
+    ADD COLUMN IF NOT EXISTS billing_cost_source LowCardinality(String)
+        COMMENT 'What pays: \'quota\' or \'credits\'.' AFTER billing_plan_type,
+    ADD COLUMN IF NOT EXISTS billing_customer_id String
+        COMMENT 'Stripe customer id.' AFTER billing_cost_source,
+    ADD COLUMN IF NOT EXISTS billing_match LowCardinality(String)
+        COMMENT 'Where billing came from: \'request\', \'as_of\', \'first_known\' or \'none\'.'
+        AFTER created_at,
+    ADD COLUMN IF NOT EXISTS payload_hash UInt64
+        COMMENT 'xxh3 of request_json followed by response_json.' AFTER billing_match

@@ -1,0 +1,38 @@
+-- Every trace of the source: provider_traces, and provider_trace_metadata, where a deployment that
+-- stores metadata only writes instead. One row per stored row; nothing is filtered or folded here.
+-- The other statements read this one as all_traces; the planner inlines it, so that a column which
+-- they do not name (a payload, above all) is never fetched.
+--
+-- origin           which table; provider_traces comes first where both hold one id
+-- trace_key        the id without "provider_trace-": the id of the target
+-- billing_context  NULL where the deployment has no such column: an unqualified name that the inner
+--                  SELECT does not find in its own table is taken from "absent" outside
+SELECT
+    1 AS origin, t.id, regexp_replace(t.id, '^provider_trace-', '') AS trace_key,
+    t.created_at, t.updated_at, coalesce(t.is_deleted, false) AS is_deleted,
+    coalesce(nullif(t.org_id, ''), t.organization_id) AS organization_id,
+    t.agent_id, t.agent_tags::text AS agent_tags, t.run_id, t.step_id, t.call_type,
+    t.request_json::text AS request_json, t.response_json::text AS response_json,
+    t.llm_config::text AS llm_config, t.billing_context::text AS billing_context
+FROM (SELECT NULL::json AS billing_context) AS absent
+CROSS JOIN LATERAL (
+    SELECT
+        id, created_at, updated_at, is_deleted, org_id, organization_id, agent_id, agent_tags,
+        run_id, step_id, call_type, request_json, response_json, llm_config, billing_context
+    FROM provider_traces
+) AS t
+UNION ALL
+SELECT
+    2 AS origin, t.id, regexp_replace(t.id, '^provider_trace-', '') AS trace_key,
+    t.created_at, t.updated_at, coalesce(t.is_deleted, false) AS is_deleted,
+    coalesce(nullif(t.org_id, ''), t.organization_id) AS organization_id,
+    t.agent_id, t.agent_tags::text AS agent_tags, t.run_id, t.step_id, t.call_type,
+    NULL AS request_json, NULL AS response_json,
+    NULL AS llm_config, t.billing_context::text AS billing_context
+FROM (SELECT NULL::json AS billing_context) AS absent
+CROSS JOIN LATERAL (
+    SELECT
+        id, created_at, updated_at, is_deleted, org_id, organization_id, agent_id, agent_tags,
+        run_id, step_id, call_type, billing_context
+    FROM provider_trace_metadata
+) AS t

@@ -1,0 +1,25 @@
+-- The stored rows of the hour that give way to another row of the same id: provider_traces comes
+-- before provider_trace_metadata, then the later updated_at. Usually none.
+-- One row each: its hour, origin, id, is_deleted.
+SELECT hour, origin, id, is_deleted
+FROM (
+    SELECT
+        date_trunc('hour', created_at, 'UTC') AS hour, origin, id, is_deleted,
+        row_number() OVER (
+            PARTITION BY trace_key, date_trunc('hour', created_at, 'UTC')
+            ORDER BY origin, updated_at DESC NULLS LAST, id DESC
+        ) AS place
+    FROM all_traces
+    WHERE created_at >= current_setting('llm_traces.start')::timestamptz
+        AND created_at < current_setting('llm_traces.end')::timestamptz
+        -- The ids that occur twice are found by hashing, so that nothing is sorted where there are none.
+        AND trace_key IN (
+            SELECT trace_key
+            FROM all_traces
+            WHERE created_at >= current_setting('llm_traces.start')::timestamptz
+                AND created_at < current_setting('llm_traces.end')::timestamptz
+            GROUP BY trace_key
+            HAVING count(*) > 1
+        )
+) AS ranked
+WHERE place > 1

@@ -1,0 +1,14 @@
+-- The metadata-only traces of the window whose step a later trace shares. The step's usage belongs to
+-- the latest trace alone, also where that one lies in another hour. One row each: id.
+SELECT t.id
+FROM all_traces AS t
+WHERE t.origin = 2
+    AND t.created_at >= current_setting('llm_traces.start')::timestamptz
+    AND t.created_at < current_setting('llm_traces.end')::timestamptz
+    AND EXISTS (
+        SELECT 1
+        FROM all_traces AS later
+        WHERE later.step_id = t.step_id
+            AND NOT later.is_deleted
+            AND (later.created_at, later.id) > (t.created_at, t.id)
+    )

@@ -1,0 +1,51 @@
+-- The traces of one hour that are neither deleted nor folded, with what their step knows of them.
+-- One row per trace; of the hour's rows, those of one slice (a hash of the id), so that several
+-- connections under one snapshot share the work.
+--
+-- latency_ms       llm_request_ns in milliseconds, rounded half up; not measured or negative: 0
+-- step_*           of the trace's step, NULL where it has none; soft-deleted steps count too
+-- takes_step_usage a metadata-only trace that carries its step's tokens
+SELECT
+    t.trace_key AS id,
+    t.organization_id,
+    s.project_id,
+    t.agent_id,
+    t.agent_tags,
+    t.run_id,
+    t.step_id,
+    s.trace_id,
+    t.call_type,
+    t.origin = 2 AS is_metadata_only,
+    t.origin = 2 AND v.id IS NULL AS takes_step_usage,
+    s.provider_name AS step_provider,
+    s.provider_category AS step_provider_category,
+    s.model AS step_model,
+    s.prompt_tokens::bigint AS step_prompt_tokens,
+    s.completion_tokens::bigint AS step_completion_tokens,
+    s.total_tokens::bigint AS step_total_tokens,
+    s.cached_input_tokens::bigint AS step_cached_input_tokens,
+    s.cache_write_tokens::bigint AS step_cache_write_tokens,
+    s.reasoning_tokens::bigint AS step_reasoning_tokens,
+    CASE
+        WHEN m.llm_request_ns > 0
+            THEN m.llm_request_ns / 1000000 + (m.llm_request_ns % 1000000 >= 500000)::int
+        ELSE 0
+    END AS latency_ms,
+    t.request_json,
+    t.response_json,
+    t.llm_config,
+    t.billing_context,
+    t.created_at
+FROM all_traces AS t
+LEFT JOIN steps AS s ON s.id = t.step_id
+LEFT JOIN step_metrics AS m ON m.id = t.step_id
+LEFT JOIN superseded_steps AS v ON t.origin = 2 AND v.id = t.id
+WHERE t.created_at >= current_setting('llm_traces.start')::timestamptz
+    AND t.created_at < current_setting('llm_traces.end')::timestamptz
+    AND NOT t.is_deleted
+    AND (t.origin, t.id) NOT IN (
+        SELECT f.origin, f.id
+        FROM json_to_recordset(current_setting('llm_traces.folded')::json) AS f (origin int, id text)
+    )
+    AND (hashtextextended(t.id, 0) & 1073741823) % current_setting('llm_traces.slices')::int
+        = current_setting('llm_traces.slice')::int

@@ -1,0 +1,17 @@
+-- What was called within the window, by plan and by what pays for it.
+SELECT
+    billing_plan_type AS plan,
+    billing_cost_source AS cost_source,
+    count() AS calls,
+    sum(prompt_tokens) AS prompt,
+    sum(completion_tokens) AS completion,
+    sum(cached_input_tokens) AS cached,
+    sum(cache_write_tokens) AS cache_written,
+    sum(reasoning_tokens) AS reasoning,
+    countIf(is_error = 1) AS errors,
+    toUInt64(quantileExactIf(0.5)(latency_ms, latency_ms > 0)) AS p50_ms,
+    toUInt64(quantileExactIf(0.95)(latency_ms, latency_ms > 0)) AS p95_ms
+FROM llm_traces
+WHERE created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}
+GROUP BY plan, cost_source
+ORDER BY calls DESC, plan, cost_source

@@ -1,0 +1,126 @@
+"""Real parts for every test: one PostgreSQL per worker, a fresh database and a fresh store each."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pytest
+from adbc_driver_postgresql import dbapi
+
+from llm_trace_pipeline import demo
+from llm_trace_pipeline.clickhouse import Database, connect
+from llm_trace_pipeline.extract import Source
+from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.statements import read_sql
+
+HOUR = timedelta(hours=1)
+T0 = datetime(2026, 3, 1, 9, tzinfo=UTC)  # the hour that most tests load
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server of this test process."""
+    folder = Path(tempfile.mkdtemp(prefix="llm-traces-tests-"))
+    folder.chmod(0o755)
+    try:
+        yield demo.embedded_postgres(folder)
+    finally:
+        demo.leave_postgres(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Operational:
+    """A fresh operational database with the agent server's tables."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.execute(read_sql("demo/schema.sql"))
+
+    def execute(self, sql: str) -> None:
+        """Execute statements, and commit."""
+        with dbapi.connect(self.url, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.adbc_statement.set_sql_query(sql)
+            cursor.adbc_statement.execute_update()
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        """Return the rows of a query."""
+        with dbapi.connect(self.url, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.execute(sql)
+            rows: list[dict[str, Any]] = cursor.fetch_arrow_table().to_pylist()
+            return rows
+
+    def insert(self, table: str, *rows: dict[str, Any]) -> None:
+        """Insert rows; columns that a row leaves out are NULL. JSON goes in as text."""
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        columns = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+        with dbapi.connect(self.url) as connection, connection.cursor() as cursor:
+            cursor.adbc_ingest(table, columns, mode="append")
+            connection.commit()
+
+
+def trace(at: datetime = T0, **values: Any) -> dict[str, Any]:
+    """Return a row of ``provider_traces``, valid as it is; values replace what it has."""
+    return {
+        "id": f"provider_trace-{uuid4()}",
+        "organization_id": "org-1",
+        "request_json": '{"model": "gpt-4o", "messages": []}',
+        "response_json": '{"model": "gpt-4o", "usage": {"prompt_tokens": 10, '
+        '"completion_tokens": 5, "total_tokens": 15}}',
+        "llm_config": '{"model": "gpt-4o", "model_endpoint_type": "openai"}',
+        "created_at": at,
+        "updated_at": at,
+        "is_deleted": False,
+        **values,
+    }
+
+
+@pytest.fixture
+def operational(postgres_url: str) -> Operational:
+    """A fresh operational database."""
+    name = f"test_{uuid4().hex}"
+    with dbapi.connect(postgres_url, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.adbc_statement.set_sql_query(f"CREATE DATABASE {name}")
+        cursor.adbc_statement.execute_update()
+    return Operational(postgres_url.replace("/postgres?", f"/{name}?", 1))
+
+
+@pytest.fixture
+def source(operational: Operational) -> Source:
+    """The operational database, read by two connections."""
+    return Source(operational.url, connections=2)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, operational: Operational, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of a deployment of its own; the environment says the same."""
+    environment = {
+        "LLM_TRACES_STATE": str(tmp_path),
+        "OPERATIONAL_DATABASE_URL": operational.url,
+        "LLM_TRACES_START": "2026-01-01-00:00",
+    }
+    for name in list(os.environ):
+        if name.startswith(("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Settings.from_environment(environment)
+
+
+@pytest.fixture
+def store(settings: Settings) -> BatchStore:
+    """An empty batch store."""
+    return BatchStore(settings.trace_batch_uri)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """A fresh ClickHouse."""
+    with connect(settings) as database:
+        yield database
