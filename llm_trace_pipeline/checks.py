@@ -55,8 +55,12 @@ def check_batch(manifest: Manifest) -> list[Finding]:
     return [
         Finding(
             "rows_match_source",
-            manifest.rows == manifest.expected_rows,
-            {"source rows": manifest.expected_rows, "batch rows": manifest.rows},
+            manifest.is_complete,
+            {
+                "source rows": manifest.expected_rows,
+                "batch rows": manifest.rows,
+                "distinct ids": manifest.distinct_ids,
+            },
         ),
         Finding(
             "billing_is_known",

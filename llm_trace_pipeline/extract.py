@@ -249,8 +249,7 @@ def extract_hour(
 ) -> Manifest:
     """Write one hour's batch: every trace of [hour, hour + 1 h), read in one snapshot.
 
-    A batch with more or fewer rows than the source counts is described, but does not take the place
-    of the hour's current one.
+    A batch that is not complete is described, but does not take the place of the current one.
 
     Args:
         source: the operational database.
@@ -297,7 +296,7 @@ def extract_hour(
                 sorted(tally.organizations_without_billing)[:EXAMPLES]
             ),
         )
-        if manifest.rows == manifest.expected_rows:
+        if manifest.is_complete:
             writer.publish(manifest)
     return manifest
 

@@ -86,6 +86,11 @@ class Manifest(BaseModel):
         return self.source_rows - self.source_folded
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the batch has one row for each of those; a join can lose rows or double them."""
+        return self.rows == self.distinct_ids == self.expected_rows
+
+    @property
     def bytes(self) -> int:
         """Size of the part files."""
         return sum(part.bytes for part in self.parts)
@@ -105,6 +110,7 @@ class PartWriter:
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
         self._part_bytes = 0
+        self._part_rows = 0
         self._writer: pq.ParquetWriter | None = None
         self._path = folder
         self.parts: list[Part] = []
@@ -131,6 +137,7 @@ class PartWriter:
         table = pa.Table.from_batches(self._pending, ARROW_SCHEMA)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self._part_bytes += self._pending_bytes
+        self._part_rows += table.num_rows
         self._pending, self._pending_bytes = [], 0
         if self._part_bytes >= PART_BYTES:
             self._close_part()
@@ -140,7 +147,8 @@ class PartWriter:
             self._writer.close()
             self._writer = None
             self._part_bytes = 0
-            self.parts.append(_describe(self._path))
+            self.parts.append(_describe(self._path, self._part_rows))
+            self._part_rows = 0
 
     def __enter__(self) -> Self:
         """Return the writer itself."""
@@ -190,7 +198,7 @@ class BatchStore:
             ) from None
 
     def part_paths(self, manifest: Manifest) -> list[Path]:
-        """Return the files of a batch, after comparing size and checksum of each.
+        """Return the files of a batch, after comparing the checksum of each.
 
         Raises:
             BatchError: a file is missing or is not what was written.
@@ -198,9 +206,8 @@ class BatchStore:
         folder = self._folder(manifest.hour)
         paths = [folder / part.name for part in manifest.parts]
         for part, path in zip(manifest.parts, paths, strict=True):
-            found = _describe(path) if path.exists() else None
-            if found != part:
-                state = "is damaged" if found else "is missing"
+            if not _is_intact(path, part):
+                state = "is damaged" if path.exists() else "is missing"
                 raise BatchError(
                     f"hour {manifest.hour:{HOUR_FORMAT}}: part {path} {state}; "
                     "materialize trace_batches for this hour again"
@@ -233,7 +240,7 @@ class BatchStore:
             return HISTORY_SCHEMA.empty_table()
         part = _HistoryManifest.model_validate_json(text).part
         path = folder / part.name
-        if not path.exists() or _describe(path) != part:
+        if not _is_intact(path, part):
             raise BatchError(
                 f"billing history: {path} is missing or damaged; restore the folder from a backup: "
                 "versions that the billing table no longer has exist nowhere else"
@@ -278,7 +285,9 @@ class HistoryWriter:
         self.history = pa.concat_tables([self.history, versions])
         path = self._folder / f"{uuid4().hex}.parquet"
         pq.write_table(self.history, path, compression="zstd")
-        _switch_manifest(self._folder, _HistoryManifest(part=_describe(path)))
+        _switch_manifest(
+            self._folder, _HistoryManifest(part=_describe(path, self.history.num_rows))
+        )
         _remove_litter(self._folder, {path.name})
 
 
@@ -288,16 +297,23 @@ def created_at_range(batch: pa.RecordBatch) -> tuple[datetime | None, datetime |
     return extremes["min"], extremes["max"]
 
 
-def _describe(path: Path) -> Part:
+def _describe(path: Path, rows: int) -> Part:
     """Read a part file back: what the disk holds is what the manifest will promise."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            return Part(name=path.name, rows=0, bytes=0, checksum="")
+    return Part(name=path.name, rows=rows, bytes=path.stat().st_size, checksum=_checksum(path))
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return ""
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            checksum = xxh3_128_hexdigest(content)
-    return Part(name=path.name, rows=pq.read_metadata(path).num_rows, bytes=size, checksum=checksum)
+            return xxh3_128_hexdigest(content)
+
+
+def _is_intact(path: Path, part: Part) -> bool:
+    return path.exists() and _checksum(path) == part.checksum
 
 
 def _switch_manifest(folder: Path, manifest: BaseModel) -> None:

@@ -57,15 +57,21 @@ class Operational:
             return rows
 
     def insert(self, table: str, *rows: dict[str, Any]) -> None:
-        """Insert rows; columns that a row leaves out are NULL. JSON goes in as text."""
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        columns = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+        """Insert rows; what a row leaves out takes the table's default. JSON goes in as text."""
         with dbapi.connect(self.url) as connection, connection.cursor() as cursor:
-            cursor.adbc_ingest(table, columns, mode="append")
+            for names in {tuple(row): None for row in rows}:
+                alike = [row for row in rows if tuple(row) == names]
+                columns = {name: pa.array([row[name] for row in alike]) for name in names}
+                if table == "steps":  # whose counts are 4 bytes wide
+                    columns = {
+                        name: column.cast(pa.int32()) if column.type == pa.int64() else column
+                        for name, column in columns.items()
+                    }
+                cursor.adbc_ingest(table, pa.table(columns), mode="append")
             connection.commit()
 
 
-def trace(at: datetime = T0, **values: Any) -> dict[str, Any]:
+def trace(at: datetime = T0, /, **values: Any) -> dict[str, Any]:
     """Return a row of ``provider_traces``, valid as it is; values replace what it has."""
     return {
         "id": f"provider_trace-{uuid4()}",

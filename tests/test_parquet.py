@@ -1,0 +1,208 @@
+"""The batch store: what a reader sees, whatever happens to a write."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import clickhouse_connect
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm_trace_pipeline import parquet
+from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.extract import Source, capture_billing, extract_hour
+from llm_trace_pipeline.parquet import BatchStore, Manifest
+from llm_trace_pipeline.schema import ARROW_SCHEMA
+from llm_trace_pipeline.settings import Settings
+from tests.conftest import T0, Operational, trace
+
+
+def extract(source: Source, store: BatchStore) -> Manifest:
+    history, _ = capture_billing(source, store)
+    return extract_hour(source, store, history, T0)
+
+
+def rows_of(store: BatchStore) -> pa.Table:
+    """Return what a reader sees of the hour T0."""
+    manifest = store.manifest(T0)
+    assert manifest is not None
+    tables = [pq.read_table(path) for path in store.part_paths(manifest)]
+    return pa.concat_tables([ARROW_SCHEMA.empty_table(), *tables]).sort_by("id")
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(settings: Settings) -> Path:
+    return Path(settings.trace_batch_uri) / "llm_traces" / "2026-03-01" / "09"
+
+
+def test_a_batch_holds_the_declared_columns(
+    operational: Operational, source: Source, store: BatchStore
+) -> None:
+    operational.insert("provider_traces", *(trace(id=f"{n}") for n in range(50)))
+    manifest = extract(source, store)
+    table = rows_of(store)
+    assert table.schema.equals(ARROW_SCHEMA)
+    assert table.column("id").to_pylist() == sorted(f"{n}" for n in range(50))
+    assert sum(part.rows for part in manifest.parts) == manifest.rows == 50
+    assert len(manifest.parts) == 2  # one per connection
+
+
+def test_a_batch_is_readable_as_it_is(
+    operational: Operational, source: Source, store: BatchStore, folder: Path
+) -> None:
+    operational.insert("provider_traces", trace(id="a", agent_tags='["x", "y"]'), trace(id="b"))
+    extract(source, store)
+    pattern = f"{folder}/*.parquet"
+    query = "SELECT id, total_tokens, agent_tags, created_at FROM {} ORDER BY id"
+    expected = [("a", 15, ["x", "y"]), ("b", 15, [])]
+    assert [
+        (row["id"], row["total_tokens"], row["agent_tags"]) for row in rows_of(store).to_pylist()
+    ] == expected
+    read = duckdb.connect().execute(query.format(f"'{pattern}'")).fetchall()
+    assert [row[:3] for row in read] == expected
+    with clickhouse_connect.get_client(interface="chdb", path=":memory:") as client:
+        found = client.query(query.format(f"file('{pattern}', Parquet)")).result_rows
+        assert [row[:3] for row in found] == expected
+
+
+class Stop(Exception):  # noqa: N818 -- it stands for a process that ends
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("point", ["a row group", "a part", "the manifest", "the switch"])
+def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
+    operational: Operational,
+    source: Source,
+    store: BatchStore,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    old = extract(source, store)
+    operational.insert("provider_traces", trace(id="b"))
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        if point == "a row group":
+            patch.setattr(pq.ParquetWriter, "write_table", stop)
+        elif point == "a part":
+            patch.setattr(parquet, "_describe", stop)
+        elif point == "the manifest":
+            patch.setattr(parquet, "_switch_manifest", stop)
+        else:
+            patch.setattr(Path, "replace", stop)
+        with pytest.raises(Stop):
+            extract(source, store)
+    assert store.manifest(T0) == old
+    assert rows_of(store).column("id").to_pylist() == ["a"]
+    assert len(files_in(folder)) > 2  # the litter
+
+    new = extract(source, store)
+    assert rows_of(store).column("id").to_pylist() == ["a", "b"]
+    assert files_in(folder) == {"manifest.json"} | {part.name for part in new.parts}
+
+
+def test_a_write_that_ends_before_its_clean_up_has_switched(
+    operational: Operational, source: Source, store: BatchStore, folder: Path
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    extract(source, store)
+    (folder / "left-by-a-killed-process.parquet").write_bytes(b"PAR1")
+    manifest = extract(source, store)
+    assert files_in(folder) == {"manifest.json"} | {part.name for part in manifest.parts}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_part_is_refused(
+    operational: Operational, source: Source, store: BatchStore, folder: Path, damage: str
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    manifest = extract(source, store)
+    path = folder / manifest.parts[0].name
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncated":
+        path.write_bytes(content[:100])
+    else:
+        path.unlink()
+    with pytest.raises(BatchError, match=r"hour 2026-03-01-09:00: .*materialize trace_batches"):
+        store.part_paths(manifest)
+
+
+def test_a_damaged_manifest_is_refused(store: BatchStore, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"version": 1')
+    with pytest.raises(BatchError, match=r"hour 2026-03-01-09:00: .*manifest.json is damaged"):
+        store.manifest(T0)
+
+
+def test_one_process_at_a_time_writes_an_hour(
+    store: BatchStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "LOCK_SECONDS", 0.3)
+    folder.mkdir(parents=True)
+    other = os.open(folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(BatchError, match="being written by another process"), store.writing(T0):
+        pass
+    os.close(other)
+    with store.writing(T0):
+        pass
+
+
+def test_large_rows_make_row_groups_and_parts_bounded_by_bytes(
+    operational: Operational,
+    source: Source,
+    store: BatchStore,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 200_000)
+    monkeypatch.setattr(parquet, "PART_BYTES", 1_000_000)
+    monkeypatch.setattr("llm_trace_pipeline.extract.BATCH_BYTES", 50_000)
+    text = '"' + "x" * 10_000 + '"'
+    operational.insert(
+        "provider_traces", *(trace(id=f"{n}", request_json=text) for n in range(300))
+    )
+    manifest = extract(source, store)
+    assert rows_of(store).num_rows == 300
+    assert len(manifest.parts) == 4  # 1.5 MB a connection
+    for part in manifest.parts:
+        groups = pq.read_metadata(folder / part.name)
+        for number in range(groups.num_row_groups):
+            assert groups.row_group(number).num_rows <= 30
+
+
+def test_an_empty_hour_is_a_batch_without_parts(
+    operational: Operational, source: Source, store: BatchStore, folder: Path
+) -> None:
+    operational.insert("provider_traces", trace(T0.replace(hour=1)))
+    manifest = extract(source, store)
+    assert (manifest.rows, manifest.parts) == (0, ())
+    assert files_in(folder) == {"manifest.json"}
+    assert store.manifest(T0) == manifest
+
+
+def test_a_history_that_is_damaged_is_never_started_anew(
+    operational: Operational, source: Source, store: BatchStore, settings: Settings
+) -> None:
+    operational.insert(
+        "organization_billing_details", {"organization_id": "org-1", "plan_type": "pro"}
+    )
+    capture_billing(source, store)
+    root = Path(settings.trace_batch_uri) / "billing_history"
+    for path in root.glob("*.parquet"):
+        path.unlink()
+    with pytest.raises(BatchError, match="restore the folder from a backup"):
+        capture_billing(source, store)
