@@ -47,8 +47,12 @@ run: .venv/installed  ## demo data, the last 24 full hours through Dagster, a re
 	@$(PY) -m llm_trace_pipeline.run
 
 .PHONY: dev
-dev: .venv/installed  ## the Dagster UI, with the hourly schedule running
-	@$(PY) -m llm_trace_pipeline.dev
+dev: .venv/installed  ## the Dagster UI, with the hourly schedule running (PORT=3000)
+	@$(PY) -m llm_trace_pipeline.dev $(PORT)
+
+.PHONY: screenshot
+screenshot: .venv/installed  ## take docs/ui.png from the real UI
+	UI_SCREENSHOT=docs/ui.png .venv/bin/pytest tests/test_dagster_ui.py -k screenshot
 
 .PHONY: backfill
 backfill: .venv/installed  ## load a range of hours: FROM=2026-03-01-00:00 TO=2026-03-31-23:00

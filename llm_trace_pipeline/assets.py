@@ -39,6 +39,7 @@ from llm_trace_pipeline.parquet import Manifest
 from llm_trace_pipeline.partitions import HOURLY
 from llm_trace_pipeline.resources import Pipeline
 from llm_trace_pipeline.settings import HOUR_FORMAT
+from llm_trace_pipeline.transform import EXAMPLES
 from llm_trace_pipeline.upsert import HourLoader
 
 # Backfill policies are what makes a backfill affordable; their status needs no line per import.
@@ -65,12 +66,14 @@ provider_traces = AssetSpec(
 @asset(group_name="billing", kinds={"postgres", "parquet"}, pool="billing_history")
 def billing_history(pipeline: Pipeline) -> MaterializeResult[None]:
     """Every version of an organization's billing details ever seen; one row per version."""
-    history, new = capture_billing(pipeline.source(), pipeline.store())
+    captured = capture_billing(pipeline.source(), pipeline.store())
     return MaterializeResult(
         metadata={
-            "versions": history.num_rows,
-            "new versions": new,
-            "organizations": len(history.column("organization_id").unique()),
+            "versions": captured.history.num_rows,
+            "new versions": captured.new,
+            "organizations": len(captured.history.column("organization_id").unique()),
+            "organizations with versions set aside": len(captured.set_aside),
+            "set aside, such as": MetadataValue.json(list(captured.set_aside[:EXAMPLES])),
         }
     )
 
@@ -100,7 +103,7 @@ def trace_batches(
     """One immutable Parquet batch per hour; one row per LLM call, with usage and billing."""
     source, store = pipeline.source(), pipeline.store()
     # Also where this asset runs alone: a plan that changed an hour ago must be known to the match.
-    history, _ = capture_billing(source, store)
+    history = capture_billing(source, store).history
 
     def extract(hour: datetime) -> HourOutcome:
         manifest = extract_hour(source, store, history, hour, allow_empty=config.allow_empty)

@@ -8,12 +8,11 @@ from dagster import (
 )
 
 from llm_trace_pipeline.assets import billing_history, llm_traces, trace_batches
-from llm_trace_pipeline.partitions import HOURLY, SCHEDULE_MINUTE
+from llm_trace_pipeline.partitions import SCHEDULE_MINUTE
 
 hourly_llm_traces = define_asset_job(
     "hourly_llm_traces",
     selection=[billing_history, trace_batches, llm_traces],
-    partitions_def=HOURLY,
     # A process per step would cost seconds of start-up each.
     executor_def=in_process_executor,
     description="Load an hour: from the operational database to a Parquet batch to ClickHouse.",

@@ -48,6 +48,9 @@ def unseen_versions(history: pa.Table, versions: pa.Table, seen_at: datetime) ->
     """
     # Two versions of one moment in one reading would take turns in every reading to come.
     versions = _last_of_each_key(versions, ["plan_type", "cost_source", "customer_id"])
+    for name in ("plan_type", "cost_source", "customer_id"):
+        position = versions.schema.get_field_index(name)
+        versions = versions.set_column(position, name, versions.column(name).fill_null(""))
     new = versions.join(
         current_versions(history).select(_VERSION), keys=_VERSION, join_type="left anti"
     )

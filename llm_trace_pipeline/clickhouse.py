@@ -1,5 +1,6 @@
 """ClickHouse, on a server or embedded: the client, its errors, and the table's definition."""
 
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,16 +24,31 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.statements import quote_identifier, read_sql
 
 EMBEDDED_WAIT_SECONDS = 120.0
-BLOCK_BYTES = 64 * 2**20  # of an insert; rows are wide, and a million-row block would be gigabytes
-
-# The hour's rows arrive in blocks bounded by bytes. Two threads need 0.2 GB more than one and take
-# 1.5 s instead of 2.05 s for 380 MB.
-_INSERT_SETTINGS = {
+# How much of a batch the embedded engine holds at once, in two gears. Rows are wide: with the
+# engine's million-row blocks, memory explodes. Peak of the whole process, for 50,000 rows of 7 KB
+# and for 400 of 5 MB, with the engine's own read-ahead: 1.2 and 2.8 GB; as set here: 1.1 and 1.0.
+_READ_SETTINGS = {
     "min_insert_block_size_rows": 0,
-    "min_insert_block_size_bytes": BLOCK_BYTES,
-    "max_insert_threads": 2,
     "schema_inference_make_columns_nullable": 3,
+    "input_format_parquet_memory_low_watermark": 2**20,
+    "input_format_parquet_memory_high_watermark": 24 * 2**20,
 }
+_USUAL_ROWS = {
+    **_READ_SETTINGS,
+    "min_insert_block_size_bytes": 24 * 2**20,
+    "max_threads": 2,
+    "max_insert_threads": 2,
+}
+_WIDE_ROWS = {
+    **_READ_SETTINGS,
+    "min_insert_block_size_bytes": 16 * 2**20,
+    "max_threads": 1,
+    "max_insert_threads": 1,
+}
+_WIDE_ROW_BYTES = 100_000
+# What it logs when it cannot connect is what our error says.
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
+
 IN_WINDOW = "created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}"
 _OTHER_PROCESS = ("Cannot lock file", "Error initializing EmbeddedServer")
 
@@ -53,7 +69,7 @@ class Database:
     def __init__(self, client: Client, name: str, *, is_embedded: bool) -> None:
         """Use an open client."""
         self._client = client
-        self._name = name
+        self.name = name
         self._is_embedded = is_embedded
 
     @property
@@ -64,7 +80,7 @@ class Database:
 
     def qualified(self, table: str) -> str:
         """Return the quoted name of a table of this database."""
-        return f"{quote_identifier(self._name)}.{quote_identifier(table)}"
+        return f"{quote_identifier(self.name)}.{quote_identifier(table)}"
 
     def execute(
         self,
@@ -92,6 +108,15 @@ class Database:
             result = self._client.query(sql, parameters=dict(parameters or {}))
             return list(result.named_results())
 
+    def value(self, sql: str) -> object:
+        """Execute a statement that answers with one value.
+
+        Raises:
+            ClickHouseError: the engine refused it.
+        """
+        with _translated():
+            return self._client.command(sql)
+
     def pretty(self, sql: str, parameters: Mapping[str, Any] | None = None) -> str:
         """Execute a statement and return its result as a table for a terminal.
 
@@ -104,10 +129,15 @@ class Database:
             )
             return octets.decode(errors="replace")
 
-    def insert_parquet(self, table: str, paths: Sequence[Path]) -> None:
+    def insert_parquet(self, table: str, paths: Sequence[Path], row_bytes: float) -> None:
         """Add the rows of Parquet files of the target's schema to a table.
 
         The embedded engine reads the files by itself; a server is sent Arrow blocks.
+
+        Args:
+            table: where the rows go.
+            paths: the files, all in one folder.
+            row_bytes: the mean size of a row's payload.
         """
         if not paths:
             return
@@ -117,7 +147,7 @@ class Database:
                 f"INSERT INTO {self.qualified(table)} ({names}) "
                 f"SELECT {names} FROM file({{paths:String}}, Parquet)",
                 {"paths": _one_pattern(paths)},
-                _INSERT_SETTINGS,
+                _WIDE_ROWS if row_bytes > _WIDE_ROW_BYTES else _USUAL_ROWS,
             )
             return
         for path in paths:
@@ -127,7 +157,7 @@ class Database:
 
     def _insert_arrow(self, table: str, rows: pa.Table) -> None:
         with _translated():
-            self._client.insert_arrow(table, rows, database=self._name)
+            self._client.insert_arrow(table, rows, database=self.name)
 
     def hour_totals(
         self,
@@ -162,8 +192,9 @@ class Database:
 
     def define_table(self, table: str) -> None:
         """Make the target where it is missing; bring an older one up to date in place."""
-        if self._name != "default":
-            self.execute(f"CREATE DATABASE IF NOT EXISTS {quote_identifier(self._name)}")
+        known = {"database": self.name}
+        if not self.rows("SELECT 1 FROM system.databases WHERE name = {database:String}", known):
+            self.execute(f"CREATE DATABASE IF NOT EXISTS {quote_identifier(self.name)}")
         for name in ("llm_traces", "upgrade"):
             self.execute(
                 read_sql(f"clickhouse/{name}.sql").replace("{table}", self.qualified(table))
@@ -178,7 +209,7 @@ class Database:
         found = self.rows(
             "SELECT engine, engine_full, partition_key, sorting_key, primary_key "
             "FROM system.tables WHERE database = {database:String} AND name = {table:String}",
-            {"database": self._name, "table": table},
+            {"database": self.name, "table": table},
         )
         return found[0] if found else {}
 
@@ -187,7 +218,7 @@ class Database:
         return self.rows(
             "SELECT name, max_block_number FROM system.parts WHERE database = {database:String} "
             "AND table = {table:String} AND partition_id = {partition:String} AND active",
-            {"database": self._name, "table": table, "partition": partition_id},
+            {"database": self.name, "table": table, "partition": partition_id},
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import adbc_driver_manager
 import pyarrow as pa
+import pyarrow.compute as pc
 from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline.billing import BillingMatcher, unseen_versions
@@ -27,7 +28,6 @@ BATCH_BYTES = 16 * 2**20  # of one Arrow batch from PostgreSQL
 OPTIONAL_TABLES = ("provider_trace_metadata", "step_metrics")
 
 _UNDEFINED = {"42P01": "table", "42703": "column"}
-_INSUFFICIENT_PRIVILEGE = "42501"
 
 
 class Source:
@@ -53,9 +53,12 @@ class Source:
         try:
             connection = dbapi.connect(self._url, autocommit=True)
         except adbc_driver_manager.Error as error:
-            # The driver may repeat the URL; libpq's own messages name no password.
-            reason = str(error).replace(self._url, "(the URL)").strip()
-            raise SourceError(f"cannot connect to OPERATIONAL_DATABASE_URL: {reason}") from None
+            # What libpq says of a URL that it cannot parse quotes parts of it, passwords included.
+            _, is_answer, reason = str(error).partition("connection to server")
+            reason = f"connection to server{reason}" if is_answer else "it is no valid libpq URL"
+            raise SourceError(
+                f"cannot connect to OPERATIONAL_DATABASE_URL: {reason.strip()}"
+            ) from None
         with closing(connection):
             session = Session(connection)
             session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -84,15 +87,16 @@ class Session:
 
     def __init__(self, connection: dbapi.Connection) -> None:
         """Use an open connection."""
+        self._connection = connection
         self._cursor = connection.cursor(
             adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}
         )
 
     def run(self, sql: str) -> None:
         """Execute a statement that returns nothing."""
-        with _translated():
-            self._cursor.adbc_statement.set_sql_query(sql)
-            self._cursor.adbc_statement.execute_update()
+        with _translated(), self._connection.cursor() as cursor:
+            cursor.adbc_statement.set_sql_query(sql)
+            cursor.adbc_statement.execute_update()
 
     def set(self, **values: str) -> None:
         """Set values that statements read by ``current_setting('llm_traces.<name>')``.
@@ -101,24 +105,29 @@ class Session:
         hour of 385 MB, against 155 MB): it streams by COPY, which takes none.
         """
         for name, value in values.items():
-            with _translated():
-                self._cursor.execute(
-                    "SELECT set_config($1, $2, false)", (f"llm_traces.{name}", value)
-                )
-                self._cursor.fetchall()
+            with _translated(), self._connection.cursor() as cursor:
+                cursor.execute("SELECT set_config($1, $2, false)", (f"llm_traces.{name}", value))
+                cursor.fetchall()
 
-    @contextmanager
-    def stream(self, sql: str) -> Iterator[pa.RecordBatchReader]:
+    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
         """Execute a query and hand out its batches while they arrive."""
         with _translated():
             self._cursor.execute(sql)
-            with closing(self._cursor.fetch_record_batch()) as reader:
-                yield reader
+            reader = self._cursor.fetch_record_batch()
+        with closing(reader):
+            while True:
+                with _translated():
+                    try:
+                        batch = reader.read_next_batch()
+                    except StopIteration:
+                        return
+                yield batch
 
     def table(self, sql: str) -> pa.Table:
         """Execute a query whose result is small."""
-        with self.stream(sql) as reader:
-            return reader.read_all()
+        with _translated():
+            self._cursor.execute(sql)
+            return self._cursor.fetch_arrow_table()
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Execute a query whose result is small; one dict per row."""
@@ -203,8 +212,8 @@ class Snapshot:
             )
             tally = Tally()
             times: list[datetime] = []
-            with session.stream(sql) as reader, writer:
-                for source in reader:
+            with writer:
+                for source in session.batches(sql):
                     batch, counted = transform(source, billing)
                     writer.write(batch)
                     tally.add(counted)
@@ -221,11 +230,17 @@ class Snapshot:
         return total, min(all_times, default=None), max(all_times, default=None)
 
 
-def capture_billing(source: Source, store: BatchStore) -> tuple[pa.Table, int]:
-    """Add the billing versions that are new to the history.
+@dataclass(frozen=True)
+class BillingCapture:
+    """What one reading of the billing table gave."""
 
-    Returns:
-        The whole history, and how many versions were new.
+    history: pa.Table  # every version ever seen: rows of billing.HISTORY_SCHEMA
+    new: int
+    set_aside: tuple[str, ...]  # organizations of versions that say no organization or no date
+
+
+def capture_billing(source: Source, store: BatchStore) -> BillingCapture:
+    """Add the billing versions that are new to the history.
 
     Raises:
         SourceError: the billing table cannot be read as ``sql/operational/billing.sql`` says.
@@ -233,10 +248,18 @@ def capture_billing(source: Source, store: BatchStore) -> tuple[pa.Table, int]:
     with store.extending_billing_history() as writer:
         with source.session() as session:
             versions = session.table(read_sql("operational/billing.sql"))
-        new = unseen_versions(writer.history, versions, datetime.now(UTC))
+        unplaced = pc.or_(
+            pc.is_null(versions.column("organization_id")),
+            pc.is_null(versions.column("valid_from")),
+        )
+        placed = versions.filter(pc.invert(unplaced))
+        new = unseen_versions(writer.history, placed, datetime.now(UTC))
         if new.num_rows:
             writer.append(new)
-        return writer.history, new.num_rows
+        aside = versions.filter(unplaced).column("organization_id").fill_null("")
+        return BillingCapture(
+            writer.history, new.num_rows, tuple(sorted(aside.unique().to_pylist()))
+        )
 
 
 def extract_hour(
@@ -322,25 +345,26 @@ def _translated() -> Iterator[None]:
     """Turn the driver's errors into one line that says what is missing, and where it is named."""
     try:
         yield
-    except adbc_driver_manager.Error as error:
+    except (adbc_driver_manager.Error, pa.ArrowException, OSError) as error:
+        # An error that comes with a later batch is pyarrow's, without a code.
+        code = getattr(error, "sqlstate", None)
         message = re.sub(r"\s*Query was:.*", "", str(error), flags=re.DOTALL).strip()
-        kind = _UNDEFINED.get(error.sqlstate or "")
+        kind = _UNDEFINED.get(code or "")
         named = re.search(r'(?:relation|column) "?([\w.]+)"? does not exist', message)
         if kind and named:
             raise SourceError(
                 f"the operational database has no {kind} {named[1]}, which is read by "
-                f"{_files_that_name(named[1])}: edit it there if yours is called otherwise"
+                f"{files_that_name(named[1])}: edit it there if yours is called otherwise"
             ) from None
-        if error.sqlstate == _INSUFFICIENT_PRIVILEGE:
-            raise SourceError(f"the operational database refuses to be read: {message}") from None
         raise SourceError(f"the operational database: {message}") from None
 
 
-def _files_that_name(identifier: str) -> str:
+def files_that_name(identifier: str) -> str:
     """Return the statements that read a table or column."""
     bare = identifier.rpartition(".")[2]
-    return " and ".join(
+    files = [
         str(path.relative_to(ROOT.parent))
         for path in sorted((ROOT / "operational").glob("*.sql"))
         if re.search(rf"\b{re.escape(bare)}\b", re.sub(r"--.*", "", path.read_text()))
-    )
+    ]
+    return " and ".join(files) or "sql/operational"

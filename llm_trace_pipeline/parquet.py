@@ -28,7 +28,7 @@ from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, PAYLOAD_COLUMNS
 from llm_trace_pipeline.settings import HOUR_FORMAT
 
-ROW_GROUP_BYTES = 64 * 2**20  # of Arrow data: bounds the memory of writer and reader alike
+ROW_GROUP_BYTES = 32 * 2**20  # of Arrow data: bounds the memory of writer and reader alike
 PART_BYTES = 512 * 2**20
 LOCK_SECONDS = 60.0
 

@@ -1,10 +1,432 @@
 """``make preflight``: what is missing at either end, with the exact repair."""
 
-from collections.abc import Sequence
-from datetime import datetime
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
 
+import pyarrow as pa
+
+from llm_trace_pipeline.billing import HISTORY_SCHEMA
+from llm_trace_pipeline.clickhouse import Database, connect
+from llm_trace_pipeline.commands import run_command, say
+from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SourceError
+from llm_trace_pipeline.extract import (
+    HOUR,
+    OPTIONAL_TABLES,
+    Session,
+    Source,
+    files_that_name,
+)
+from llm_trace_pipeline.resources import source_of
+from llm_trace_pipeline.schema import COLUMNS, Column
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.statements import quote_identifier, read_sql
+
+_TRACE = (
+    "id created_at updated_at is_deleted org_id organization_id agent_id agent_tags run_id step_id "
+    "call_type"
+)
+_STEP_TOKENS = (
+    "prompt_tokens completion_tokens total_tokens cached_input_tokens cache_write_tokens "
+    "reasoning_tokens"
+)
+# Whether something is missing is for the statements to say, which may have been edited; these only
+# let everything that is missing be named at once, where PostgreSQL names the first.
+_TABLES = {
+    "provider_traces": f"{_TRACE} request_json response_json llm_config",
+    "provider_trace_metadata": _TRACE,
+    "steps": f"id created_at is_deleted project_id trace_id provider_name provider_category model "
+    f"{_STEP_TOKENS}",
+    "step_metrics": "id llm_request_ns",
+    "organization_billing_details": "organization_id plan_type cost_source stripe_customer_id "
+    "created_at updated_at",
+}
+_HOURLY_TABLES = ("provider_traces", "provider_trace_metadata")
+_STATEMENTS = ("ledger", "folded", "traces", "unaccounted_steps")
+_BILLING = "operational/billing.sql"
+_BILLING_FIELDS = [field for field in HISTORY_SCHEMA if field.name != "seen_at"]
+
+_TARGET = "llm_traces"
+_SAFE_VERSION = (26, 6)
+_CHECK_GRANT_VERSION = (25, 1)
+_PARTITION_KEY, _SORTING_KEY = "toDate(created_at)", "organization_id, created_at, id"
+_PROJECTION_MODE = "lightweight_mutation_projection_mode"
+_CLICKHOUSE_TYPES = {
+    pa.string(): "String",
+    pa.uint64(): "UInt64",
+    pa.uint8(): "UInt8",
+    pa.list_(pa.string()): "Array(String)",
+    pa.timestamp("us", tz="UTC"): "DateTime64(6, 'UTC')",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and what to do about it; a load fails if it is fatal."""
+
+    message: str
+    repair: str
+    is_fatal: bool = True
+
+    def __str__(self) -> str:
+        """Return the lines that an operator reads."""
+        kind = "error" if self.is_fatal else "warning"
+        return f"{kind}: {' '.join(self.message.split())}\n  repair: {self.repair}"
 
 
 def check_before_first_load(settings: Settings, hours: Sequence[datetime]) -> None:
-    """Check both ends."""
+    """Check both ends; print what should be mended, and nothing where all is well.
+
+    Raises:
+        PipelineError: something must be mended first.
+    """
+    _report([*check_source(source_of(settings), hours[-1] + HOUR), *check_target(settings)])
+
+
+def main() -> None:
+    """Check both ends, and say so."""
+    settings = Settings.from_environment()
+    found: list[Problem] = []
+    if settings.is_demo:
+        say("operational database: not checked, it is the demo's, which make run makes")
+    else:
+        this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        found += _announced("operational database", check_source(source_of(settings), this_hour))
+    found += _announced("ClickHouse", check_target(settings))
+    _report(found)
+
+
+def _announced(group: str, problems: list[Problem]) -> list[Problem]:
+    say(f"{group}: {'see below' if problems else 'OK'}")
+    return problems
+
+
+def _report(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        if not problem.is_fatal:
+            say(str(problem))
+    if fatal := [str(problem) for problem in problems if problem.is_fatal]:
+        raise PipelineError("\n".join(fatal))
+
+
+def check_source(source: Source, until: datetime) -> list[Problem]:
+    """Return what is wrong with the operational database.
+
+    Args:
+        source: the operational database.
+        until: the end of the last hour to load.
+    """
+    with ExitStack() as stack:
+        try:
+            snapshot = stack.enter_context(source.snapshot())
+        except SourceError as error:
+            repair = (
+                "check host, port, database, role and password in OPERATIONAL_DATABASE_URL, and "
+                "whether the server lets this machine in (pg_hba.conf)"
+            )
+            return [Problem(str(error), repair)]
+        session = snapshot.leader
+        session.set(
+            tables=json.dumps({table: names.split() for table, names in _TABLES.items()}),
+            **dict.fromkeys(("start", "end"), until.isoformat()),
+            slices="1",
+            slice="0",
+            folded="[]",
+        )
+        tables = session.rows(read_sql("preflight/tables.sql"))
+        [server] = session.rows(
+            "SELECT quote_ident(current_user) AS role, quote_ident(current_database()) AS database,"
+            " current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS is_standby"
+        )
+        statements = [*(snapshot.statement(name) for name in _STATEMENTS), read_sql(_BILLING)]
+        # Without rows: names, types and grants are checked, and nothing is read.
+        answers = {
+            sql: _ask(session, f"SELECT * FROM (\n{sql}\n) AS planned LIMIT 0")
+            for sql in statements
+        }
+        return [
+            *_check_encoding(server["encoding"]),
+            *(_check_standby(session, until) if server["is_standby"] else []),
+            *_check_statements(answers, tables, server),
+            *_check_indexes(tables),
+            *_check_billing(session, answers[read_sql(_BILLING)]),
+        ]
+
+
+def _check_encoding(encoding: str) -> Iterator[Problem]:
+    if encoding != "UTF8":
+        yield Problem(
+            f"the operational database is encoded in {encoding}, and sizes are counted in UTF-8",
+            "dump it and restore it into one made by "
+            "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0;",
+        )
+
+
+def _check_standby(session: Session, until: datetime) -> list[Problem]:
+    answer = _ask(session, read_sql("preflight/standby.sql"))
+    if isinstance(answer, pa.Table):
+        [state] = answer.to_pylist()
+        return standby_problems(until=until, **state)
+    return [  # Amazon Aurora lacks these functions
+        Problem(
+            f"whether this standby lags cannot be told: {answer}",
+            "load an hour only after this standby has all of it, or use the primary",
+            is_fatal=False,
+        )
+    ]
+
+
+def standby_problems(
+    *, until: datetime, replayed_until: datetime | None, is_caught_up: bool, is_paused: bool
+) -> list[Problem]:
+    """Return what is wrong with a standby whose state is that of ``sql/preflight/standby.sql``."""
+    if is_caught_up or (replayed_until and replayed_until >= until):
+        return []
+    lag = f"{until - replayed_until} behind" if replayed_until else "an unknown time behind"
+    repair = "SELECT pg_wal_replay_resume(); then wait" if is_paused else "wait"
+    return [
+        Problem(
+            f"the operational database is a standby, {lag} the end of the last hour to load, "
+            f"{until:%Y-%m-%d %H:%M} UTC: what it has not replayed yet would be missing",
+            f"{repair} until SELECT pg_last_xact_replay_timestamp(); is later, or set "
+            "OPERATIONAL_DATABASE_URL to the primary",
+        )
+    ]
+
+
+def _check_statements(
+    answers: dict[str, pa.Table | SourceError],
+    tables: Sequence[dict[str, Any]],
+    server: dict[str, Any],
+) -> list[Problem]:
+    """Name all that is missing of what a refused statement reads."""
+    problems: list[Problem] = []
+    for sql, answer in answers.items():
+        if isinstance(answer, SourceError):
+            known = [
+                problem
+                for table in tables
+                if re.search(rf"\b{table['name']}\b", sql)
+                for problem in _explain(table, server)
+            ]
+            problems += known or [Problem(str(answer), "edit that file, or grant what is refused")]
+    return list(dict.fromkeys(problems))
+
+
+def _explain(table: dict[str, Any], server: dict[str, Any]) -> Iterator[Problem]:
+    """Say what of a table is missing or refused."""
+    name, qualified, schema, role = (
+        *(table[key] for key in ("name", "qualified", "elsewhere")),
+        server["role"],
+    )
+    files = files_that_name(name)
+    if not qualified and name not in OPTIONAL_TABLES:
+        yield Problem(
+            f"the operational database has no table {name}, which is read by {files}",
+            f"ALTER ROLE {role} IN DATABASE {server['database']} SET search_path = {schema}; "
+            f"GRANT USAGE ON SCHEMA {schema} TO {role};"
+            if schema
+            else "set OPERATIONAL_DATABASE_URL to the agent server's database, or edit "
+            f"{files} if yours is called otherwise",
+        )
+    if qualified and table["missing"]:
+        yield Problem(
+            f"{qualified} has no column {', '.join(table['missing'])}, read by {files}",
+            f"edit {files} if yours is called otherwise, or bring the agent server up to date",
+        )
+    if qualified and not table["is_readable"]:
+        yield Problem(
+            f"{role} may not read {qualified}, which {files} does",
+            f"GRANT SELECT ON {qualified} TO {role};",
+        )
+
+
+def _check_indexes(tables: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+    for table in tables:
+        # PostgreSQL has no CONCURRENTLY for a partitioned table; a view takes no index at all.
+        how = {"r": " CONCURRENTLY", "p": ""}.get(table["kind"])
+        if table["name"] in _HOURLY_TABLES and how is not None and not table["has_index"]:
+            yield Problem(
+                f"no index of {table['qualified']} begins with created_at: every hour scans the "
+                "whole table",
+                f"CREATE INDEX{how} ON {table['qualified']} (created_at);",
+                is_fatal=False,
+            )
+
+
+def _check_billing(session: Session, answer: pa.Table | SourceError) -> Iterator[Problem]:
+    if isinstance(answer, SourceError):  # said by _check_statements
+        return
+    unfit = [
+        f"{field.name} {'timestamptz' if pa.types.is_timestamp(field.type) else 'text'}"
+        for field in _BILLING_FIELDS
+        if [each.type for each in answer.schema if each.name == field.name] != [field.type]
+    ]
+    if unfit:
+        yield Problem(
+            f"sql/{_BILLING} does not return {', '.join(unfit)}",
+            "edit that file: a cast, such as (…)::text AS plan_type, gives a column its type",
+        )
+        return
+    [nulls] = session.rows(
+        f"SELECT count(*) AS rows FROM (\n{read_sql(_BILLING)}\n) AS mapping "
+        "WHERE organization_id IS NULL OR valid_from IS NULL"
+    )
+    if nulls["rows"]:
+        yield Problem(
+            f"sql/{_BILLING} returns {nulls['rows']} rows without organization_id or valid_from; "
+            "loads leave them aside",
+            "edit that file: give these a value by coalesce(), or leave them out by WHERE",
+            is_fatal=False,
+        )
+
+
+def _ask(session: Session, sql: str) -> pa.Table | SourceError:
+    """Return the answer, or why there is none; the transaction goes on in either case."""
+    session.run("SAVEPOINT preflight")
+    try:
+        return session.table(sql)
+    except SourceError as error:
+        session.run("ROLLBACK TO SAVEPOINT preflight")
+        return error
+
+
+def check_target(settings: Settings) -> list[Problem]:
+    """Return what is wrong with ClickHouse."""
+    with ExitStack() as stack:
+        try:
+            database = stack.enter_context(connect(settings))
+        except ClickHouseError as error:
+            return [Problem(str(error), _way_in(settings, str(error)))]
+        name = settings.clickhouse_database
+        refused = list(_check_grants(database, name))
+        return [*_check_version(database.version), *(refused or _check_table(database, name))]
+
+
+def _way_in(settings: Settings, error: str) -> str:
+    if settings.clickhouse_endpoint.startswith("chdb:"):
+        return "let the process that uses it end, or set CLICKHOUSE_ENDPOINT to another folder"
+    if "AUTHENTICATION_FAILED" in error:
+        return "set CLICKHOUSE_USERNAME and CLICKHOUSE_PASSWORD to those of a user of that server"
+    return "start the server, or set CLICKHOUSE_ENDPOINT to its HTTP port: 8123, with TLS 8443"
+
+
+def _check_version(version: tuple[int, int]) -> Iterator[Problem]:
+    if version < _SAFE_VERSION:
+        yield Problem(
+            f"ClickHouse {version[0]}.{version[1]} can resurrect replaced rows after a restart "
+            "(ClickHouse issue 107605): these hours would hold rows twice",
+            "upgrade ClickHouse to 26.6 or newer",
+            is_fatal=False,
+        )
+
+
+def _check_grants(database: Database, name: str) -> Iterator[Problem]:
+    if database.version < _CHECK_GRANT_VERSION:
+        return
+    for grant in _needed_grants(name):
+        if str(database.value(f"CHECK GRANT {grant}")) != "1":
+            [user] = database.rows("SELECT currentUser() AS name")
+            yield Problem(
+                f"ClickHouse: {user['name']} lacks {grant}",
+                f"GRANT {grant} TO {quote_identifier(user['name'])};",
+            )
+
+
+def _needed_grants(name: str) -> list[str]:
+    everything = f"{quote_identifier(name)}.*"
+    return [
+        # CREATE DATABASE IF NOT EXISTS needs its privilege also where there is nothing to create.
+        *([f"CREATE DATABASE ON {everything}"] if name != "default" else []),
+        f"SELECT, INSERT, ALTER ADD COLUMN, ALTER DELETE, CREATE TABLE, DROP TABLE ON {everything}",
+        *(f"SELECT ON system.{table}" for table in ("tables", "columns", "parts")),
+    ]
+
+
+def _check_table(database: Database, name: str) -> list[Problem]:
+    layout = database.layout(_TARGET)
+    table = database.qualified(_TARGET)
+    if not layout:
+        return []
+    anew = f"RENAME TABLE {table} TO {database.qualified(_TARGET + '_before')}; then make backfill"
+    if not layout["engine"].endswith("MergeTree"):
+        return [Problem(f"{table} is a {layout['engine']}, not a MergeTree", anew)]
+    columns = database.rows(
+        "SELECT name, type, is_in_sorting_key OR is_in_partition_key AS is_key "
+        "FROM system.columns WHERE database = {database:String} AND table = {table:String}",
+        {"database": name, "table": _TARGET},
+    )
+    problems = [*_check_missing(table, columns), *_check_types(table, columns, anew)]
+    if f"{_PROJECTION_MODE} = 'throw'" in layout["engine_full"]:
+        problems.append(
+            Problem(
+                f"{table} sets {_PROJECTION_MODE} to 'throw': once it has a projection, no hour of "
+                "it can be replaced",
+                f"ALTER TABLE {table} RESET SETTING {_PROJECTION_MODE};",
+                is_fatal=False,
+            )
+        )
+    for key, expected, cost in (
+        ("partition_key", _PARTITION_KEY, "every hour loaded clones and verifies its partition"),
+        ("sorting_key", _SORTING_KEY, "an organization's calls of a time are slower to find"),
+    ):
+        if layout[key] != expected:
+            what = f"{key.replace('_', ' ')} ({layout[key]}), not ({expected})"
+            problems.append(
+                Problem(f"{table} has the {what}: it is kept, but {cost}", anew, is_fatal=False)
+            )
+    return problems
+
+
+def _check_missing(table: str, columns: Sequence[dict[str, Any]]) -> Iterator[Problem]:
+    """Name the missing columns that ``sql/clickhouse/upgrade.sql`` does not add."""
+    present = {column["name"] for column in columns}
+    added = re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", read_sql("clickhouse/upgrade.sql"))
+    missing = {
+        column.name: f"ADD COLUMN {quote_identifier(column.name)} {_type_of(column)}"
+        + (f" AFTER {quote_identifier(before.name)}" if before else " FIRST")
+        for before, column in pairwise([None, *COLUMNS])
+        if column and column.name not in present and column.name not in added
+    }
+    if missing:
+        yield Problem(
+            f"{table} has no column {', '.join(missing)}",
+            f"ALTER TABLE {table} {', '.join(missing.values())};",
+        )
+
+
+def _check_types(table: str, columns: Sequence[dict[str, Any]], anew: str) -> Iterator[Problem]:
+    expected = {column.name: _type_of(column) for column in COLUMNS}
+    for column in columns:
+        name, found = column["name"], column["type"]
+        wanted = expected.get(name, found)
+        # A NULL that is not expected is never stored; one that cannot be stored would become 0.
+        if _essence(wanted) not in (
+            _essence(found),
+            re.sub(r"Nullable\((\w+)\)", r"\1", _essence(found)),
+        ):
+            modify = f"ALTER TABLE {table} MODIFY COLUMN {quote_identifier(name)} {wanted};"
+            yield Problem(
+                f"{table}: column {name} is {found}, not {wanted}",
+                anew if column["is_key"] else modify,
+            )
+
+
+def _type_of(column: Column) -> str:
+    bare = _CLICKHOUSE_TYPES[column.arrow_type]
+    return f"Nullable({bare})" if column.is_nullable else bare
+
+
+def _essence(clickhouse_type: str) -> str:
+    """Return the type without what changes no value: a dictionary, the time zone shown."""
+    bare = re.sub(r"LowCardinality\((.*?\)?)\)", r"\1", clickhouse_type)
+    return re.sub(r"(?<=^DateTime64\(6), '[^']*'", "", bare)
+
+
+if __name__ == "__main__":
+    run_command(main)

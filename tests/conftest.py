@@ -20,6 +20,9 @@ from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.statements import read_sql
 
+START = "2026-01-01-00:00"
+os.environ["LLM_TRACES_START"] = START  # what the partitions read when they are imported
+
 HOUR = timedelta(hours=1)
 T0 = datetime(2026, 3, 1, 9, tzinfo=UTC)  # the hour that most tests load
 
@@ -88,13 +91,16 @@ def trace(at: datetime = T0, /, **values: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def operational(postgres_url: str) -> Operational:
+def operational(postgres_url: str) -> Iterator[Operational]:
     """A fresh operational database."""
     name = f"test_{uuid4().hex}"
     with dbapi.connect(postgres_url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.adbc_statement.set_sql_query(f"CREATE DATABASE {name}")
         cursor.adbc_statement.execute_update()
-    return Operational(postgres_url.replace("/postgres?", f"/{name}?", 1))
+    yield Operational(postgres_url.replace("/postgres?", f"/{name}?", 1))
+    with dbapi.connect(postgres_url, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.adbc_statement.set_sql_query(f"DROP DATABASE {name} WITH (FORCE)")
+        cursor.adbc_statement.execute_update()
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def settings(tmp_path: Path, operational: Operational, monkeypatch: pytest.Monke
     environment = {
         "LLM_TRACES_STATE": str(tmp_path),
         "OPERATIONAL_DATABASE_URL": operational.url,
-        "LLM_TRACES_START": "2026-01-01-00:00",
+        "LLM_TRACES_START": START,
     }
     for name in list(os.environ):
         if name.startswith(("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_")):

@@ -110,7 +110,7 @@ def test_a_day_of_the_demo_equals_an_independent_query(
 ) -> None:
     until = START + HOURS * HOUR
     demo.add_traffic(operational.url, START, until)
-    history, _ = capture_billing(source, store)
+    history = capture_billing(source, store).history
     loader = HourLoader(database, store)
     hours = [START + HOUR * n for n in range(HOURS)]
     for number, hour in enumerate(hours):

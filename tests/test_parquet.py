@@ -20,7 +20,7 @@ from tests.conftest import T0, Operational, trace
 
 
 def extract(source: Source, store: BatchStore) -> Manifest:
-    history, _ = capture_billing(source, store)
+    history = capture_billing(source, store).history
     return extract_hour(source, store, history, T0)
 
 

@@ -29,7 +29,7 @@ class Pipeline:
         self.source, self.store, self.database = source, store, database
 
     def extract(self, hour: datetime = T0, *, allow_empty: bool = False) -> Manifest:
-        history, _ = capture_billing(self.source, self.store)
+        history = capture_billing(self.source, self.store).history
         return extract_hour(self.source, self.store, history, hour, allow_empty=allow_empty)
 
     def load(self, hour: datetime = T0) -> Manifest:
@@ -411,12 +411,30 @@ def test_of_two_versions_of_one_moment_the_one_seen_last_wins(
     operational.insert("provider_traces", trace(id="a"))
     pipeline.load()
     operational.execute("UPDATE organization_billing_details SET plan_type = 'corrected'")
-    assert capture_billing(pipeline.source, pipeline.store)[1] == 1
-    assert capture_billing(pipeline.source, pipeline.store)[1] == 0
+    assert capture_billing(pipeline.source, pipeline.store).new == 1
+    assert capture_billing(pipeline.source, pipeline.store).new == 0
     pipeline.load()
     assert pipeline.rows("billing_plan_type") == [{"billing_plan_type": "corrected"}]
     history = pipeline.store.billing_history().to_pylist()
     assert [version["plan_type"] for version in history] == ["basic", "corrected"]
+
+
+def test_a_version_without_a_date_is_set_aside_and_stops_nothing(
+    operational: Operational, pipeline: Pipeline
+) -> None:
+    operational.execute(
+        "ALTER TABLE organization_billing_details "
+        "ALTER created_at DROP NOT NULL, ALTER updated_at DROP NOT NULL"
+    )
+    operational.insert("organization_billing_details", billing("org-1", "basic", T0))
+    operational.execute(
+        "INSERT INTO organization_billing_details (organization_id, created_at, updated_at) "
+        "VALUES ('org-2', NULL, NULL)"
+    )
+    operational.insert("provider_traces", trace(id="a"), trace(id="b", organization_id="org-2"))
+    assert capture_billing(pipeline.source, pipeline.store).set_aside == ("org-2",)
+    pipeline.load()
+    assert [row["billing_match"] for row in pipeline.rows()] == ["as_of", "none"]
 
 
 def test_a_step_without_trace_in_an_empty_hour_is_an_error(

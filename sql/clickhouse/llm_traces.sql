@@ -46,3 +46,6 @@ CREATE TABLE IF NOT EXISTS {table}
 ENGINE = MergeTree
 PARTITION BY toDate(created_at)
 ORDER BY (organization_id, created_at, id)
+-- Merge column by column, always: a merge of wide rows then holds one payload column at a time.
+SETTINGS vertical_merge_algorithm_min_rows_to_activate = 1,
+    vertical_merge_algorithm_min_columns_to_activate = 1
