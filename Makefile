@@ -15,7 +15,7 @@ PY := .venv/bin/python
 
 .PHONY: help
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # One rule makes the environment; the stamp file keeps an interrupted install from counting as one.
 .venv/installed: requirements.lock pyproject.toml
@@ -40,7 +40,7 @@ lint: .venv/installed  ## ruff and the strict type checker
 
 .PHONY: test
 test: .venv/installed  ## the whole test suite
-	.venv/bin/pytest -n 2
+	.venv/bin/pytest -n 2 --dist loadgroup
 
 .PHONY: run
 run: .venv/installed  ## demo data, the last 24 full hours through Dagster, a report

@@ -33,12 +33,13 @@ from llm_trace_pipeline.checks import (
     check_batch,
     check_load,
 )
+from llm_trace_pipeline.enrich import enrich_hour
 from llm_trace_pipeline.errors import BatchError, PipelineError
-from llm_trace_pipeline.extract import HOUR, capture_billing, extract_hour
+from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import Manifest
 from llm_trace_pipeline.partitions import HOURLY
 from llm_trace_pipeline.resources import Pipeline
-from llm_trace_pipeline.settings import HOUR_FORMAT
+from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
 from llm_trace_pipeline.transform import EXAMPLES
 from llm_trace_pipeline.upsert import HourLoader
 
@@ -57,13 +58,13 @@ HourOutcome = tuple[Metadata, Sequence[Finding]]
 
 provider_traces = AssetSpec(
     "provider_traces",
-    group_name="operational_database",
+    group_name="llm_traces",
     kinds={"postgres"},
     description="Traces of LLM calls in the operational PostgreSQL, written by the agent server.",
 )
 
 
-@asset(group_name="billing", kinds={"postgres", "parquet"}, pool="billing_history")
+@asset(group_name="llm_traces", kinds={"postgres", "parquet"}, pool="billing_history")
 def billing_history(pipeline: Pipeline) -> MaterializeResult[None]:
     """Every version of an organization's billing details ever seen; one row per version."""
     captured = capture_billing(pipeline.source(), pipeline.store())
@@ -81,9 +82,18 @@ def billing_history(pipeline: Pipeline) -> MaterializeResult[None]:
 class ExtractConfig(Config):
     """Run config of ``trace_batches``."""
 
-    allow_empty: bool = Field(
+    enrich_only: bool = Field(
         default=False,
-        description="Accept an hour without traces although the source has steps of that hour.",
+        description="Write the batch anew from the old one, with billing as it is known now, "
+        "without reading the operational database.",
+    )
+    only_changed: bool = Field(
+        default=False,
+        description="Leave an hour alone whose ledger and billing are as its batch says.",
+    )
+    accept_loss: bool = Field(
+        default=False,
+        description="Take what the source has, although it lost traces that it once had.",
     )
 
 
@@ -101,15 +111,44 @@ def trace_batches(
     context: AssetExecutionContext, config: ExtractConfig, pipeline: Pipeline
 ) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
     """One immutable Parquet batch per hour; one row per LLM call, with usage and billing."""
-    source, store = pipeline.source(), pipeline.store()
-    # Also where this asset runs alone: a plan that changed an hour ago must be known to the match.
-    history = capture_billing(source, store).history
+    store = pipeline.store()
+    if config.enrich_only:
+        known = store.billing_history()
 
-    def extract(hour: datetime) -> HourOutcome:
-        manifest = extract_hour(source, store, history, hour, allow_empty=config.allow_empty)
-        return _describe_batch(manifest), check_batch(manifest)
+        def make(hour: datetime) -> Manifest:
+            return enrich_hour(store, known, hour)
+    else:
+        source = pipeline.source()
+        # Also where this asset runs alone: a plan that changed must be known to the match.
+        history = capture_billing(source, store).history
 
-    yield from _materialize_hours(context, extract)
+        def make(hour: datetime) -> Manifest:
+            return extract_hour(
+                source,
+                store,
+                history,
+                hour,
+                only_changed=config.only_changed,
+                accept_loss=config.accept_loss,
+            )
+
+    def process(hour: datetime) -> HourOutcome:
+        before = store.manifest(hour)
+        manifest = make(hour)
+        is_kept = before is not None and before.batch_id == manifest.batch_id
+        outcome = "unchanged: the batch was kept" if is_kept else "new batch"
+        return {"outcome": outcome, **_describe_batch(manifest)}, check_batch(manifest)
+
+    yield from _materialize_hours(context, process)
+
+
+class LoadConfig(Config):
+    """Run config of ``llm_traces``."""
+
+    force: bool = Field(
+        default=False,
+        description="Write an hour in any case, also where ClickHouse equals its batch already.",
+    )
 
 
 @asset(
@@ -125,7 +164,7 @@ def trace_batches(
     pool="clickhouse",
 )
 def llm_traces(
-    context: AssetExecutionContext, pipeline: Pipeline
+    context: AssetExecutionContext, config: LoadConfig, pipeline: Pipeline
 ) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
     """The ClickHouse table, exact without FINAL; one row per LLM call."""
     store = pipeline.store()
@@ -140,10 +179,14 @@ def llm_traces(
                     f"hour {hour:{HOUR_FORMAT}} has no batch; materialize trace_batches for it"
                 )
             awaiting.discard(hour)
-            result = loader.load(manifest, frozenset(awaiting))
+            result = loader.load(manifest, frozenset(awaiting), force=config.force)
             repaired = [f"{other:{HOUR_FORMAT}}" for other in result.repaired_hours]
             return (
-                {**_describe_batch(manifest), "repaired hours": repaired},
+                {
+                    "outcome": "loaded" if result.was_written else "unchanged: nothing was written",
+                    **_describe_batch(manifest),
+                    "repaired hours": repaired,
+                },
                 check_load(manifest, result),
             )
 
@@ -261,6 +304,7 @@ def _describe_batch(manifest: Manifest) -> Metadata:
         "unreadable ids": MetadataValue.json(list(manifest.unreadable_ids)),
         "soft-deleted rows": manifest.source_deleted,
         "folded rows": manifest.source_folded,
+        "erased rows": manifest.source_erased,
         "billing matches": MetadataValue.json(manifest.billing_matches),
         "tokens": MetadataValue.json(manifest.tokens),
         "batch": manifest.batch_id,

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from llm_trace_pipeline import demo
 from llm_trace_pipeline.commands import load_hours, run_command
 from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.extract import HOUR
-from llm_trace_pipeline.settings import HOUR_FORMAT, Settings, parse_hour
+from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings, parse_hour
 
 _USAGE = "make backfill FROM=2026-03-01-00:00 TO=2026-03-31-23:00 (UTC, both included)"
 

@@ -9,8 +9,8 @@ from typing import NoReturn
 from dagster import DagsterInstance
 
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.extract import HOUR
-from llm_trace_pipeline.settings import HOUR_FORMAT
+from llm_trace_pipeline.launcher import fail_abandoned_runs
+from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
 
 HOURS_PER_RUN = 24
 _RANGE = "dagster/asset_partition_range_"  # the tags by which a run knows its hours
@@ -53,6 +53,7 @@ def load_hours(hours: Sequence[datetime]) -> None:
     job = defs.resolve_job_def("hourly_llm_traces")
     failed: list[str] = []
     with DagsterInstance.get() as instance:
+        fail_abandoned_runs(instance)
         for begin in range(0, len(hours), HOURS_PER_RUN):
             run = hours[begin : begin + HOURS_PER_RUN]
             first, last = (f"{hour:{HOUR_FORMAT}}" for hour in (run[0], run[-1]))

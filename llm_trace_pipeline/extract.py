@@ -1,233 +1,22 @@
-"""From the operational PostgreSQL to one Parquet batch per hour, streamed as Arrow batches."""
+"""From the operational PostgreSQL to one Parquet batch per hour."""
 
-import json
-import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
+from pathlib import Path
 
-import adbc_driver_manager
 import pyarrow as pa
 import pyarrow.compute as pc
-from adbc_driver_postgresql import dbapi
+import pyarrow.parquet as pq
 
 from llm_trace_pipeline.billing import BillingMatcher, unseen_versions
+from llm_trace_pipeline.enrich import billing_is_stale
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.parquet import BatchStore, Manifest, Part, PartWriter, created_at_range
-from llm_trace_pipeline.settings import HOUR_FORMAT
-from llm_trace_pipeline.statements import ROOT, read_sql
-from llm_trace_pipeline.transform import EXAMPLES, Tally, transform
-
-HOUR = timedelta(hours=1)
-BATCH_BYTES = 16 * 2**20  # of one Arrow batch from PostgreSQL
-
-# Tables that a deployment may lack; an empty relation of the same columns stands in.
-OPTIONAL_TABLES = ("provider_trace_metadata", "step_metrics")
-
-_UNDEFINED = {"42P01": "table", "42703": "column"}
-
-
-class Source:
-    """The operational database, read in one read-only snapshot."""
-
-    def __init__(self, url: str, connections: int = 1) -> None:
-        """Open nothing yet.
-
-        Args:
-            url: libpq URL.
-            connections: how many connections share the reading of an hour.
-        """
-        self._url = url
-        self.connections = connections
-
-    @contextmanager
-    def session(self) -> Iterator["Session"]:
-        """Hold one connection in a read-only transaction.
-
-        Raises:
-            SourceError: the database cannot be reached.
-        """
-        try:
-            connection = dbapi.connect(self._url, autocommit=True)
-        except adbc_driver_manager.Error as error:
-            # What libpq says of a URL that it cannot parse quotes parts of it, passwords included.
-            _, is_answer, reason = str(error).partition("connection to server")
-            reason = f"connection to server{reason}" if is_answer else "it is no valid libpq URL"
-            raise SourceError(
-                f"cannot connect to OPERATIONAL_DATABASE_URL: {reason.strip()}"
-            ) from None
-        with closing(connection):
-            session = Session(connection)
-            session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            session.run("SET LOCAL TimeZone = 'UTC'")
-            session.run("SET LOCAL application_name = 'llm_trace_pipeline'")
-            yield session
-
-    @contextmanager
-    def snapshot(self) -> Iterator["Snapshot"]:
-        """Hold one snapshot of the database, seen alike by all its connections.
-
-        Raises:
-            SourceError: the database cannot be reached.
-        """
-        with ExitStack() as stack:
-            sessions = [stack.enter_context(self.session()) for _ in range(self.connections)]
-            leader, *followers = sessions
-            exported = leader.rows("SELECT pg_export_snapshot()")[0]["pg_export_snapshot"]
-            for follower in followers:
-                follower.run(f"SET TRANSACTION SNAPSHOT '{exported}'")
-            yield Snapshot(sessions)
-
-
-class Session:
-    """One connection inside its read-only transaction."""
-
-    def __init__(self, connection: dbapi.Connection) -> None:
-        """Use an open connection."""
-        self._connection = connection
-        self._cursor = connection.cursor(
-            adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}
-        )
-
-    def run(self, sql: str) -> None:
-        """Execute a statement that returns nothing."""
-        with _translated(), self._connection.cursor() as cursor:
-            cursor.adbc_statement.set_sql_query(sql)
-            cursor.adbc_statement.execute_update()
-
-    def set(self, **values: str) -> None:
-        """Set values that statements read by ``current_setting('llm_traces.<name>')``.
-
-        A bound parameter would make the driver gather the whole result in memory (862 MB for an
-        hour of 385 MB, against 155 MB): it streams by COPY, which takes none.
-        """
-        for name, value in values.items():
-            with _translated(), self._connection.cursor() as cursor:
-                cursor.execute("SELECT set_config($1, $2, false)", (f"llm_traces.{name}", value))
-                cursor.fetchall()
-
-    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """Execute a query and hand out its batches while they arrive."""
-        with _translated():
-            self._cursor.execute(sql)
-            reader = self._cursor.fetch_record_batch()
-        with closing(reader):
-            while True:
-                with _translated():
-                    try:
-                        batch = reader.read_next_batch()
-                    except StopIteration:
-                        return
-                yield batch
-
-    def table(self, sql: str) -> pa.Table:
-        """Execute a query whose result is small."""
-        with _translated():
-            self._cursor.execute(sql)
-            return self._cursor.fetch_arrow_table()
-
-    def rows(self, sql: str) -> list[dict[str, Any]]:
-        """Execute a query whose result is small; one dict per row."""
-        rows: list[dict[str, Any]] = self.table(sql).to_pylist()
-        return rows
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What the source holds of one hour; see ``sql/operational/ledger.sql``."""
-
-    rows: int
-    deleted: int
-    newest_change: datetime | None
-    source_hash: str
-
-
-_EMPTY_LEDGER = Ledger(rows=0, deleted=0, newest_change=None, source_hash="0")
-
-
-class Snapshot:
-    """Sessions that see the same state of the operational database."""
-
-    def __init__(self, sessions: Sequence[Session]) -> None:
-        """Find out which optional tables this deployment has."""
-        self._sessions = sessions
-        self.leader = sessions[0]
-        found = self.leader.rows(
-            "SELECT "
-            + ", ".join(f"to_regclass('{name}') IS NOT NULL AS {name}" for name in OPTIONAL_TABLES)
-        )[0]
-        shared = {
-            name: read_sql(f"operational/absent/{name}.sql")
-            for name in OPTIONAL_TABLES
-            if not found[name]
-        }
-        # Not materialized, so that a statement reads only the columns and the hours it asks for.
-        self._shared = "".join(f"{name} AS (\n{text}),\n" for name, text in shared.items()) + (
-            f"all_traces AS NOT MATERIALIZED (\n{read_sql('operational/all_traces.sql')}),\n"
-            f"superseded_steps AS (\n{read_sql('operational/superseded_steps.sql')})\n"
-        )
-
-    def statement(self, name: str) -> str:
-        """Return one statement of ``sql/operational`` with the relations that all of them share."""
-        return f"WITH {self._shared}{read_sql(f'operational/{name}.sql')}"
-
-    def ledger(self, start: datetime, end: datetime) -> dict[datetime, Ledger]:
-        """Return what the source holds of each hour of a window; hours without rows are absent."""
-        self.leader.set(start=start.isoformat(), end=end.isoformat())
-        return {
-            row.pop("hour"): Ledger(**row) for row in self.leader.rows(self.statement("ledger"))
-        }
-
-    def folded(self, start: datetime, end: datetime) -> list[dict[str, Any]]:
-        """Return the window's rows that give way to another row of the same id."""
-        self.leader.set(start=start.isoformat(), end=end.isoformat())
-        return self.leader.rows(self.statement("folded"))
-
-    def write_traces(
-        self,
-        hour: datetime,
-        folded: list[dict[str, Any]],
-        billing: BillingMatcher,
-        writers: Sequence[PartWriter],
-    ) -> tuple[Tally, datetime | None, datetime | None]:
-        """Stream the hour's traces through the transformation into part files.
-
-        Each session reads one slice in a thread of its own: the drivers, Arrow and the codec all
-        work outside the interpreter's lock.
-        """
-        losers = json.dumps([{"origin": row["origin"], "id": row["id"]} for row in folded])
-        sql = self.statement("traces")
-
-        def write_slice(slice_: int) -> tuple[Tally, list[datetime]]:
-            session, writer = self._sessions[slice_], writers[slice_]
-            session.set(
-                start=hour.isoformat(),
-                end=(hour + HOUR).isoformat(),
-                slices=str(len(self._sessions)),
-                slice=str(slice_),
-                folded=losers,
-            )
-            tally = Tally()
-            times: list[datetime] = []
-            with writer:
-                for source in session.batches(sql):
-                    batch, counted = transform(source, billing)
-                    writer.write(batch)
-                    tally.add(counted)
-                    times += [at for at in created_at_range(batch) if at is not None]
-                    times = [min(times), max(times)] if times else []
-            return tally, times
-
-        total = Tally()
-        all_times: list[datetime] = []
-        with ThreadPoolExecutor(len(self._sessions)) as pool:
-            for tally, times in pool.map(write_slice, range(len(self._sessions))):
-                total.add(tally)
-                all_times += times
-        return total, min(all_times, default=None), max(all_times, default=None)
+from llm_trace_pipeline.parquet import BatchStore, HourWriter, Manifest
+from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.source import EMPTY_LEDGER, Ledger, Snapshot, Source
+from llm_trace_pipeline.statements import read_sql
+from llm_trace_pipeline.transform import EXAMPLES
 
 
 @dataclass(frozen=True)
@@ -268,103 +57,114 @@ def extract_hour(
     history: pa.Table,
     hour: datetime,
     *,
-    allow_empty: bool = False,
+    only_changed: bool = False,
+    accept_loss: bool = False,
 ) -> Manifest:
     """Write one hour's batch: every trace of [hour, hour + 1 h), read in one snapshot.
 
-    A batch that is not complete is described, but does not take the place of the current one.
+    Rows that equal the current batch's leave that batch in place. A batch that is not complete is
+    described, but does not take the place of the current one.
 
     Args:
         source: the operational database.
         store: where the batch goes.
         history: the billing history to match against.
         hour: start of the hour.
-        allow_empty: accept an hour without traces although the source has steps of that hour.
+        only_changed: read no payload if the ledger and the billing are as the current batch says.
+        accept_loss: take what the source has, although it lost traces that it once had.
 
     Raises:
-        SourceError: the source lacks a table or column, or has steps but no trace of the hour.
+        SourceError: the source lacks a table or column, or traces that it must have had.
         BatchError: another process writes this hour.
     """
     billing = BillingMatcher(history)
     with store.writing(hour) as writer, source.snapshot() as snapshot:
-        ledger = snapshot.ledger(hour, hour + HOUR).get(hour, _EMPTY_LEDGER)
-        if not ledger.rows + ledger.deleted and store.manifest(hour) is None and not allow_empty:
-            _refuse_lost_traces(snapshot, hour)
+        current = store.manifest(hour)
+        ledger = snapshot.ledger(hour, hour + HOUR).get(hour, EMPTY_LEDGER)
+        if (
+            only_changed
+            and current
+            and is_of_ledger(current, ledger)
+            and store.is_intact(current)
+            and not billing_is_stale(store, current, billing)
+        ):
+            return current
+        if not (ledger.rows + ledger.deleted or current or accept_loss):
+            _refuse_steps_without_traces(snapshot, hour)
         folded = snapshot.folded(hour, hour + HOUR)
         part_writers = [writer.part_writer(stream) for stream in range(source.connections)]
-        tally, earliest, latest = snapshot.write_traces(hour, folded, billing, part_writers)
-        parts: list[Part] = [part for each in part_writers for part in each.parts]
+        tally = snapshot.write_traces(hour, folded, store.erasures(), billing, part_writers)
         manifest = Manifest(
             hour=hour,
             batch_id=writer.batch_id,
             written_at=datetime.now(UTC),
-            parts=tuple(parts),
-            rows=tally.rows,
-            distinct_ids=tally.distinct_ids,
-            tokens=tally.tokens,
-            content_hash=f"{tally.content_hash:016x}",
-            min_created_at=earliest,
-            max_created_at=latest,
-            payload_bytes=tally.payload_bytes,
+            parts=tuple(part for each in part_writers for part in each.parts),
             source_rows=ledger.rows,
             source_deleted=ledger.deleted,
             source_folded=sum(not row["is_deleted"] for row in folded),
+            source_erased=tally.erased,
             source_hash=ledger.source_hash,
             source_newest_change=ledger.newest_change,
-            unreadable=tally.unreadable,
-            unreadable_ids=tuple(tally.unreadable_ids),
-            billing_matches=tally.billing_matches,
-            organizations_without_billing=len(tally.organizations_without_billing),
-            organizations_without_billing_ids=tuple(
-                sorted(tally.organizations_without_billing)[:EXAMPLES]
-            ),
+            **tally.figures(),
         )
-        if manifest.is_complete:
-            writer.publish(manifest)
-    return manifest
+        if not manifest.is_complete:
+            return manifest
+        if current and not accept_loss:
+            _refuse_lost_traces(snapshot, store, current, writer, manifest)
+        return writer.publish(manifest)
 
 
-def _refuse_lost_traces(snapshot: Snapshot, hour: datetime) -> None:
+def is_of_ledger(manifest: Manifest, ledger: Ledger) -> bool:
+    """Whether a batch was made from what the source holds now."""
+    made_from = (manifest.source_rows, manifest.source_deleted, manifest.source_hash)
+    return made_from == (ledger.rows, ledger.deleted, ledger.source_hash)
+
+
+def lost_traces(snapshot: Snapshot, store: BatchStore, manifest: Manifest) -> set[str]:
+    """Return the ids of a batch that the source has no more, soft-deleted or moved ones apart."""
+    ids = set(_ids(store.part_paths(manifest)))
+    return ids - snapshot.present(sorted(ids))
+
+
+def _refuse_lost_traces(
+    snapshot: Snapshot,
+    store: BatchStore,
+    current: Manifest,
+    writer: HourWriter,
+    manifest: Manifest,
+) -> None:
+    """Refuse to replace a batch by one that the source lost traces for."""
+    if store.is_intact(current):
+        gone = set(_ids(store.part_paths(current))) - set(_ids(writer.paths(manifest.parts)))
+        lost = sorted(gone - snapshot.present(sorted(gone)))
+        missing, examples = len(lost), f", such as {', '.join(lost[:EXAMPLES])}"
+    else:  # its ids cannot be read; a new batch is what repairs it
+        missing, examples = current.rows - manifest.rows - manifest.source_deleted, ""
+    if missing > 0:
+        raise SourceError(
+            f"hour {manifest.hour:{HOUR_FORMAT}}: the source has {manifest.rows} traces, the batch "
+            f"{current.rows}, and {missing} of the batch's are gone from the source{examples}. "
+            "The batch is kept, and so are its rows in ClickHouse. Was the source pruned? To lose "
+            "them on purpose, materialize trace_batches with the run config accept_loss: true"
+        )
+
+
+def _refuse_steps_without_traces(snapshot: Snapshot, hour: datetime) -> None:
     """Refuse an hour in which the agent server worked but left no trace."""
     found = snapshot.leader.rows(snapshot.statement("unaccounted_steps"))[0]
-    steps, pruned = (
-        found["steps_without_trace"],
-        found["has_traces"] and not found["has_earlier_traces"],
-    )
-    if steps and not pruned:
+    was_pruned = found["has_traces"] and not found["has_earlier_traces"]
+    if found["steps_without_trace"] and not was_pruned:
         raise SourceError(
             f"hour {hour:{HOUR_FORMAT}}: provider_traces and provider_trace_metadata are empty, "
-            f"but {steps} steps of this hour have no trace. Does the agent server still write "
-            "traces to this database? If these are lost for good, load the hour with the run "
-            "config allow_empty: true"
+            f"but {found['steps_without_trace']} steps of this hour have no trace. Does the agent "
+            "server still write traces to this database? If these are lost for good, materialize "
+            "trace_batches with the run config accept_loss: true"
         )
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn the driver's errors into one line that says what is missing, and where it is named."""
-    try:
-        yield
-    except (adbc_driver_manager.Error, pa.ArrowException, OSError) as error:
-        # An error that comes with a later batch is pyarrow's, without a code.
-        code = getattr(error, "sqlstate", None)
-        message = re.sub(r"\s*Query was:.*", "", str(error), flags=re.DOTALL).strip()
-        kind = _UNDEFINED.get(code or "")
-        named = re.search(r'(?:relation|column) "?([\w.]+)"? does not exist', message)
-        if kind and named:
-            raise SourceError(
-                f"the operational database has no {kind} {named[1]}, which is read by "
-                f"{files_that_name(named[1])}: edit it there if yours is called otherwise"
-            ) from None
-        raise SourceError(f"the operational database: {message}") from None
-
-
-def files_that_name(identifier: str) -> str:
-    """Return the statements that read a table or column."""
-    bare = identifier.rpartition(".")[2]
-    files = [
-        str(path.relative_to(ROOT.parent))
-        for path in sorted((ROOT / "operational").glob("*.sql"))
-        if re.search(rf"\b{re.escape(bare)}\b", re.sub(r"--.*", "", path.read_text()))
+def _ids(paths: Sequence[Path]) -> list[str]:
+    return [
+        trace_id
+        for path in paths
+        for trace_id in pq.read_table(path, columns=["id"]).column("id").to_pylist()
     ]
-    return " and ".join(files) or "sql/operational"

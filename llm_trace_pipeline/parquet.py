@@ -9,7 +9,7 @@ import fcntl
 import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Literal, Self
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 from xxhash import xxh3_128_hexdigest
 
 from llm_trace_pipeline.billing import HISTORY_SCHEMA
+from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, PAYLOAD_COLUMNS
 from llm_trace_pipeline.settings import HOUR_FORMAT
@@ -72,6 +72,7 @@ class Manifest(BaseModel):
     source_rows: int  # stored in the source and not deleted, before folding
     source_deleted: int
     source_folded: int  # not deleted, but given way to another row of the same id
+    source_erased: int = 0  # not deleted there, but covered by an erasure
     source_hash: str
     source_newest_change: datetime | None
     unreadable: int
@@ -83,12 +84,19 @@ class Manifest(BaseModel):
     @property
     def expected_rows(self) -> int:
         """How many rows the source says the batch must have."""
-        return self.source_rows - self.source_folded
+        return self.source_rows - self.source_folded - self.source_erased
 
     @property
     def is_complete(self) -> bool:
         """Whether the batch has one row for each of those; a join can lose rows or double them."""
         return self.rows == self.distinct_ids == self.expected_rows
+
+    def has_content_of(self, other: "Manifest") -> bool:
+        """Whether both batches hold the same rows."""
+        mine, theirs = (
+            (each.rows, each.distinct_ids, each.tokens, each.content_hash) for each in (self, other)
+        )
+        return mine == theirs
 
     @property
     def bytes(self) -> int:
@@ -98,6 +106,10 @@ class Manifest(BaseModel):
 
 class _HistoryManifest(BaseModel):
     part: Part
+
+
+class _ErasureManifest(BaseModel):
+    erasures: tuple[Erasure, ...]
 
 
 class PartWriter:
@@ -214,6 +226,11 @@ class BatchStore:
                 )
         return paths
 
+    def is_intact(self, manifest: Manifest) -> bool:
+        """Whether every part of a batch is there and undamaged."""
+        folder = self._folder(manifest.hour)
+        return all(_is_intact(folder / part.name, part) for part in manifest.parts)
+
     @contextmanager
     def writing(self, hour: datetime) -> Iterator["HourWriter"]:
         """Hold the hour's folder for one new batch; what an earlier write left is removed first.
@@ -224,12 +241,46 @@ class BatchStore:
         folder = self._folder(hour)
         with _locked(folder):
             _remove_litter(folder, self._named_by(self.manifest(hour)))
-            yield HourWriter(folder)
+            yield HourWriter(self, folder)
             _remove_litter(folder, self._named_by(self.manifest(hour)))
 
     @staticmethod
     def _named_by(manifest: Manifest | None) -> set[str]:
         return {part.name for part in manifest.parts} if manifest else set()
+
+    def erasures(self) -> tuple[Erasure, ...]:
+        """Return every erasure that was recorded."""
+        try:
+            text = (self._root / "erasures" / _MANIFEST).read_bytes()
+        except FileNotFoundError:
+            return ()
+        return _ErasureManifest.model_validate_json(text).erasures
+
+    def record_erasure(self, erasure: Erasure) -> None:
+        """Keep an erasure, so that no later load brings its traces back."""
+        folder = self._root / "erasures"
+        with _locked(folder):
+            _switch_manifest(folder, _ErasureManifest(erasures=(*self.erasures(), erasure)))
+            _remove_litter(folder, set())
+
+    def hours(self) -> list[datetime]:
+        """Return the hours that have a batch, in their order."""
+        return sorted(
+            datetime.strptime(
+                f"{path.parent.parent.name} {path.parent.name}", "%Y-%m-%d %H"
+            ).replace(tzinfo=UTC)
+            for path in (self._root / "llm_traces").glob(f"*/*/{_MANIFEST}")
+        )
+
+    @contextmanager
+    def loading(self, table: str) -> Iterator[None]:
+        """Hold the right to load into a table from this store.
+
+        Raises:
+            BatchError: another process loads and did not finish in time.
+        """
+        with _locked(self._root / "loading" / table):
+            yield
 
     def billing_history(self) -> pa.Table:
         """Return every billing version ever seen: rows of ``billing.HISTORY_SCHEMA``."""
@@ -258,8 +309,9 @@ class BatchStore:
 class HourWriter:
     """Makes one new batch of an hour."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, store: BatchStore, folder: Path) -> None:
         """Write into the hour's folder, which the caller holds."""
+        self._store = store
         self._folder = folder
         self.batch_id = uuid4().hex
 
@@ -267,9 +319,22 @@ class HourWriter:
         """Return the writer of one of the streams that together make the batch."""
         return PartWriter(self._folder, f"{self.batch_id}-{stream}")
 
-    def publish(self, manifest: Manifest) -> None:
-        """Switch the hour to this batch."""
-        _switch_manifest(self._folder, manifest)
+    def paths(self, parts: Sequence[Part]) -> list[Path]:
+        """Return where part files of this hour lie."""
+        return [self._folder / part.name for part in parts]
+
+    def publish(self, manifest: Manifest) -> Manifest:
+        """Switch the hour to a batch; return the manifest that holds now.
+
+        Where the rows are those of the current batch, its files stay and the new ones are litter.
+        """
+        current = self._store.manifest(manifest.hour)
+        if current and manifest.has_content_of(current) and self._store.is_intact(current):
+            kept = {name: getattr(current, name) for name in ("batch_id", "written_at", "parts")}
+            manifest = manifest.model_copy(update=kept)
+        if manifest != current:
+            _switch_manifest(self._folder, manifest)
+        return manifest
 
 
 class HistoryWriter:
@@ -289,12 +354,6 @@ class HistoryWriter:
             self._folder, _HistoryManifest(part=_describe(path, self.history.num_rows))
         )
         _remove_litter(self._folder, {path.name})
-
-
-def created_at_range(batch: pa.RecordBatch) -> tuple[datetime | None, datetime | None]:
-    """Return the earliest and the latest created_at of a batch, None where it has no row."""
-    extremes = pc.min_max(batch.column("created_at")).as_py()
-    return extremes["min"], extremes["max"]
 
 
 def _describe(path: Path, rows: int) -> Part:

@@ -15,16 +15,10 @@ from llm_trace_pipeline.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SourceError
-from llm_trace_pipeline.extract import (
-    HOUR,
-    OPTIONAL_TABLES,
-    Session,
-    Source,
-    files_that_name,
-)
 from llm_trace_pipeline.resources import source_of
 from llm_trace_pipeline.schema import COLUMNS, Column
-from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.settings import HOUR, Settings
+from llm_trace_pipeline.source import OPTIONAL_TABLES, Session, Source, files_that_name
 from llm_trace_pipeline.statements import quote_identifier, read_sql
 
 _TRACE = (

@@ -7,9 +7,9 @@ from dagster import ConfigurableResource
 
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.demo import embedded_postgres
-from llm_trace_pipeline.extract import Source
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.source import Source
 
 
 def source_of(settings: Settings) -> Source:

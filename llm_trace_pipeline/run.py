@@ -7,11 +7,11 @@ from llm_trace_pipeline import demo
 from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, connect
 from llm_trace_pipeline.commands import closed_hours, load_hours, run_command, say
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.extract import HOUR, Source
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.preflight import check_before_first_load
 from llm_trace_pipeline.resources import source_of
-from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
+from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
+from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.statements import read_sql
 
 HOURS = 24

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from pydantic import (
 
 from llm_trace_pipeline.errors import SettingsError
 
+HOUR = timedelta(hours=1)
 HOUR_FORMAT = "%Y-%m-%d-%H:%M"  # Dagster's own key format of hourly partitions
 
 

@@ -1,6 +1,9 @@
 """From the operational database's rows to the rows of ``llm_traces``, batch by batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -40,6 +43,9 @@ class Tally:
     unreadable_ids: list[str] = field(default_factory=list)
     billing_matches: dict[str, int] = field(default_factory=dict)
     organizations_without_billing: set[str] = field(default_factory=set)
+    min_created_at: datetime | None = None
+    max_created_at: datetime | None = None
+    erased: int = 0  # rows left out because an erasure covers them
 
     def add(self, other: "Tally") -> None:
         """Add another tally to this one."""
@@ -54,11 +60,30 @@ class Tally:
         for kind, count in other.billing_matches.items():
             self.billing_matches[kind] = self.billing_matches.get(kind, 0) + count
         self.organizations_without_billing |= other.organizations_without_billing
+        self.erased += other.erased
+        earliest = (self.min_created_at, other.min_created_at)
+        latest = (self.max_created_at, other.max_created_at)
+        self.min_created_at = min((at for at in earliest if at), default=None)
+        self.max_created_at = max((at for at in latest if at), default=None)
 
-    @property
-    def distinct_ids(self) -> int:
-        """How many different ids the rows have."""
-        return len(np.unique(np.concatenate(self.id_hashes))) if self.id_hashes else 0
+    def figures(self) -> dict[str, Any]:
+        """Return what a manifest says of the rows."""
+        hashes = np.concatenate([np.empty(0, np.uint64), *self.id_hashes])
+        unbilled = sorted(self.organizations_without_billing)
+        return {
+            "rows": self.rows,
+            "distinct_ids": len(np.unique(hashes)),
+            "tokens": self.tokens,
+            "content_hash": f"{self.content_hash:016x}",
+            "min_created_at": self.min_created_at,
+            "max_created_at": self.max_created_at,
+            "payload_bytes": self.payload_bytes,
+            "unreadable": self.unreadable,
+            "unreadable_ids": tuple(self.unreadable_ids),
+            "billing_matches": self.billing_matches,
+            "organizations_without_billing": len(unbilled),
+            "organizations_without_billing_ids": tuple(unbilled[:EXAMPLES]),
+        }
 
 
 def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.RecordBatch, Tally]:
@@ -129,7 +154,7 @@ def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.Recor
         if not all(reading.is_readable for reading in readings)
         else []
     )
-    return batch, _tally(batch, unreadable)
+    return batch, tally_of(batch, unreadable)
 
 
 def _payload_hash(request: memoryview, response: memoryview) -> int:
@@ -187,7 +212,9 @@ def _first_of(values: list[str], texts: dict[str, pa.StringArray], of_step: str)
     return pc.if_else(pc.equal(own, ""), step, own)
 
 
-def _tally(batch: pa.RecordBatch, unreadable: list[str]) -> Tally:
+def tally_of(batch: pa.RecordBatch, unreadable: Sequence[str] = ()) -> Tally:
+    """Count rows of ``llm_traces``, and name those whose response could not be read."""
+    times = pc.min_max(batch.column("created_at")).as_py()
     matches = pc.value_counts(batch.column("billing_match")).to_pylist()
     unmatched = batch.column("organization_id").filter(
         pc.equal(batch.column("billing_match"), MATCH_NONE)
@@ -195,12 +222,16 @@ def _tally(batch: pa.RecordBatch, unreadable: list[str]) -> Tally:
     return Tally(
         rows=batch.num_rows,
         tokens={name: pc.sum(batch.column(name)).as_py() or 0 for name in TOKEN_COLUMNS},
-        payload_bytes=pc.sum(batch.column("request_size_bytes")).as_py()
-        + pc.sum(batch.column("response_size_bytes")).as_py(),
+        payload_bytes=sum(
+            pc.sum(batch.column(name)).as_py() or 0
+            for name in ("request_size_bytes", "response_size_bytes")
+        ),
         content_hash=sum_of_hashes(row_hashes(batch)),
         id_hashes=[hash_each(batch.column("id"))],
         unreadable=len(unreadable),
         unreadable_ids=sorted(unreadable)[:EXAMPLES],
         billing_matches={match["values"]: match["counts"] for match in matches},
         organizations_without_billing=set(unmatched.unique().to_pylist()),
+        min_created_at=times["min"],
+        max_created_at=times["max"],
     )

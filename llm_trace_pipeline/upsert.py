@@ -18,10 +18,9 @@ from typing import Any
 
 from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, HourTotals
 from llm_trace_pipeline.errors import ClickHouseError
-from llm_trace_pipeline.extract import HOUR
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.schema import TOKEN_COLUMNS
-from llm_trace_pipeline.settings import HOUR_FORMAT
+from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
 
 ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
 
@@ -40,6 +39,7 @@ class LoadResult:
     """What loading an hour did."""
 
     found: HourTotals  # what the table holds of the hour now
+    was_written: bool  # False: the hour was as its batch says already
     differences: tuple[str, ...]  # from the batch; none where all is well
     repaired_hours: tuple[datetime, ...]  # other hours of the partition, reloaded from batches
 
@@ -56,26 +56,49 @@ class HourLoader:
             f"{table}__{suffix}" for suffix in ("staging", "clone", "ready")
         )
 
-    def load(self, manifest: Manifest, awaiting: frozenset[datetime] = frozenset()) -> LoadResult:
+    def load(
+        self,
+        manifest: Manifest,
+        awaiting: frozenset[datetime] = frozenset(),
+        *,
+        force: bool = False,
+    ) -> LoadResult:
         """Make the table hold exactly the batch of the manifest's hour.
+
+        An hour that equals its batch already (rows, ids, tokens, content) is left alone.
 
         Args:
             manifest: the hour's current batch.
             awaiting: hours that the caller is about to load: they may differ from their batches.
+            force: write the hour in any case.
 
         Raises:
             BatchError: a part of the batch is missing or damaged.
             ClickHouseError: a statement failed, or another writer is in the way.
         """
+        # The pool serializes loads under Dagster; this does where two are started by hand.
+        with self._store.loading(self._table):
+            return self._load_serialized(manifest, awaiting, force=force)
+
+    def _load_serialized(
+        self, manifest: Manifest, awaiting: frozenset[datetime], *, force: bool
+    ) -> LoadResult:
         self.recover()  # before the upgrade: a journal has the columns of its day
         self._database.define_table(self._table)
-        found, partitions = self._load(manifest)
+        found = self._totals(manifest.hour)
+        is_stale = force or bool(describe_differences(manifest, found))
+        if is_stale:
+            found, partitions = self._load(manifest)
+        else:
+            window = {"start": manifest.hour, "end": manifest.hour + HOUR}
+            partitions = self._partitions(self._table, IN_WINDOW, window)
         others = self._differing_hours(partitions, manifest.hour, awaiting | {manifest.hour})
         for other in others:
             self._load(other)
         self._drop(self._staging)
         return LoadResult(
             found=found,
+            was_written=is_stale,
             differences=tuple(describe_differences(manifest, found)),
             repaired_hours=tuple(other.hour for other in others),
         )

@@ -15,9 +15,9 @@ from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline import demo
 from llm_trace_pipeline.clickhouse import Database, connect
-from llm_trace_pipeline.extract import Source
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.statements import read_sql
 
 START = "2026-01-01-00:00"

@@ -135,9 +135,9 @@ def test_an_hour_that_fails_leaves_the_others_done(
     )
     assert failure.startswith("1 of 3 hours failed")
     assert f"hour {key(T0 + HOUR)}: " in failure
-    assert "allow_empty: true" in failure
+    assert "accept_loss: true" in failure
 
-    accepted = {"ops": {"trace_batches": {"config": {"allow_empty": True}}}}
+    accepted = {"ops": {"trace_batches": {"config": {"accept_loss": True}}}}
     assert run(T0, T0 + 2 * HOUR, run_config=accepted).success
 
 

@@ -9,9 +9,10 @@ from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline import demo
 from llm_trace_pipeline.clickhouse import Database
-from llm_trace_pipeline.extract import Source, capture_billing, extract_hour
+from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.upsert import HourLoader
 from tests.conftest import HOUR, Operational
 

@@ -12,10 +12,11 @@ import pytest
 
 from llm_trace_pipeline import parquet
 from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.extract import Source, capture_billing, extract_hour
+from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.schema import ARROW_SCHEMA
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.source import Source
 from tests.conftest import T0, Operational, trace
 
 
@@ -170,7 +171,7 @@ def test_large_rows_make_row_groups_and_parts_bounded_by_bytes(
 ) -> None:
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 200_000)
     monkeypatch.setattr(parquet, "PART_BYTES", 1_000_000)
-    monkeypatch.setattr("llm_trace_pipeline.extract.BATCH_BYTES", 50_000)
+    monkeypatch.setattr("llm_trace_pipeline.source.BATCH_BYTES", 50_000)
     text = '"' + "x" * 10_000 + '"'
     operational.insert(
         "provider_traces", *(trace(id=f"{n}", request_json=text) for n in range(300))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from llm_trace_pipeline.clickhouse import Database
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.extract import Source, capture_billing, extract_hour
+from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore, Manifest
+from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.upsert import HourLoader
 from tests.conftest import HOUR, T0, Operational, trace
 
@@ -28,12 +29,12 @@ class Pipeline:
     def __init__(self, source: Source, store: BatchStore, database: Database) -> None:
         self.source, self.store, self.database = source, store, database
 
-    def extract(self, hour: datetime = T0, *, allow_empty: bool = False) -> Manifest:
+    def extract(self, hour: datetime = T0, *, accept_loss: bool = False) -> Manifest:
         history = capture_billing(self.source, self.store).history
-        return extract_hour(self.source, self.store, history, hour, allow_empty=allow_empty)
+        return extract_hour(self.source, self.store, history, hour, accept_loss=accept_loss)
 
-    def load(self, hour: datetime = T0) -> Manifest:
-        manifest = self.extract(hour)
+    def load(self, hour: datetime = T0, *, accept_loss: bool = False) -> Manifest:
+        manifest = self.extract(hour, accept_loss=accept_loss)
         assert HourLoader(self.database, self.store).load(manifest).differences == ()
         return manifest
 
@@ -134,7 +135,7 @@ def test_no_json_loses_a_row_or_stops_an_hour(
         expected[str(number)] = texts[1:3]
     if rows:
         operational.insert("provider_traces", *rows)
-    manifest = pipeline.load()
+    manifest = pipeline.load(accept_loss=True)
     found = {row["id"]: [row["request_json"], row["response_json"]] for row in pipeline.rows()}
     assert found == expected
     assert manifest.unreadable == 0
@@ -441,10 +442,10 @@ def test_a_step_without_trace_in_an_empty_hour_is_an_error(
     operational: Operational, pipeline: Pipeline
 ) -> None:
     operational.insert("steps", {"id": "step-1", "created_at": T0 + timedelta(minutes=30)})
-    with pytest.raises(SourceError, match=r"hour 2026-03-01-09:00: .*1 steps .*allow_empty"):
+    with pytest.raises(SourceError, match=r"hour 2026-03-01-09:00: .*1 steps .*accept_loss"):
         pipeline.extract()
     assert pipeline.store.manifest(T0) is None
-    assert pipeline.extract(allow_empty=True).rows == 0
+    assert pipeline.extract(accept_loss=True).rows == 0
 
 
 def no_steps(_: Operational) -> None:

@@ -20,7 +20,6 @@ from llm_trace_pipeline import demo, preflight
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.commands import run_command
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.extract import Source
 from llm_trace_pipeline.preflight import (
     Problem,
     check_before_first_load,
@@ -29,6 +28,7 @@ from llm_trace_pipeline.preflight import (
     standby_problems,
 )
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.statements import read_sql
 from tests.conftest import HOUR, T0, Operational
 

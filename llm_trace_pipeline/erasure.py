@@ -1,0 +1,43 @@
+"""Erasures: traces that were removed on request, and must not come back with the next load."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+
+class Erasure(BaseModel):
+    """What was erased: the traces of an organization, or of one of its agents, made before a time.
+
+    Later traces are kept: an organization that goes on making calls goes on being billed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    organization_id: str
+    agent_id: str | None
+    before: AwareDatetime
+    recorded_at: AwareDatetime
+
+    def covers(self, batch: pa.RecordBatch) -> pa.BooleanArray:
+        """Return which rows it covers, of a batch with organization_id, agent_id, created_at."""
+        covered = pc.and_(
+            pc.equal(batch.column("organization_id"), self.organization_id),
+            pc.less(batch.column("created_at"), _as_scalar(self.before)),
+        )
+        if self.agent_id is not None:
+            covered = pc.and_(covered, pc.equal(batch.column("agent_id"), self.agent_id))
+        return covered.fill_null(False)
+
+
+def without_erased(batch: pa.RecordBatch, erasures: Sequence[Erasure]) -> pa.RecordBatch:
+    """Return the rows that no erasure covers."""
+    for erasure in erasures:
+        batch = batch.filter(pc.invert(erasure.covers(batch)))
+    return batch
+
+
+def _as_scalar(at: datetime) -> pa.TimestampScalar:
+    return pa.scalar(at, pa.timestamp("us", tz="UTC"))

@@ -1,0 +1,182 @@
+"""The environment: every wrong value is one line that names the variable, and no secret shows."""
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from llm_trace_pipeline.errors import SettingsError
+from llm_trace_pipeline.settings import Settings
+
+SECRET = "hunter2"  # noqa: S105 -- nobody's
+URL = f"postgresql://reader:{SECRET}@db.internal/letta"
+VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
+
+WRONG = [
+    ("TRACE_BATCH_URI", "s3://bucket/traces"),
+    ("CLICKHOUSE_ENDPOINT", "clickhouse.internal:8123"),
+    ("CLICKHOUSE_ENDPOINT", "tcp://clickhouse.internal:9000"),
+    ("CLICKHOUSE_ENDPOINT", "https://"),
+    ("CLICKHOUSE_ENDPOINT", "http://[::1"),
+    ("CLICKHOUSE_ENDPOINT", f"https://default:{SECRET}@clickhouse.internal:8443"),
+    ("CLICKHOUSE_ENDPOINT", f"https://default:{SECRET}@"),
+    ("CLICKHOUSE_ENDPOINT", "chdb://relative/path"),
+    ("LLM_TRACES_START", "2026-03-01"),
+    ("LLM_TRACES_START", "2026-03-01-09:30"),
+    ("LLM_TRACES_START", "2026-02-30-00:00"),
+    ("LLM_TRACES_START", "2026-03-01T09:00:00Z"),
+    ("LLM_TRACES_START", "yesterday\nat noon"),
+    ("LLM_TRACES_SCHEDULE_MINUTE", "60"),
+    ("LLM_TRACES_SCHEDULE_MINUTE", "-1"),
+    ("LLM_TRACES_SCHEDULE_MINUTE", "ten"),
+    ("EXTRACT_CONNECTIONS", "0"),
+    ("EXTRACT_CONNECTIONS", "1.5"),
+    ("EXTRACT_CONNECTIONS", "many"),
+]
+# Whether these are right is for the file system, PostgreSQL and ClickHouse to say.
+ANY_TEXT = {
+    "LLM_TRACES_STATE",
+    "OPERATIONAL_DATABASE_URL",
+    "CLICKHOUSE_USERNAME",
+    "CLICKHOUSE_PASSWORD",
+    "CLICKHOUSE_DATABASE",
+}
+
+
+def refusal(environment: dict[str, str]) -> str:
+    """Return the message by which an environment is refused."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment(environment)
+    return str(caught.value)
+
+
+def without_ours(**values: str) -> dict[str, str]:
+    """Return this process's environment with no setting but the given ones."""
+    return {name: text for name, text in os.environ.items() if name not in VARIABLES} | values
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{n}={v}" for n, v in WRONG])
+def test_a_wrong_value_is_one_line_that_names_its_variable(name: str, value: str) -> None:
+    message = refusal({name: value})
+    assert message.startswith(f"{name}: ")
+    assert "\n" not in message
+    assert SECRET not in message
+
+
+def test_a_wrong_value_of_every_variable_is_tried() -> None:
+    assert {name for name, _ in WRONG} == VARIABLES - ANY_TEXT
+
+
+def test_a_wrong_value_beside_secrets_shows_none_of_them() -> None:
+    message = refusal(
+        {
+            "OPERATIONAL_DATABASE_URL": URL,
+            "CLICKHOUSE_PASSWORD": SECRET,
+            "LLM_TRACES_START": "2026-03-01-00:00",
+            "EXTRACT_CONNECTIONS": "many",
+        }
+    )
+    assert message.startswith("EXTRACT_CONNECTIONS: ")
+    assert SECRET not in message
+
+
+def test_secrets_do_not_show_in_the_settings_themselves() -> None:
+    settings = Settings.from_environment(
+        {
+            "OPERATIONAL_DATABASE_URL": URL,
+            "CLICKHOUSE_PASSWORD": SECRET,
+            "LLM_TRACES_START": "2026-03-01-00:00",
+        }
+    )
+    assert SECRET not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert settings.operational_database_url is not None
+    assert settings.operational_database_url.get_secret_value() == URL
+    assert settings.clickhouse_password.get_secret_value() == SECRET
+
+
+def test_a_variable_that_is_set_to_nothing_counts_as_unset() -> None:
+    assert Settings.from_environment(dict.fromkeys(VARIABLES, "")) == Settings.from_environment({})
+
+
+def test_variables_of_others_are_none_of_ours() -> None:
+    assert Settings.from_environment({"PATH": "/bin"}) == Settings.from_environment({})
+
+
+def test_without_a_database_it_is_the_demo() -> None:
+    assert Settings.from_environment({}).is_demo
+    assert not Settings.from_environment(
+        {"OPERATIONAL_DATABASE_URL": URL, "LLM_TRACES_START": "2026-03-01-00:00"}
+    ).is_demo
+
+
+def test_a_database_needs_a_first_hour() -> None:
+    message = refusal({"OPERATIONAL_DATABASE_URL": URL})
+    assert message.startswith("LLM_TRACES_START: must be set where OPERATIONAL_DATABASE_URL is")
+    assert "\n" not in message
+    assert SECRET not in message
+
+
+def test_the_first_hour_is_one_of_utc() -> None:
+    settings = Settings.from_environment({"LLM_TRACES_START": "2026-03-01-09:00"})
+    assert settings.first_hour == datetime(2026, 3, 1, 9, tzinfo=UTC)
+
+
+def test_the_embedded_stores_lie_in_the_state_folder(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"LLM_TRACES_STATE": str(tmp_path)})
+    assert settings.state_dir == tmp_path
+    assert settings.trace_batch_uri == str(tmp_path / "batches")
+    assert settings.clickhouse_endpoint == f"chdb://{tmp_path / 'clickhouse'}"
+
+
+def test_a_relative_folder_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.from_environment({"LLM_TRACES_STATE": "state", "TRACE_BATCH_URI": "traces"})
+    assert settings.clickhouse_endpoint == f"chdb://{tmp_path}/state/clickhouse"
+    assert settings.trace_batch_uri == str(tmp_path / "traces")
+
+
+def test_dagster_shows_a_wrong_first_hour_as_the_last_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import llm_trace_pipeline.definitions"],
+        env=without_ours(LLM_TRACES_START="2026-03-01"),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "llm_trace_pipeline.errors.SettingsError: LLM_TRACES_START: must be an hour such as "
+        "2026-03-01-09:00 (UTC), not '2026-03-01'"
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run"],
+        ["dev", "3000"],
+        ["backfill", "2026-03-01-00:00", "2026-03-01-01:00"],
+        ["query", "SELECT 1"],
+        ["preflight"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_ends_with_that_line_alone(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"llm_trace_pipeline.{command[0]}", *command[1:]],
+        env=without_ours(LLM_TRACES_STATE=str(tmp_path), CLICKHOUSE_ENDPOINT="tcp://localhost"),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "CLICKHOUSE_ENDPOINT: must be http(s)://host:port, or chdb:///path for the embedded "
+        "engine\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,196 @@
+"""Batches without a source database, and a process that loads them until it is killed."""
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from unittest.mock import patch
+from uuid import NAMESPACE_OID, uuid5
+
+import pyarrow as pa
+from xxhash import xxh3_64_intdigest
+
+from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, HourTotals, connect
+from llm_trace_pipeline.parquet import BatchStore, Manifest
+from llm_trace_pipeline.schema import ARROW_SCHEMA, TOKEN_COLUMNS
+from llm_trace_pipeline.settings import HOUR, Settings
+from llm_trace_pipeline.transform import tally_of
+from llm_trace_pipeline.upsert import HourLoader, describe_differences
+
+TABLE = "llm_traces"
+READY = "llm_traces__ready"
+T0 = datetime(2026, 3, 1, tzinfo=UTC)
+KILLED_HOURS = [T0 + number * HOUR for number in (0, 1, 2, 3, 12, 13, 22, 23)]
+NOTHING = HourTotals(0, 0, dict.fromkeys(TOKEN_COLUMNS, 0), f"{0:016x}")
+
+# Blocks of a few rows, so that an hour becomes several parts, as a large one does.
+_SMALL_BLOCKS = {"min_insert_block_size_bytes": 1, "input_format_parquet_max_block_size": 16}
+
+Row = dict[str, Any]
+
+
+def make_rows(hour: datetime, count: int, version: int = 1) -> list[Row]:
+    """Return rows of an hour, sorted as the tests read them back.
+
+    The first lies on the hour's first microsecond and the last on its last one. Another version
+    keeps the ids and the times, and differs in all that a changed hour can differ in.
+    """
+    rows: list[Row] = []
+    for number in range(count):
+        request = f'{{"messages": ["ünïcode 🦉 \\u0000 {number} {version}"]}}'
+        response = "" if number % 5 == 4 else f'{{"version": {version}}}'
+        last = number == count - 1 and count > 1
+        rows.append(
+            {
+                "id": str(uuid5(NAMESPACE_OID, f"{hour} {number}")),
+                "organization_id": f"org-{number % 3}",
+                "project_id": "" if number % 2 else "project",
+                "agent_id": f"agent-{number % 7}",
+                "agent_tags": [[], ["a"], ["a", "b\x1e", "ß"]][(number + version) % 3],
+                "run_id": f"run-{number // 4}",
+                "step_id": f"step-{number}",
+                "trace_id": "",
+                "call_type": "unknown",
+                "provider": ("openai", "anthropic")[number % 2],
+                "model": f"model-{version}",
+                "is_byok": number % 2,
+                "request_size_bytes": len(request.encode()),
+                "response_size_bytes": len(response.encode()),
+                "prompt_tokens": 10 * version + number,
+                "completion_tokens": version,
+                "total_tokens": 11 * version + number,
+                "cached_input_tokens": (None, 0, 7 + version)[number % 3],
+                "cache_write_tokens": None,
+                "reasoning_tokens": version if number % 2 else None,
+                "latency_ms": number * version,
+                "is_error": int(number % 5 == 4),
+                "error_type": "timeout" if number % 5 == 4 else "",
+                "error_message": "no 'answer'\n" if number % 5 == 4 else "",
+                "request_json": request,
+                "response_json": response,
+                "llm_config_json": '{"model": "model"}' if number % 2 else "{}",
+                "billing_plan_type": f"plan-{version}",
+                "billing_cost_source": ("quota", "credits")[number % 2],
+                "billing_customer_id": f"cus_{number % 3}",
+                "created_at": hour
+                + (HOUR - timedelta(microseconds=1) if last else number * HOUR / max(count, 1)),
+                "billing_match": "as_of",
+                "payload_hash": xxh3_64_intdigest((request + response).encode()),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["created_at"], row["id"]))
+
+
+def publish(store: BatchStore, hour: datetime, rows: list[Row]) -> Manifest:
+    """Make the rows the batch of the hour, in two part files where there are enough of them."""
+    batch = pa.RecordBatch.from_pylist(rows, ARROW_SCHEMA)
+    half = len(rows) // 2
+    with store.writing(hour) as writer:
+        parts = []
+        for stream, piece in enumerate((batch[:half], batch[half:])):
+            with writer.part_writer(stream) as part_writer:
+                if piece.num_rows:
+                    part_writer.write(piece)
+            parts += part_writer.parts
+        manifest = Manifest(
+            hour=hour,
+            batch_id=writer.batch_id,
+            written_at=datetime.now(UTC),
+            parts=tuple(parts),
+            source_rows=len(rows),
+            source_deleted=0,
+            source_folded=0,
+            source_hash="0",
+            source_newest_change=None,
+            **tally_of(batch).figures(),
+        )
+        return writer.publish(manifest)
+
+
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """Insert in blocks of a few rows."""
+    execute = Database.execute
+
+    def inserting(self: Database, sql: str, *arguments: Any) -> None:
+        if sql.startswith("INSERT INTO"):
+            parameters, settings = arguments
+            arguments = (parameters, {**settings, **_SMALL_BLOCKS})
+        execute(self, sql, *arguments)
+
+    with patch.object(Database, "execute", inserting):
+        yield
+
+
+def differing_hours(database: Database, store: BatchStore) -> list[str]:
+    """Return which of the day's hours the table does not hold exactly, and what differs."""
+    found = database.hour_totals(
+        TABLE, IN_WINDOW, {"start": T0, "end": T0 + 24 * HOUR}, with_content_hash=True
+    )
+    return [
+        f"{hour} {differences}"
+        for hour in (T0 + number * HOUR for number in range(24))
+        if (manifest := store.manifest(hour))
+        and (differences := describe_differences(manifest, found.get(hour, NOTHING)))
+    ]
+
+
+def left_over_tables(database: Database) -> list[str]:
+    """Return the tables of an upsert that are still there."""
+    tables = database.rows(
+        "SELECT name FROM system.tables WHERE name LIKE {name:String}", {"name": f"{TABLE}\\_\\_%"}
+    )
+    return [table["name"] for table in tables]
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def load_until_killed(state: str, seed: int) -> None:
+    """Load hours again and again; say so before each REPLACE PARTITION.
+
+    First report, as one line of JSON, what the process before has left behind, and whether one
+    load of any hour made every hour of the partition exact again.
+    """
+    settings = Settings.from_environment({"LLM_TRACES_STATE": state})
+    store = BatchStore(settings.trace_batch_uri)
+    chance = random.Random(seed)  # noqa: S311
+    sys.stdin.readline()
+    with connect(settings) as database, small_blocks():
+        loader = HourLoader(database, store)
+        report: dict[str, Any] = {
+            "journal": database.has_table(READY),
+            "doubled": database.rows(f"SELECT count() - uniqExact(id) AS rows FROM {TABLE}")[0][
+                "rows"
+            ],
+        }
+        manifest = store.manifest(chance.choice(KILLED_HOURS))
+        assert manifest
+        # As it is after a kill, an hour is mostly as its batch says already.
+        result = loader.load(manifest, force=chance.random() < 0.5)
+        report["repaired"] = len(result.repaired_hours)
+        report["wrong"] = differing_hours(database, store)
+        report["left_over"] = left_over_tables(database)
+        _say(json.dumps(report))
+
+        execute = Database.execute
+
+        def announce(self: Database, sql: str, *arguments: Any) -> None:
+            if "REPLACE PARTITION" in sql:
+                _say("about to replace")
+            execute(self, sql, *arguments)
+
+        with patch.object(Database, "execute", announce):
+            while True:
+                hour = chance.choice(KILLED_HOURS)
+                rows = make_rows(hour, chance.choice((0, 1, 30, 40, 50)), chance.randint(1, 9))
+                loader.load(publish(store, hour, rows))
+
+
+if __name__ == "__main__":
+    load_until_killed(sys.argv[1], int(sys.argv[2]))
