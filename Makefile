@@ -58,6 +58,10 @@ screenshot: .venv/installed  ## take docs/ui.png from the real UI
 backfill: .venv/installed  ## load a range of hours: FROM=2026-03-01-00:00 TO=2026-03-31-23:00
 	@$(PY) -m llm_trace_pipeline.backfill "$(FROM)" "$(TO)"
 
+.PHONY: restore
+restore: .venv/installed  ## rebuild ClickHouse from the Parquet batches alone: FROM=… TO=…
+	@$(PY) -m llm_trace_pipeline.backfill --from-batches "$(FROM)" "$(TO)"
+
 .PHONY: sql
 sql: .venv/installed  ## one statement on ClickHouse: Q="SELECT count() FROM llm_traces"
 	@$(PY) -m llm_trace_pipeline.query "$$Q"

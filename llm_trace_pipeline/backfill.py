@@ -1,6 +1,6 @@
-"""``make backfill FROM=… TO=…``: load a range of hours, both ends included, through Dagster."""
+"""``make backfill``, ``make restore``: load a range of hours through Dagster, both ends included."""
 
-import sys
+import argparse
 from datetime import UTC, datetime
 
 from llm_trace_pipeline import demo
@@ -8,7 +8,7 @@ from llm_trace_pipeline.commands import load_hours, run_command
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings, parse_hour
 
-_USAGE = "make backfill FROM=2026-03-01-00:00 TO=2026-03-31-23:00 (UTC, both included)"
+_USAGE = "FROM=2026-03-01-00:00 TO=2026-03-31-23:00 (UTC, both included)"
 
 
 def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:
@@ -17,10 +17,12 @@ def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:
     Raises:
         SettingsError: the range is empty, begins before the first partition or has not ended yet.
     """
+    if not (first and last):
+        raise SettingsError(f"FROM, TO: both are needed: {_USAGE}")
     try:
         start, end = parse_hour(first), parse_hour(last)
     except ValueError as error:
-        raise SettingsError(f"FROM, TO: {error}; usage: {_USAGE}") from None
+        raise SettingsError(f"FROM, TO: {error}: {_USAGE}") from None
     earliest = settings.first_hour or demo.first_hour(settings.state_dir)
     if end < start:
         raise SettingsError(f"TO: {last} lies before FROM: {first}")
@@ -35,10 +37,18 @@ def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:
 
 
 def main() -> None:
-    """Load the hours that the two arguments span."""
-    if len(sys.argv) != 3 or not all(sys.argv[1:]):  # noqa: PLR2004 -- FROM and TO
-        raise SettingsError(f"FROM, TO: both are needed; usage: {_USAGE}")
-    load_hours(hours_between(sys.argv[1], sys.argv[2], Settings.from_environment()))
+    """Load the hours that the arguments span."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("first", help="key of the first hour")
+    parser.add_argument("last", help="key of the last hour")
+    parser.add_argument(
+        "--from-batches",
+        action="store_true",
+        help="rebuild ClickHouse from the Parquet batches, without the operational database",
+    )
+    arguments = parser.parse_args()
+    hours = hours_between(arguments.first, arguments.last, Settings.from_environment())
+    load_hours(hours, *(["llm_traces"] if arguments.from_batches else []))
 
 
 if __name__ == "__main__":

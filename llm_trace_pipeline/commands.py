@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import NoReturn
 
-from dagster import DagsterInstance
+from dagster import AssetKey, DagsterInstance
 
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.launcher import fail_abandoned_runs
@@ -38,8 +38,12 @@ def closed_hours(count: int, first: datetime) -> list[datetime]:
     return [hour for hour in hours if hour >= first]
 
 
-def load_hours(hours: Sequence[datetime]) -> None:
+def load_hours(hours: Sequence[datetime], *assets: str) -> None:
     """Load contiguous hours through Dagster, a day of hours to a run, and say how it goes.
+
+    Args:
+        hours: the hours, in their order.
+        assets: which assets to materialize; none named: all.
 
     Raises:
         PipelineError: hours failed; the message names them and the run in which they did.
@@ -61,6 +65,7 @@ def load_hours(hours: Sequence[datetime]) -> None:
                 instance=instance,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 tags={f"{_RANGE}start": first, f"{_RANGE}end": last},
+                asset_selection=[AssetKey(asset) for asset in assets] or None,
                 raise_on_error=False,
             )
             if not result.success:

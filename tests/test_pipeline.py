@@ -29,9 +29,18 @@ class Pipeline:
     def __init__(self, source: Source, store: BatchStore, database: Database) -> None:
         self.source, self.store, self.database = source, store, database
 
-    def extract(self, hour: datetime = T0, *, accept_loss: bool = False) -> Manifest:
+    def extract(
+        self, hour: datetime = T0, *, accept_loss: bool = False, only_changed: bool = False
+    ) -> Manifest:
         history = capture_billing(self.source, self.store).history
-        return extract_hour(self.source, self.store, history, hour, accept_loss=accept_loss)
+        return extract_hour(
+            self.source,
+            self.store,
+            history,
+            hour,
+            accept_loss=accept_loss,
+            only_changed=only_changed,
+        )
 
     def load(self, hour: datetime = T0, *, accept_loss: bool = False) -> Manifest:
         manifest = self.extract(hour, accept_loss=accept_loss)
