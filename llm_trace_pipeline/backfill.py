@@ -1,4 +1,4 @@
-"""``make backfill``, ``make restore``: load a range of hours through Dagster, both ends included."""
+"""``make backfill``, ``make restore``: load a range of hours, both ends included."""
 
 import argparse
 from datetime import UTC, datetime
