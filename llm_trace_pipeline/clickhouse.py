@@ -1,6 +1,7 @@
 """ClickHouse, on a server or embedded: the client, its errors, and the table's definition."""
 
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,28 +25,14 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.statements import quote_identifier, read_sql
 
 EMBEDDED_WAIT_SECONDS = 120.0
-# How much of a batch the embedded engine holds at once, in two gears. Rows are wide: with the
-# engine's million-row blocks, memory explodes. Peak of the whole process, for 50,000 rows of 7 KB
-# and for 400 of 5 MB, with the engine's own read-ahead: 1.2 and 2.8 GB; as set here: 1.1 and 1.0.
-_READ_SETTINGS = {
-    "min_insert_block_size_rows": 0,
-    "schema_inference_make_columns_nullable": 3,
-    "input_format_parquet_memory_low_watermark": 2**20,
-    "input_format_parquet_memory_high_watermark": 24 * 2**20,
-}
-_USUAL_ROWS = {
-    **_READ_SETTINGS,
-    "min_insert_block_size_bytes": 24 * 2**20,
-    "max_threads": 2,
-    "max_insert_threads": 2,
-}
-_WIDE_ROWS = {
-    **_READ_SETTINGS,
-    "min_insert_block_size_bytes": 16 * 2**20,
-    "max_threads": 1,
-    "max_insert_threads": 1,
-}
+# How much of a batch the embedded engine holds at once. Rows are wide: with the engine's own
+# million-row blocks and read-ahead, 400 rows of 5 MB took 2.8 GB; so bounded, 1.1 GB.
+_BLOCK_BYTES = 64 * 2**20
 _WIDE_ROW_BYTES = 100_000
+_BLOCK_BYTES_OF_WIDE_ROWS = 24 * 2**20
+# The engine gives freed memory back at once: 300,000 rows of 7 KB peak at 0.8 GB instead of 1.4.
+_ALLOCATOR = "dirty_decay_ms:0"
+
 # What it logs when it cannot connect is what our error says.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
@@ -136,21 +123,20 @@ class Database:
 
         Args:
             table: where the rows go.
-            paths: the files, all in one folder.
+            paths: the files.
             row_bytes: the mean size of a row's payload.
         """
-        if not paths:
-            return
         names = ", ".join(quote_identifier(column.name) for column in COLUMNS)
-        if self._is_embedded:
-            self.execute(
-                f"INSERT INTO {self.qualified(table)} ({names}) "
-                f"SELECT {names} FROM file({{paths:String}}, Parquet)",
-                {"paths": _one_pattern(paths)},
-                _WIDE_ROWS if row_bytes > _WIDE_ROW_BYTES else _USUAL_ROWS,
-            )
-            return
         for path in paths:
+            if self._is_embedded:
+                # One file at a time: the engine would read ahead in all of them at once.
+                self.execute(
+                    f"INSERT INTO {self.qualified(table)} ({names}) "
+                    f"SELECT {names} FROM file({{path:String}}, Parquet)",
+                    {"path": str(path)},
+                    _insert_settings(row_bytes),
+                )
+                continue
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
                     self._insert_arrow(table, file.read_row_group(group))
@@ -257,6 +243,8 @@ def _server_client(settings: Settings) -> Client:
 
 def _embedded_client(path: str) -> Client:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Read when the engine's library is loaded, which the first client does.
+    os.environ.setdefault("JE_MALLOC_CONF", _ALLOCATOR)
     deadline = time.monotonic() + EMBEDDED_WAIT_SECONDS
     while True:
         try:
@@ -283,7 +271,14 @@ def _translated() -> Iterator[None]:
         raise ClickHouseError(f"ClickHouse: {message}") from error
 
 
-def _one_pattern(paths: Sequence[Path]) -> str:
-    """Return the glob that stands for the files, which lie in one folder."""
-    folder = paths[0].parent
-    return f"{folder}/{{{','.join(path.name for path in paths)}}}"
+def _insert_settings(row_bytes: float) -> dict[str, Any]:
+    block_bytes = _BLOCK_BYTES_OF_WIDE_ROWS if row_bytes > _WIDE_ROW_BYTES else _BLOCK_BYTES
+    return {
+        "max_threads": 2,
+        "max_insert_threads": 2,
+        "min_insert_block_size_rows": 0,
+        "min_insert_block_size_bytes": block_bytes,
+        "input_format_parquet_memory_low_watermark": 2**20,
+        "input_format_parquet_memory_high_watermark": block_bytes,
+        "schema_inference_make_columns_nullable": 3,
+    }
