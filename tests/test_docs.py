@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from llm_trace_pipeline import demo
-from llm_trace_pipeline.assets import ExtractConfig
+from llm_trace_pipeline.assets import ExtractConfig, LoadConfig
 from llm_trace_pipeline.checks import BATCH_CHECKS, TABLE_CHECKS
 from llm_trace_pipeline.clickhouse import Database
 from llm_trace_pipeline.schema import COLUMNS
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("commands")
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "llm_trace_pipeline"
-HOURS = 4  # of the demo here, to be quick
+HOURS = 3  # of the demo here, to be quick
 PROOF = "source rows = batch rows = ClickHouse rows, in every hour"
 
 
@@ -134,7 +134,8 @@ def test_every_command_is_run_somewhere() -> None:
     for command, (file, text) in RUN_ELSEWHERE.items():
         assert command in COMMANDS
         assert text in file.read_text(encoding="utf-8")
-    assert {command.split()[1] for command in RUN_HERE} == {"run", "sql", "preflight", "backfill"}
+    targets = {command.split()[1] for command in RUN_HERE}
+    assert targets == {"run", "sql", "preflight", "backfill", "restore"}
 
 
 def test_every_make_target_exists() -> None:
@@ -176,12 +177,14 @@ def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: st
     here = re.sub(r"TO=\S+", f"TO={of_demo.key(2)}", here)
     done = of_demo.run(here)
     assert (done.returncode, done.stderr) == (0, "")
+    rows = loaded(first_run)
+    batches, table = (
+        [f"{asset}: hour {hour}: {rows[hour][0]} rows" for hour in (of_demo.key(1), of_demo.key(2))]
+        for asset in ("trace_batches", "llm_traces")
+    )
     expected = {
-        "backfill": [
-            f"{asset}: hour {of_demo.key(number)}: {loaded(first_run)[of_demo.key(number)][0]} rows"
-            for asset in ("trace_batches", "llm_traces")
-            for number in (1, 2)
-        ],
+        "backfill": [*batches, *table],
+        "restore": table,
         "preflight": ["operational database: ", "ClickHouse: OK"],
         "sql": ["model", "sum(total_tokens)"],
     }
@@ -198,7 +201,7 @@ def test_the_configuration_of_an_own_database_works(of_demo: Demo, first_run: st
     assert Settings.from_environment(dict(word.split("=", 1) for word in words)).first_hour
     mine = {
         "OPERATIONAL_DATABASE_URL": demo.embedded_postgres(of_demo.state),
-        "LLM_TRACES_START": of_demo.key(0),
+        "LLM_TRACES_START": of_demo.key(HOURS - 1),
         "CLICKHOUSE_ENDPOINT": f"chdb://{of_demo.folder}/own",
         "CLICKHOUSE_USERNAME": "default",
         "CLICKHOUSE_PASSWORD": "",
@@ -238,8 +241,8 @@ def test_no_statement_is_one_line_that_shows_how(of_demo: Demo) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "FROM, TO: both are needed; usage: make backfill FROM="),
-        ("FROM={1}", "FROM, TO: both are needed; usage: make backfill FROM="),
+        ("", "FROM, TO: both are needed"),
+        ("FROM={1}", "FROM, TO: both are needed"),
         ("FROM=2026-03-01 TO=2026-03-31", "FROM, TO: must be an hour such as "),
         ("FROM={2} TO={1}", "TO: {1} lies before FROM: {2}"),
         ("FROM={-1} TO={1}", "FROM: {-1} lies before the first partition, {0} (LLM_TRACES_START)"),
@@ -294,10 +297,11 @@ def test_the_columns_are_those_of_the_table(database: Database) -> None:
     ]
 
 
-def test_the_run_config_is_that_of_the_asset() -> None:
+def test_the_run_config_is_that_of_the_assets() -> None:
     assert [tuple(map(bare, row)) for row in rows_of_table("option")] == [
-        (name, str(field.default).lower(), field.description)
-        for name, field in ExtractConfig.model_fields.items()
+        (name, asset, str(field.default).lower(), field.description)
+        for asset, config in (("trace_batches", ExtractConfig), ("llm_traces", LoadConfig))
+        for name, field in config.model_fields.items()
     ]
 
 
