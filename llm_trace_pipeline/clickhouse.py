@@ -268,6 +268,8 @@ def _translated() -> Iterator[None]:
     except DriverError as error:
         # The engine repeats the statement and its stack; the first line says what is wrong.
         message = re.split(r"\n|\s*Stack trace:|\s*\(for url", str(error).strip())[0]
+        if cause := re.search(r"\[Errno -?\d+\] [\w ]+", message):  # of many wrapped errors
+            message = f"cannot be reached: {cause[0]}"
         raise ClickHouseError(f"ClickHouse: {message}") from error
 
 

@@ -47,11 +47,25 @@ class LoadResult:
 class HourLoader:
     """Loads hours from the batch store into one table."""
 
-    def __init__(self, database: Database, store: BatchStore, table: str = "llm_traces") -> None:
-        """Load into the table, which is made if it is missing."""
+    def __init__(
+        self,
+        database: Database,
+        store: BatchStore,
+        table: str = "llm_traces",
+        keep_from: datetime | None = None,
+    ) -> None:
+        """Load into the table, which is made if it is missing.
+
+        Args:
+            database: where the table lies.
+            store: where the batches lie.
+            table: the target.
+            keep_from: where the retention begins; earlier hours may lack what their batches hold.
+        """
         self._database = database
         self._store = store
         self._table = table
+        self._keep_from = keep_from
         self._staging, self._clone, self._ready = (
             f"{table}__{suffix}" for suffix in ("staging", "clone", "ready")
         )
@@ -245,15 +259,21 @@ class HourLoader:
     ) -> list[Manifest]:
         """Return the batches of the other hours around that the table does not equal.
 
-        Around means on the days of the partitions and of the hour. An hour is compared over all
-        partitions, since it may lie in several.
+        Around means from the first to the last day of the partitions, the hour's among them. An
+        hour is compared over all partitions, since it may lie in several. What the retention drops
+        is no difference.
         """
         rows = self._database.rows(
-            f"SELECT DISTINCT toStartOfDay(created_at, 'UTC') AS day FROM {self._name(self._table)}"
-            " WHERE _partition_id IN {partitions:Array(String)}",
+            "SELECT toStartOfDay(min(created_at), 'UTC') AS first, "
+            "toStartOfDay(max(created_at), 'UTC') AS last "
+            f"FROM {self._name(self._table)} WHERE _partition_id IN {{partitions:Array(String)}} "
+            "HAVING count() > 0",
             {"partitions": sorted(partitions)},
         )
-        days = sorted({row["day"] for row in rows} | {hour.astimezone(UTC).replace(hour=0)})
+        today = hour.astimezone(UTC).replace(hour=0)
+        first = min([today, *(row["first"] for row in rows)])
+        last = max([today, *(row["last"] for row in rows)])
+        days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
         found = self._database.hour_totals(
             self._table, IN_WINDOW, {"start": days[0], "end": days[-1] + timedelta(days=1)}
         )
@@ -261,7 +281,7 @@ class HourLoader:
             self._store.manifest(other)
             for day in days
             for other in (day + number * HOUR for number in range(24))
-            if other not in excluded
+            if other not in excluded and not (self._keep_from and other < self._keep_from)
         ]
         return [
             manifest

@@ -23,11 +23,14 @@ from llm_trace_pipeline.upsert import HourLoader, describe_differences
 TABLE = "llm_traces"
 READY = "llm_traces__ready"
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
-KILLED_HOURS = [T0 + number * HOUR for number in (0, 1, 2, 3, 12, 13, 22, 23)]
+KILLED_HOURS = [T0 + number * HOUR for number in (0, 1, 2, 12, 22, 23)]
+# Rows of an hour without a batch, in the same partition: only the journal keeps them exact.
+UNLOADED_HOUR = T0 + 6 * HOUR
+UNLOADED_ROWS = 25
 NOTHING = HourTotals(0, 0, dict.fromkeys(TOKEN_COLUMNS, 0), f"{0:016x}")
 
 # Blocks of a few rows, so that an hour becomes several parts, as a large one does.
-_SMALL_BLOCKS = {"min_insert_block_size_bytes": 1, "input_format_parquet_max_block_size": 16}
+_SMALL_BLOCKS = {"min_insert_block_size_bytes": 1, "input_format_parquet_max_block_size": 24}
 
 Row = dict[str, Any]
 
@@ -130,7 +133,12 @@ def differing_hours(database: Database, store: BatchStore) -> list[str]:
     found = database.hour_totals(
         TABLE, IN_WINDOW, {"start": T0, "end": T0 + 24 * HOUR}, with_content_hash=True
     )
-    return [
+    unloaded = database.rows(
+        f"SELECT * FROM {TABLE} WHERE {IN_WINDOW} ORDER BY created_at, id",
+        {"start": UNLOADED_HOUR, "end": UNLOADED_HOUR + HOUR},
+    )
+    is_kept = unloaded == make_rows(UNLOADED_HOUR, UNLOADED_ROWS)
+    return ([] if is_kept else [f"{UNLOADED_HOUR} holds {len(unloaded)} rows"]) + [
         f"{hour} {differences}"
         for hour in (T0 + number * HOUR for number in range(24))
         if (manifest := store.manifest(hour))
@@ -188,7 +196,9 @@ def load_until_killed(state: str, seed: int) -> None:
         with patch.object(Database, "execute", announce):
             while True:
                 hour = chance.choice(KILLED_HOURS)
-                rows = make_rows(hour, chance.choice((0, 1, 30, 40, 50)), chance.randint(1, 9))
+                rows = make_rows(
+                    hour, chance.choice((0, 1, 20, 30, 40, 50, 60, 70)), chance.randint(1, 9)
+                )
                 loader.load(publish(store, hour, rows))
 
 

@@ -3,5 +3,6 @@
 SELECT DISTINCT trace_key
 FROM all_traces
 WHERE id IN (
-    SELECT id FROM json_array_elements_text(current_setting('llm_traces.ids')::json) AS id
+    SELECT asked.id
+    FROM json_array_elements_text(current_setting('llm_traces.ids')::json) AS asked (id)
 )
