@@ -9,7 +9,7 @@ export LLM_TRACES_STATE := $(CURDIR)/.data
 export DAGSTER_DISABLE_TELEMETRY := 1
 export PYTHONUNBUFFERED := 1
 # The statement of "make sql" reaches the shell as a variable, so that its quotes are its own.
-export Q
+override export Q := $(value Q)
 
 PY := .venv/bin/python
 
@@ -41,6 +41,10 @@ lint: .venv/installed  ## ruff and the strict type checker
 .PHONY: test
 test: .venv/installed  ## the whole test suite
 	.venv/bin/pytest -n 2 --dist loadgroup
+
+.PHONY: soak
+soak: .venv/installed  ## random histories against the model (SEQUENCES=5000)
+	SOAK_SEQUENCES="$${SEQUENCES:-5000}" .venv/bin/pytest -n 2 tests/test_model.py
 
 .PHONY: run
 run: .venv/installed  ## demo data, the last 24 full hours through Dagster, a report

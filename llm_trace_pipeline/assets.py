@@ -11,6 +11,7 @@ from dagster import (
     AssetCheckEvaluation,
     AssetCheckResult,
     AssetCheckSeverity,
+    AssetCheckSpec,
     AssetExecutionContext,
     AssetMaterialization,
     AssetSpec,
@@ -39,7 +40,8 @@ from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import Manifest
 from llm_trace_pipeline.partitions import HOURLY
 from llm_trace_pipeline.resources import Pipeline
-from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.retention import line_before
+from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
 from llm_trace_pipeline.transform import EXAMPLES
 from llm_trace_pipeline.upsert import HourLoader
 
@@ -132,7 +134,12 @@ def trace_batches(
                 accept_loss=config.accept_loss,
             )
 
+    settings = Settings.from_environment()
+    kept_from = line_before(settings.batch_retention_days, datetime.now(UTC))
+
     def process(hour: datetime) -> HourOutcome:
+        if kept_from and hour < kept_from:
+            return _past_retention("no batch is kept", BATCH_CHECKS)
         before = store.manifest(hour)
         manifest = make(hour)
         is_kept = before is not None and before.batch_id == manifest.batch_id
@@ -170,10 +177,17 @@ def llm_traces(
     store = pipeline.store()
     awaiting = set(_hours(context))
     with pipeline.clickhouse() as database:
-        loader = HourLoader(database, store)
+        settings, now = Settings.from_environment(), datetime.now(UTC)
+        kept_from = line_before(settings.retention_days, now)
+        batches_kept_from = line_before(settings.batch_retention_days, now)
+        loader = HourLoader(database, store, keep_from=kept_from)
 
         def load(hour: datetime) -> HourOutcome:
+            if kept_from and hour < kept_from:
+                return _past_retention("not loaded", TABLE_CHECKS)
             manifest = store.manifest(hour)
+            if manifest is None and batches_kept_from and hour < batches_kept_from:
+                return _past_retention("no batch to load; its rows are left alone", TABLE_CHECKS)
             if manifest is None:
                 raise BatchError(
                     f"hour {hour:{HOUR_FORMAT}} has no batch; materialize trace_batches for it"
@@ -191,6 +205,12 @@ def llm_traces(
             )
 
         yield from _materialize_hours(context, load)
+
+
+def _past_retention(outcome: str, checks: Sequence[AssetCheckSpec]) -> HourOutcome:
+    """Return the outcome of an hour that is dropped, or about to be: it must not come back."""
+    metadata = {"outcome": f"past the retention: {outcome}", "rows": 0}
+    return metadata, [Finding(check.name, True, metadata) for check in checks]
 
 
 def _hours(context: AssetExecutionContext) -> list[datetime]:

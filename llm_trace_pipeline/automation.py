@@ -1,18 +1,61 @@
-"""What runs by itself: the job of an hour, and the schedule that loads each hour once it closed."""
+"""What runs by itself: each hour once it closed, the comparison of all stores, and its repairs."""
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any
 
 from dagster import (
+    AssetKey,
+    AssetSelection,
+    DagsterInstance,
     DefaultScheduleStatus,
+    DefaultSensorStatus,
+    OpExecutionContext,
+    RunRequest,
+    ScheduleDefinition,
+    ScheduleEvaluationContext,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
     build_schedule_from_partitioned_job,
     define_asset_job,
     in_process_executor,
+    job,
+    op,
+    schedule,
+    sensor,
 )
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 
 from llm_trace_pipeline.assets import billing_history, llm_traces, trace_batches
+from llm_trace_pipeline.checks import (
+    BATCH_CHECKS,
+    LLM_TRACES,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+    TABLE_CHECKS,
+    TRACE_BATCHES,
+    hours_being_loaded,
+    reconciliation,
+)
+from llm_trace_pipeline.parquet import Reconciliation
 from llm_trace_pipeline.partitions import SCHEDULE_MINUTE
+from llm_trace_pipeline.reconcile import ranges
+from llm_trace_pipeline.resources import Pipeline
+from llm_trace_pipeline.retention import apply_retention as drop_past_retention
+from llm_trace_pipeline.settings import HOUR_FORMAT, Settings, parse_hour
+
+# An hour whose billing is renewed is written anew whether anything changes or not: that costs about
+# as much as half the start-up of another run.
+_RESTATED_GAP = 2
 
 hourly_llm_traces = define_asset_job(
     "hourly_llm_traces",
-    selection=[billing_history, trace_batches, llm_traces],
+    # Assets bring all their checks along; those of all hours together are not for every load.
+    selection=AssetSelection.assets(billing_history, trace_batches, llm_traces).without_checks()
+    | AssetSelection.checks(*(spec.key for spec in (*BATCH_CHECKS, *TABLE_CHECKS))),
     # A process per step would cost seconds of start-up each.
     executor_def=in_process_executor,
     description="Load an hour: from the operational database to a Parquet batch to ClickHouse.",
@@ -25,3 +68,148 @@ hourly_llm_traces_schedule = build_schedule_from_partitioned_job(
     default_status=DefaultScheduleStatus.RUNNING,
     description="Loads the hour that closed.",
 )
+
+reconcile_hours = define_asset_job(
+    "reconcile_hours",
+    selection=AssetSelection.checks(reconciliation),
+    executor_def=in_process_executor,
+    description="Compare the hours of the last days in the source, the batches and ClickHouse.",
+)
+
+reconcile_hours_schedule = ScheduleDefinition(
+    name="reconcile_hours_schedule",
+    job=reconcile_hours,
+    cron_schedule="40 * * * *",
+    execution_timezone="UTC",
+    default_status=DefaultScheduleStatus.RUNNING,
+    description="Looks for hours that are not as they should be.",
+)
+
+
+@sensor(
+    job=hourly_llm_traces,
+    minimum_interval_seconds=60,
+    default_status=DefaultSensorStatus.RUNNING,
+    description="Loads the hours that reconcile_hours found to differ, each reconciliation once.",
+)
+def changed_hours_sensor(
+    context: SensorEvaluationContext, pipeline: Pipeline
+) -> SensorResult | SkipReason:
+    """Request the hours of the last reconciliation; no database is opened here."""
+    found = pipeline.store().reconciliation()
+    if found is None:
+        return SkipReason("reconcile_hours has not run yet")
+    if found.id == context.cursor:
+        return SkipReason(f"the reconciliation of {found.at:%Y-%m-%d %H:%M} UTC was acted on")
+    graph = context.repository_def.asset_graph if context.repository_def else None
+    # They differ again in the next reconciliation, if they still do.
+    taken = hours_being_loaded(context.instance) | _hours_of_backfills(context.instance, graph)
+    requests = requests_for(found, taken)
+    skipped = None if requests else SkipReason("nothing is to be loaded")
+    return SensorResult(run_requests=requests, skip_reason=skipped, cursor=found.id)
+
+
+def requests_for(found: Reconciliation, taken: Collection[datetime]) -> list[RunRequest]:
+    """Return the runs that put hours right.
+
+    An hour that the source lost traces of is never read from the source again. Its billing is
+    renewed, and its rows in ClickHouse are repaired: both come from its batch.
+
+    Args:
+        found: what differs.
+        taken: hours that something else is loading.
+    """
+    drifted, stale, damaged = (
+        set(hours).difference(taken) for hours in (found.drifted, found.stale, found.damaged)
+    )
+    others = set(found.loaded).difference(taken, drifted, stale, damaged)
+    return list(
+        chain(
+            (
+                _request(found, "changed", hours, {"only_changed": True})
+                for hours in ranges(drifted - set(found.pruned), others.difference(found.pruned))
+            ),
+            (
+                _request(found, "billing", hours, {"enrich_only": True})
+                for hours in ranges(stale, others, gap=_RESTATED_GAP)
+            ),
+            (_request(found, "table", hours, None) for hours in ranges(damaged, others)),
+        )
+    )
+
+
+def _request(
+    found: Reconciliation,
+    reason: str,
+    hours: tuple[datetime, datetime],
+    config: dict[str, bool] | None,
+) -> RunRequest:
+    first, last = (f"{hour:{HOUR_FORMAT}}" for hour in hours)
+    return RunRequest(
+        run_key=f"{found.id}:{reason}:{first}:{last}",
+        run_config={"ops": {TRACE_BATCHES: {"config": config}}} if config else {},
+        # None: the whole job.
+        asset_selection=None if config else [AssetKey(LLM_TRACES)],
+        tags={RANGE_START_TAG: first, RANGE_END_TAG: last, "llm_traces/reason": reason},
+    )
+
+
+def _hours_of_backfills(
+    instance: DagsterInstance, graph: BaseAssetGraph[Any] | None
+) -> set[datetime]:
+    """Return the hours that backfills have yet to load."""
+    going_on = [BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING]
+    hours: set[datetime] = set()
+    for backfill in instance.get_backfills(BulkActionsFilter(statuses=going_on)):
+        if not backfill.is_asset_backfill:
+            hours |= {parse_hour(key) for key in backfill.partition_names or ()}
+        elif graph is not None:
+            left = backfill.get_asset_backfill_data(
+                graph
+            ).get_targeted_partitions_without_materialization_status()
+            hours |= {
+                parse_hour(each.partition_key)
+                for each in left.iterate_asset_partitions()
+                if each.partition_key
+            }
+    return hours
+
+
+@op(pool="clickhouse")
+def drop_what_is_past_the_retention(context: OpExecutionContext, pipeline: Pipeline) -> None:
+    """Drop old partitions of ClickHouse and old batches, where a retention is set."""
+    with pipeline.clickhouse() as database:
+        dropped = drop_past_retention(
+            database, pipeline.store(), Settings.from_environment(), datetime.now(UTC)
+        )
+    context.add_output_metadata(
+        {
+            "dropped partitions": list(dropped.partitions),
+            "dropped batches": [f"{hour:{HOUR_FORMAT}}" for hour in dropped.hours],
+        }
+    )
+
+
+@job(
+    executor_def=in_process_executor,
+    description="Drop what is older than LLM_TRACES_RETENTION_DAYS and TRACE_BATCH_RETENTION_DAYS.",
+)
+def apply_retention() -> None:
+    """Run the one step."""
+    drop_what_is_past_the_retention()
+
+
+@schedule(
+    job=apply_retention,
+    name="apply_retention_schedule",
+    cron_schedule="40 0 * * *",  # past midnight, a day lies before the line
+    execution_timezone="UTC",
+    default_status=DefaultScheduleStatus.RUNNING,
+    description="Drops what is past the retention, once a day; nothing where none is set.",
+)
+def apply_retention_schedule(_: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+    """Ask for a run where a retention is set."""
+    settings = Settings.from_environment()
+    if settings.retention_days is None and settings.batch_retention_days is None:
+        return SkipReason("neither LLM_TRACES_RETENTION_DAYS nor TRACE_BATCH_RETENTION_DAYS is set")
+    return RunRequest()

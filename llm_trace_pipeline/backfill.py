@@ -4,7 +4,7 @@ import argparse
 from datetime import UTC, datetime
 
 from llm_trace_pipeline import demo
-from llm_trace_pipeline.commands import load_hours, run_command
+from llm_trace_pipeline.commands import load_hours, run_command, say
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings, parse_hour
 
@@ -49,6 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     hours = hours_between(arguments.first, arguments.last, Settings.from_environment())
     load_hours(hours, *(["llm_traces"] if arguments.from_batches else []))
+    say(f"{len(hours)} hours loaded")
 
 
 if __name__ == "__main__":

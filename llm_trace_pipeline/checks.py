@@ -1,13 +1,35 @@
 """The asset checks: claims about an hour, each compared exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from dagster import AssetCheckSeverity, AssetCheckSpec
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    DagsterInstance,
+    MetadataValue,
+    RunsFilter,
+    multi_asset_check,
+)
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
-from llm_trace_pipeline.parquet import Manifest
+from llm_trace_pipeline.extract import capture_billing
+from llm_trace_pipeline.parquet import Manifest, Reconciliation
+from llm_trace_pipeline.partitions import HOURLY
+from llm_trace_pipeline.reconcile import hours_to_reconcile, ranges, reconcile
+from llm_trace_pipeline.resources import Pipeline
+from llm_trace_pipeline.retention import line_before
+from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings, parse_hour
 from llm_trace_pipeline.upsert import LoadResult
+
+PARTITION_TAG = "dagster/partition"
+RANGE_START_TAG, RANGE_END_TAG = (
+    f"dagster/asset_partition_range_{bound}" for bound in ("start", "end")
+)
 
 TRACE_BATCHES, LLM_TRACES = "trace_batches", "llm_traces"
 
@@ -36,6 +58,27 @@ TABLE_CHECKS = (
         asset=LLM_TRACES,
         blocking=True,
         description="No id occurs twice in this hour.",
+    ),
+)
+# Of all hours of the last days together, by the job reconcile_hours.
+RECONCILIATION_CHECKS = (
+    AssetCheckSpec(
+        "source_matches_batches",
+        asset=TRACE_BATCHES,
+        description="Every hour's batch holds what the source holds now, with billing as it is "
+        "known now. changed_hours_sensor loads the hours that differ.",
+    ),
+    AssetCheckSpec(
+        "source_keeps_loaded_traces",
+        asset=TRACE_BATCHES,
+        description="The source still has every trace that was loaded from it. Hours in which it "
+        "lost some keep their batch and are never loaded again by themselves.",
+    ),
+    AssetCheckSpec(
+        "clickhouse_matches_batches",
+        asset=LLM_TRACES,
+        description="ClickHouse holds the rows of every batch: count, tokens and content. "
+        "changed_hours_sensor repairs the hours that differ.",
     ),
 )
 
@@ -92,3 +135,118 @@ def check_load(manifest: Manifest, result: LoadResult) -> list[Finding]:
             {"rows": result.found.rows, "distinct ids": result.found.distinct_ids},
         ),
     ]
+
+
+# Some of the checks may stay without a result, which is what can_subset says.
+@multi_asset_check(
+    name="reconciliation", specs=RECONCILIATION_CHECKS, pool="clickhouse", can_subset=True
+)
+def reconciliation(
+    context: AssetCheckExecutionContext, pipeline: Pipeline
+) -> Iterator[AssetCheckResult]:
+    """Compare the hours of the last days in the source, in the batches and in ClickHouse."""
+    if hours_of_run(context.run.tags):
+        # Dagster adds the checks of an asset to what is materialized by hand; an hour's load has
+        # checks of its own.
+        context.log.info("Left to the job reconcile_hours.")
+        return
+    store, source = pipeline.store(), pipeline.source()
+    history = capture_billing(source, store).history
+    settings, now = Settings.from_environment(), datetime.now(UTC)
+    lines = (
+        line_before(days, now) for days in (settings.retention_days, settings.batch_retention_days)
+    )
+    start = datetime.fromtimestamp(HOURLY.start.timestamp(), UTC)
+    first = max([start, *(line for line in lines if line)])
+    hours = hours_to_reconcile(store, first, settings.reconcile_days, now)
+    loading = hours_being_loaded(context.instance)
+    found = reconcile(source, store, pipeline.clickhouse, hours, history)
+    found = without_hours(found, loading | hours_being_loaded(context.instance))
+    store.record_reconciliation(found)
+    yield from check_reconciliation(found, len(hours))
+
+
+def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
+    """Return the hours that a run loads, as its tags tell."""
+    if key := tags.get(PARTITION_TAG):
+        return [parse_hour(key)]
+    if RANGE_START_TAG not in tags:
+        return []
+    start, end = parse_hour(tags[RANGE_START_TAG]), parse_hour(tags[RANGE_END_TAG])
+    return [start + HOUR * n for n in range(int((end - start) / HOUR) + 1)]
+
+
+def hours_being_loaded(instance: DagsterInstance) -> set[datetime]:
+    """Return the hours of all runs that have not ended: they are about to change."""
+    runs = instance.get_runs(RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    return {hour for run in runs for hour in hours_of_run(run.tags)}
+
+
+def without_hours(found: Reconciliation, hours: Collection[datetime]) -> Reconciliation:
+    """Leave hours out of a reconciliation; the next one tells about them."""
+    kept = {
+        name: tuple(hour for hour in getattr(found, name) if hour not in hours)
+        for name in ("drifted", "stale", "damaged", "pruned", "loaded")
+    }
+    differences = {hour: text for hour, text in found.differences.items() if hour not in hours}
+    return found.model_copy(update={**kept, "differences": differences})
+
+
+def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[AssetCheckResult]:
+    """Return what the checks of all hours together say."""
+    yield AssetCheckResult(
+        check_name="source_matches_batches",
+        asset_key=TRACE_BATCHES,
+        passed=not (found.drifted or found.stale),
+        severity=AssetCheckSeverity.WARN,
+        description="changed_hours_sensor loads these hours.",
+        metadata={
+            "hours compared": compared,
+            "hours that the source has other rows of": _describe(found, found.drifted),
+            "hours with billing restated since": _describe(found, found.stale),
+        },
+    )
+    yield AssetCheckResult(
+        check_name="source_keeps_loaded_traces",
+        asset_key=TRACE_BATCHES,
+        passed=not found.pruned,
+        severity=AssetCheckSeverity.WARN,
+        description="Their batches and their rows in ClickHouse are kept. To lose these traces on "
+        "purpose, materialize trace_batches with the run config accept_loss: true.",
+        metadata={
+            "hours compared": compared,
+            "hours that the source lost traces of": _describe(found, found.pruned),
+        },
+    )
+    yield AssetCheckResult(
+        check_name="clickhouse_matches_batches",
+        asset_key=LLM_TRACES,
+        passed=not found.damaged,
+        severity=AssetCheckSeverity.ERROR,
+        description="changed_hours_sensor repairs these hours; so does the command.",
+        metadata={
+            "hours compared": compared,
+            "hours that differ": _describe(found, found.damaged),
+            "repair": MetadataValue.json(repair_commands(found)),
+        },
+    )
+
+
+def repair_commands(found: Reconciliation) -> list[str]:
+    """Return what makes ClickHouse hold its batches again."""
+    # A backfill reads the source first, and refuses an hour that the source lost traces of.
+    from_source = set(found.damaged).difference(found.pruned)
+    from_batch = set(found.damaged).intersection(found.pruned)
+    return [
+        f"make backfill FROM={first:{HOUR_FORMAT}} TO={last:{HOUR_FORMAT}}"
+        for first, last in ranges(from_source, set(found.loaded).difference(found.pruned))
+    ] + [
+        f"materialize llm_traces alone, {first:{HOUR_FORMAT}} to {last:{HOUR_FORMAT}}"
+        for first, last in ranges(from_batch, found.loaded)
+    ]
+
+
+def _describe(found: Reconciliation, hours: Collection[datetime]) -> MetadataValue[Any]:
+    return MetadataValue.json(
+        {f"{hour:{HOUR_FORMAT}}": list(found.differences.get(hour, ())) for hour in hours}
+    )

@@ -3,13 +3,24 @@
 from dagster import Definitions, in_process_executor
 
 from llm_trace_pipeline.assets import billing_history, llm_traces, provider_traces, trace_batches
-from llm_trace_pipeline.automation import hourly_llm_traces, hourly_llm_traces_schedule
+from llm_trace_pipeline.automation import (
+    apply_retention,
+    apply_retention_schedule,
+    changed_hours_sensor,
+    hourly_llm_traces,
+    hourly_llm_traces_schedule,
+    reconcile_hours,
+    reconcile_hours_schedule,
+)
+from llm_trace_pipeline.checks import reconciliation
 from llm_trace_pipeline.resources import Pipeline
 
 defs = Definitions(
     assets=[provider_traces, billing_history, trace_batches, llm_traces],
-    jobs=[hourly_llm_traces],
-    schedules=[hourly_llm_traces_schedule],
+    asset_checks=[reconciliation],
+    jobs=[hourly_llm_traces, reconcile_hours, apply_retention],
+    schedules=[hourly_llm_traces_schedule, reconcile_hours_schedule, apply_retention_schedule],
+    sensors=[changed_hours_sensor],
     resources={"pipeline": Pipeline()},
     executor=in_process_executor,
 )

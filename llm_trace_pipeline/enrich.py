@@ -1,6 +1,5 @@
 """Billing anew: a batch from the old batch, where a plan came to be known or was restated later."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -44,7 +43,7 @@ def enrich_hour(store: BatchStore, history: pa.Table, hour: datetime) -> Manifes
             )
         tally = Tally()
         with writer.part_writer(0) as parts:
-            for rows in _row_groups(store, current):
+            for rows in store.row_groups(current):
                 batch = rematched(rows, billing)
                 parts.write(batch)
                 tally.add(tally_of(batch))
@@ -77,10 +76,3 @@ def rematched(rows: pa.RecordBatch, billing: BillingMatcher) -> pa.RecordBatch:
             position, rows.schema.field(position), pc.if_else(is_own, rows.column(name), column)
         )
     return rows
-
-
-def _row_groups(store: BatchStore, manifest: Manifest) -> Iterator[pa.RecordBatch]:
-    for path in store.part_paths(manifest):
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                yield from file.read_row_group(group).combine_chunks().to_batches()

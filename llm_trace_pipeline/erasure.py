@@ -31,6 +31,14 @@ class Erasure(BaseModel):
             covered = pc.and_(covered, pc.equal(batch.column("agent_id"), self.agent_id))
         return covered.fill_null(False)
 
+    def includes(self, other: "Erasure") -> bool:
+        """Whether it covers every trace that the other one covers."""
+        return (
+            self.organization_id == other.organization_id
+            and self.agent_id in (None, other.agent_id)
+            and self.before >= other.before
+        )
+
 
 def without_erased(batch: pa.RecordBatch, erasures: Sequence[Erasure]) -> pa.RecordBatch:
     """Return the rows that no erasure covers."""

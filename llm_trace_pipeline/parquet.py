@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 from xxhash import xxh3_128_hexdigest
 
 from llm_trace_pipeline.billing import HISTORY_SCHEMA
@@ -30,9 +30,10 @@ from llm_trace_pipeline.settings import HOUR_FORMAT
 
 ROW_GROUP_BYTES = 32 * 2**20  # of Arrow data: bounds the memory of writer and reader alike
 PART_BYTES = 512 * 2**20
-LOCK_SECONDS = 60.0
+LOCK_SECONDS = 600.0  # the largest hour is written, or loaded, in less
 
 _MANIFEST = "manifest.json"
+_RECONCILIATION = "reconciliation.json"
 _DICTIONARY_COLUMNS = [
     f"{column.name}.list.element" if pa.types.is_list(column.arrow_type) else column.name
     for column in COLUMNS
@@ -110,6 +111,21 @@ class _HistoryManifest(BaseModel):
 
 class _ErasureManifest(BaseModel):
     erasures: tuple[Erasure, ...]
+
+
+class Reconciliation(BaseModel):
+    """Which hours were not as they should be when all stores were compared; see reconcile.py."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    at: AwareDatetime
+    drifted: tuple[AwareDatetime, ...] = ()  # the source has other rows than the batch was made of
+    stale: tuple[AwareDatetime, ...] = ()  # the batch holds billing that was restated since
+    damaged: tuple[AwareDatetime, ...] = ()  # ClickHouse holds other rows than the batch
+    pruned: tuple[AwareDatetime, ...] = ()  # the source lost traces that the batch holds
+    loaded: tuple[AwareDatetime, ...] = ()  # every hour compared that has a batch
+    differences: dict[AwareDatetime, tuple[str, ...]] = {}
 
 
 class PartWriter:
@@ -226,6 +242,39 @@ class BatchStore:
                 )
         return paths
 
+    def row_groups(
+        self, manifest: Manifest, columns: list[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Hand out the rows of a batch, one row group at a time; all columns where none are named.
+
+        Raises:
+            BatchError: a part is missing or damaged.
+        """
+        for path in self.part_paths(manifest):
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.read_row_group(group, columns=columns)
+                    yield from rows.combine_chunks().to_batches()
+
+    def column_batches(
+        self, manifest: Manifest, columns: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Hand out some columns of a batch; only they are read, and no checksum is compared.
+
+        Raises:
+            BatchError: a part is missing or cannot be read.
+        """
+        for part in manifest.parts:
+            path = self._folder(manifest.hour) / part.name
+            try:
+                with pq.ParquetFile(path) as file:
+                    yield from file.iter_batches(columns=list(columns))
+            except (OSError, pa.ArrowException) as error:
+                raise BatchError(
+                    f"hour {manifest.hour:{HOUR_FORMAT}}: part {path} cannot be read ({error}); "
+                    "materialize trace_batches for this hour again"
+                ) from None
+
     def is_intact(self, manifest: Manifest) -> bool:
         """Whether every part of a batch is there and undamaged."""
         folder = self._folder(manifest.hour)
@@ -241,8 +290,21 @@ class BatchStore:
         folder = self._folder(hour)
         with _locked(folder):
             _remove_litter(folder, self._named_by(self.manifest(hour)))
-            yield HourWriter(self, folder)
-            _remove_litter(folder, self._named_by(self.manifest(hour)))
+            try:
+                yield HourWriter(self, folder)
+            finally:  # a batch that was refused is litter too
+                _remove_litter(folder, self._named_by(self.manifest(hour)))
+
+    def remove(self, hour: datetime) -> None:
+        """Remove an hour's batch: its manifest first, so that no reader finds half of it."""
+        folder = self._folder(hour)
+        with _locked(folder):
+            (folder / _MANIFEST).unlink(missing_ok=True)
+            _sync(folder)
+            _remove_litter(folder, set())
+            folder.rmdir()
+        with suppress(OSError):  # other hours of the day are kept
+            folder.parent.rmdir()
 
     @staticmethod
     def _named_by(manifest: Manifest | None) -> set[str]:
@@ -263,13 +325,38 @@ class BatchStore:
             _switch_manifest(folder, _ErasureManifest(erasures=(*self.erasures(), erasure)))
             _remove_litter(folder, set())
 
+    def reconciliation(self) -> Reconciliation | None:
+        """Return the result of the last reconciliation, None where there was none.
+
+        Raises:
+            BatchError: what was stored is damaged.
+        """
+        path = self._root / _RECONCILIATION
+        try:
+            return Reconciliation.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise BatchError(
+                f"{path} is damaged ({error}); remove it: the next run of reconcile_hours makes it"
+            ) from None
+
+    def record_reconciliation(self, reconciliation: Reconciliation) -> None:
+        """Keep what a reconciliation found, for the sensor that requests the hours."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        for path in self._root.glob(f"{_RECONCILIATION}.*"):  # of a write that was cut
+            path.unlink()
+        _switch(self._root / _RECONCILIATION, reconciliation)
+
     def hours(self) -> list[datetime]:
         """Return the hours that have a batch, in their order."""
+        return [hour for hour in self.begun_hours() if (self._folder(hour) / _MANIFEST).exists()]
+
+    def begun_hours(self) -> list[datetime]:
+        """Return the hours that have a folder: also those whose first batch is being written."""
         return sorted(
-            datetime.strptime(
-                f"{path.parent.parent.name} {path.parent.name}", "%Y-%m-%d %H"
-            ).replace(tzinfo=UTC)
-            for path in (self._root / "llm_traces").glob(f"*/*/{_MANIFEST}")
+            datetime.strptime(f"{path.parent.name} {path.name}", "%Y-%m-%d %H").replace(tzinfo=UTC)
+            for path in (self._root / "llm_traces").glob("????-??-??/??")
         )
 
     @contextmanager
@@ -376,13 +463,18 @@ def _is_intact(path: Path, part: Part) -> bool:
 
 
 def _switch_manifest(folder: Path, manifest: BaseModel) -> None:
-    temporary = folder / f"{_MANIFEST}.{uuid4().hex}"
+    _switch(folder / _MANIFEST, manifest)
+
+
+def _switch(path: Path, content: BaseModel) -> None:
+    """Make a file hold this content, in one atomic step."""
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(manifest.model_dump_json(indent=1) + "\n")
+        file.write(content.model_dump_json(indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(folder / _MANIFEST)
-    _sync(folder)
+    temporary.replace(path)
+    _sync(path.parent)
 
 
 def _remove_litter(folder: Path, named: set[str]) -> None:

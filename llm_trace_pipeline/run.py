@@ -20,7 +20,7 @@ _NEXT = """
 What next
   make dev              the Dagster UI on http://localhost:3000, with the hourly schedule running
   make sql Q="SELECT model, count() FROM llm_traces GROUP BY model ORDER BY 2 DESC LIMIT 10"
-  make backfill FROM=2026-03-01-00:00 TO=2026-03-31-23:00
+  make backfill FROM={first} TO={last}
 Your own data: set OPERATIONAL_DATABASE_URL (PostgreSQL), LLM_TRACES_START (the first hour) and
 CLICKHOUSE_ENDPOINT, CLICKHOUSE_USERNAME, CLICKHOUSE_PASSWORD; then make preflight, make run."""
 
@@ -38,7 +38,7 @@ def main() -> None:
     say(f"Loading {len(hours)} hours through Dagster")
     load_hours(hours)
     print_report(settings, hours)
-    say(_NEXT)
+    say(_NEXT.format(first=f"{first:{HOUR_FORMAT}}", last=f"{hours[0]:{HOUR_FORMAT}}"))
 
 
 def _add_demo_traffic(settings: Settings) -> None:

@@ -51,9 +51,13 @@ def _local_folder(value: str) -> str:
 
 def _clickhouse_endpoint(value: str) -> str:
     url = urlsplit(value)
-    if url.scheme in ("http", "https") and url.hostname:
-        if url.username or url.password:
-            raise ValueError("must not hold credentials; they go into CLICKHOUSE_USERNAME/PASSWORD")
+    if url.username or url.password:
+        raise ValueError("must not hold credentials; they go into CLICKHOUSE_USERNAME/PASSWORD")
+    try:
+        is_server = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:  # the port is no number
+        is_server = False
+    if is_server and not (url.path.strip("/") or url.query or url.fragment):
         return value
     if url.scheme == "chdb" and not url.netloc and url.path.startswith("/"):
         return value
@@ -90,6 +94,24 @@ class Settings(BaseModel):
         description="First hour that can be loaded; unset: the demo's first hour.",
     )
     schedule_minute: int = Field(default=10, ge=0, le=59, alias="LLM_TRACES_SCHEDULE_MINUTE")
+    reconcile_days: int = Field(
+        default=7,
+        ge=1,
+        alias="LLM_TRACES_RECONCILE_DAYS",
+        description="How far back hours are compared with the source and with ClickHouse.",
+    )
+    retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        alias="LLM_TRACES_RETENTION_DAYS",
+        description="Days that ClickHouse keeps traces, whole UTC days; unset: for ever.",
+    )
+    batch_retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        alias="TRACE_BATCH_RETENTION_DAYS",
+        description="Days that batches are kept, whole UTC days; unset: for ever.",
+    )
     extract_connections: int = Field(default=2, ge=1, le=64, alias="EXTRACT_CONNECTIONS")
 
     @model_validator(mode="before")
@@ -97,11 +119,10 @@ class Settings(BaseModel):
     def _embedded_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         state = Path(values.get("LLM_TRACES_STATE") or ".data").absolute()
         embedded = {
-            "LLM_TRACES_STATE": state,
             "TRACE_BATCH_URI": str(state / "batches"),
             "CLICKHOUSE_ENDPOINT": f"chdb://{state / 'clickhouse'}",
         }
-        return {**embedded, **values}
+        return {**embedded, **values, "LLM_TRACES_STATE": state}
 
     @model_validator(mode="after")
     def _start_is_known(self) -> Self:

@@ -16,7 +16,7 @@ import pytest
 
 from llm_trace_pipeline import demo
 from llm_trace_pipeline.assets import ExtractConfig, LoadConfig
-from llm_trace_pipeline.checks import BATCH_CHECKS, TABLE_CHECKS
+from llm_trace_pipeline.checks import BATCH_CHECKS, RECONCILIATION_CHECKS, TABLE_CHECKS
 from llm_trace_pipeline.clickhouse import Database
 from llm_trace_pipeline.schema import COLUMNS
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
@@ -62,6 +62,12 @@ RUN_HERE = [
 ]
 
 
+def name_of(command: str) -> str:
+    """Return the make target, or the module's last name."""
+    words = command.split()
+    return words[1] if words[0] == "make" else words[2].rpartition(".")[2]
+
+
 class Demo:
     """A demo that began a few hours ago, used as the README says, from another folder."""
 
@@ -77,7 +83,10 @@ class Demo:
         """Run a command of the README in a shell."""
         words = ["make", "-C", str(ROOT), "--no-print-directory"]
         words.append(f"LLM_TRACES_STATE={self.state}")
-        assert command.startswith("make ")
+        if command.startswith("make "):
+            command = f"{shlex.join(words)} {command.removeprefix('make ')}"
+        else:
+            environment["LLM_TRACES_STATE"] = str(self.state)
         ours = {str(field.alias) for field in Settings.model_fields.values()}
         inherited = {
             name: text
@@ -85,8 +94,8 @@ class Demo:
             if name not in ours and not name.startswith(("MAKE", "MFLAGS"))  # of "make test"
         }
         return subprocess.run(
-            ["bash", "-c", f"{shlex.join(words)} {command.removeprefix('make ')}"],
-            cwd=self.folder,
+            ["bash", "-c", command],
+            cwd=self.folder if command.startswith("make ") else ROOT,
             env=inherited | environment,
             check=False,
             capture_output=True,
@@ -134,8 +143,14 @@ def test_every_command_is_run_somewhere() -> None:
     for command, (file, text) in RUN_ELSEWHERE.items():
         assert command in COMMANDS
         assert text in file.read_text(encoding="utf-8")
-    targets = {command.split()[1] for command in RUN_HERE}
-    assert targets == {"run", "sql", "preflight", "backfill", "restore"}
+    assert set(map(name_of, RUN_HERE)) == {
+        "run",
+        "sql",
+        "preflight",
+        "backfill",
+        "restore",
+        "erase",
+    }
 
 
 def test_every_make_target_exists() -> None:
@@ -170,7 +185,7 @@ def test_run_again_changes_nothing(of_demo: Demo, first_run: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [line for line in RUN_HERE if line != "make run"],
-    ids=lambda command: " ".join(command.split()[:2]),
+    ids=name_of,
 )
 def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: str) -> None:
     here = re.sub(r"FROM=\S+", f"FROM={of_demo.key(1)}", command)
@@ -187,8 +202,9 @@ def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: st
         "restore": table,
         "preflight": ["operational database: ", "ClickHouse: OK"],
         "sql": ["model", "sum(total_tokens)"],
+        "erase": ["ClickHouse: 0 traces in 0 hours", "Dry run: nothing was changed."],
     }
-    for text in expected[command.split()[1]]:
+    for text in expected[name_of(command)]:
         assert text in done.stdout
 
 
@@ -313,7 +329,7 @@ def test_the_checks_are_those_of_the_assets() -> None:
             "yes" if spec.blocking else "no",
             spec.description,
         )
-        for spec in (*BATCH_CHECKS, *TABLE_CHECKS)
+        for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *RECONCILIATION_CHECKS)
     ]
 
 
@@ -350,7 +366,7 @@ def test_the_layout_names_every_module() -> None:
 
 
 def test_every_file_that_is_linked_or_named_exists() -> None:
-    named = re.findall(r"\]\(([^):]+)\)", README) + re.findall(r"`(sql/[\w/]+\.sql)`", README)
+    named = re.findall(r"\]\(([^):#]+)\)", README) + re.findall(r"`(sql/[\w/]+\.sql)`", README)
     assert named
     for path in named:
         assert (ROOT / path).exists(), path

@@ -17,6 +17,11 @@ VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
 
 WRONG = [
     ("TRACE_BATCH_URI", "s3://bucket/traces"),
+    ("LLM_TRACES_RECONCILE_DAYS", "0"),
+    ("LLM_TRACES_RETENTION_DAYS", "0"),
+    ("TRACE_BATCH_RETENTION_DAYS", "a week"),
+    ("CLICKHOUSE_ENDPOINT", "http://localhost:abc"),
+    ("CLICKHOUSE_ENDPOINT", "http://localhost:8123/path"),
     ("CLICKHOUSE_ENDPOINT", "clickhouse.internal:8123"),
     ("CLICKHOUSE_ENDPOINT", "tcp://clickhouse.internal:9000"),
     ("CLICKHOUSE_ENDPOINT", "https://"),

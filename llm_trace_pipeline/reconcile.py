@@ -1,0 +1,231 @@
+"""Reconciliation: which hours the source, the batches and ClickHouse do not agree on.
+
+Nothing is repaired here, and no payload is read. What the source holds is told by its ledger, whose
+hash has every column that a load reads: ``updated_at`` is moved by application code only.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pyarrow as pa
+
+from llm_trace_pipeline.billing import BillingMatcher
+from llm_trace_pipeline.clickhouse import IN_WINDOW, Database
+from llm_trace_pipeline.enrich import rematched
+from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.extract import is_of_ledger
+from llm_trace_pipeline.parquet import BatchStore, Manifest, Reconciliation
+from llm_trace_pipeline.schema import COLUMNS
+from llm_trace_pipeline.settings import HOUR
+from llm_trace_pipeline.source import EMPTY_LEDGER, Ledger, Snapshot, Source
+from llm_trace_pipeline.upsert import HourLoader, describe_differences
+
+HOURS_PER_RANGE = 24  # as many as one run loads
+TABLE = "llm_traces"
+
+_BILLING_COLUMNS = [
+    "organization_id",
+    "created_at",
+    *(column.name for column in COLUMNS if column.name.startswith("billing_")),
+]
+
+Differences = dict[datetime, tuple[str, ...]]
+
+
+def hours_to_reconcile(
+    store: BatchStore, first: datetime, days: int, now: datetime
+) -> list[datetime]:
+    """Return the closed hours of the last days, none before the first.
+
+    The hour that closed last is left out while it has no batch: the schedule is about to load it.
+    """
+    this_hour = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    start = max(first.astimezone(UTC), this_hour - timedelta(days=days))
+    hours = [start + HOUR * n for n in range(int((this_hour - start) / HOUR))]
+    if hours and store.manifest(hours[-1]) is None:
+        hours.pop()
+    return hours
+
+
+def reconcile(
+    source: Source,
+    store: BatchStore,
+    open_database: Callable[[], AbstractContextManager[Database]],
+    hours: Sequence[datetime],
+    history: pa.Table,
+) -> Reconciliation:
+    """Compare contiguous hours of the source, of the batches and of ClickHouse.
+
+    Args:
+        source: the operational database.
+        store: where the batches lie.
+        open_database: opens ClickHouse, which is held for its own part of the work only.
+        hours: the hours to compare.
+        history: the billing history.
+
+    Raises:
+        SourceError: the operational database cannot be read.
+        ClickHouseError: ClickHouse cannot be read.
+        BatchError: a manifest is damaged.
+    """
+    at = datetime.now(UTC)
+    if not hours:
+        return Reconciliation(id=uuid4().hex, at=at)
+    manifests = {hour: found for hour in hours if (found := store.manifest(hour))}
+    drifted, pruned = compare_source(source, store, hours, manifests)
+    others = [manifest for hour, manifest in manifests.items() if hour not in drifted]
+    stale = stale_hours(store, others, history)
+    # A load from the source, or with new billing, puts the whole hour right.
+    awaiting = stale.union(drifted)
+    with open_database() as database:
+        damaged = compare_table(
+            database, store, [each for each in others if each.hour not in awaiting]
+        )
+    return Reconciliation(
+        id=uuid4().hex,
+        at=at,
+        drifted=tuple(drifted),
+        stale=tuple(sorted(stale)),
+        damaged=tuple(damaged),
+        pruned=tuple(pruned),
+        loaded=tuple(sorted(manifests)),
+        differences={**drifted, **damaged, **pruned},
+    )
+
+
+def compare_source(
+    source: Source,
+    store: BatchStore,
+    hours: Sequence[datetime],
+    manifests: dict[datetime, Manifest],
+) -> tuple[Differences, Differences]:
+    """Return the hours that drifted, and those that the source lost traces of.
+
+    Traces are lost when their ids are gone from the source: a trace that is soft-deleted, or whose
+    ``created_at`` moved to another hour, is still there.
+    """
+    drifted: Differences = {}
+    pruned: Differences = {}
+    with source.snapshot() as snapshot:
+        ledgers = snapshot.ledger(hours[0], hours[-1] + HOUR)
+        for hour in hours:
+            ledger, manifest = ledgers.get(hour, EMPTY_LEDGER), manifests.get(hour)
+            if manifest is None:
+                if ledger != EMPTY_LEDGER:
+                    drifted[hour] = (f"{ledger.rows} rows in the source, no batch",)
+            elif not is_of_ledger(manifest, ledger):
+                is_pruned = has_lost_traces(snapshot, store, manifest, ledger)
+                (pruned if is_pruned else drifted)[hour] = describe_drift(manifest, ledger)
+    return drifted, pruned
+
+
+def describe_drift(manifest: Manifest, ledger: Ledger) -> tuple[str, ...]:
+    """Return what of the source is not as when the batch was made."""
+    compared = (
+        ("source rows", ledger.rows, manifest.source_rows),
+        ("soft-deleted rows", ledger.deleted, manifest.source_deleted),
+        ("newest change", ledger.newest_change, manifest.source_newest_change),
+        ("source hash", ledger.source_hash, manifest.source_hash),
+    )
+    return tuple(f"{name} {now}, not {before}" for name, now, before in compared if now != before)
+
+
+def has_lost_traces(
+    snapshot: Snapshot, store: BatchStore, manifest: Manifest, ledger: Ledger
+) -> bool:
+    """Whether the source lost traces that a batch holds; it is asked until the first is missed.
+
+    Hours from before the oldest trace of the source cost one query. Its age says less by itself:
+    the oldest hour also becomes empty where its only trace is moved.
+    """
+    try:
+        return any(
+            len(snapshot.present(ids)) < len(ids)
+            for rows in store.column_batches(manifest, ["id"])
+            if (ids := rows.column("id").to_pylist())
+        )
+    except BatchError:  # no id can be read; loading the hour is what repairs the batch
+        return manifest.rows > ledger.rows + ledger.deleted
+
+
+def stale_hours(
+    store: BatchStore, manifests: Iterable[Manifest], history: pa.Table
+) -> set[datetime]:
+    """Return the hours whose batch holds other billing than is known now.
+
+    Hours that the source lost are among them: billing is renewed without reading the source.
+    """
+    billing = BillingMatcher(history)
+    return {manifest.hour for manifest in manifests if _is_stale(store, manifest, billing)}
+
+
+def _is_stale(store: BatchStore, manifest: Manifest, billing: BillingMatcher) -> bool:
+    # Not enrich.billing_is_stale, which compares checksums first: that reads every file whole, all
+    # payloads of all hours.
+    try:
+        return any(
+            not rematched(rows, billing).equals(rows)
+            for rows in store.column_batches(manifest, _BILLING_COLUMNS)
+        )
+    except BatchError:  # reported by whatever loads the hour
+        return False
+
+
+def compare_table(
+    database: Database, store: BatchStore, manifests: Sequence[Manifest], table: str = TABLE
+) -> Differences:
+    """Return the hours of which ClickHouse does not hold exactly what their batches say."""
+    if not manifests:
+        return {}
+    # Nobody loads meanwhile, and a swap that was cut is no damage: it is finished first.
+    with store.loading(table):
+        HourLoader(database, store, table).recover()
+        if not database.has_table(table):
+            return {manifest.hour: ("the table is missing",) for manifest in manifests}
+        database.define_table(table)
+        found = database.hour_totals(
+            table,
+            IN_WINDOW,
+            {"start": manifests[0].hour, "end": manifests[-1].hour + HOUR},
+            with_content_hash=True,
+        )
+    differences: Differences = {}
+    for manifest in manifests:
+        if totals := found.get(manifest.hour):
+            differs = tuple(describe_differences(manifest, totals))
+        else:
+            differs = (f"rows 0, not {manifest.rows}",) if manifest.rows else ()
+        if differs:
+            differences[manifest.hour] = differs
+    return differences
+
+
+def ranges(
+    wanted: Iterable[datetime],
+    coverable: Collection[datetime] = (),
+    *,
+    gap: int = HOURS_PER_RANGE,
+) -> list[tuple[datetime, datetime]]:
+    """Merge hours into ranges, as first and last hour, of at most 24 hours.
+
+    Args:
+        wanted: the hours that the ranges must cover.
+        coverable: hours that may be covered besides, where that joins two wanted ones.
+        gap: how many of those may lie between two wanted hours.
+    """
+    merged: list[tuple[datetime, datetime]] = []
+    for hour in sorted(wanted):
+        if merged:
+            first, last = merged[-1]
+            between = [last + HOUR * n for n in range(1, int((hour - last) / HOUR))]
+            if (
+                hour - first < HOURS_PER_RANGE * HOUR
+                and len(between) <= gap
+                and all(each in coverable for each in between)
+            ):
+                merged[-1] = (first, hour)
+                continue
+        merged.append((hour, hour))
+    return merged
