@@ -119,7 +119,8 @@ class BillingMatcher:
         Args:
             organization_id: the rows' final organization.
             created_at: when each call was made.
-            requested: what the trace itself carries (plan, cost source, customer), which wins.
+            requested: what the trace itself carries (plan, cost source, customer), which wins;
+                empty where none carries any.
         """
         organization = (
             pc.index_in(organization_id, self._organizations)

@@ -64,9 +64,7 @@ def enrich_hour(store: BatchStore, history: pa.Table, hour: datetime) -> Manifes
 
 def rematched(rows: pa.RecordBatch, billing: BillingMatcher) -> pa.RecordBatch:
     """Return rows of a batch with the billing that holds now; what a request carried stays."""
-    now = billing.match(
-        rows.column("organization_id"), rows.column("created_at"), [None] * rows.num_rows
-    )
+    now = billing.match(rows.column("organization_id"), rows.column("created_at"), [])
     is_own = pc.equal(rows.column("billing_match"), MATCH_REQUEST)
     for name, column in zip(
         _BILLING, (now.plan_type, now.cost_source, now.customer_id, now.match), strict=True

@@ -20,7 +20,7 @@ from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
-from llm_trace_pipeline.hashes import views
+from llm_trace_pipeline.hashes import octets
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.retention import line_before
 from llm_trace_pipeline.schema import ARROW_SCHEMA
@@ -199,8 +199,8 @@ def search(store: BatchStore, erasure: Erasure) -> Search:
         text = manifest.model_dump_json().encode()
         places = {"manifest.json": text.count(name.encode())}
         for path in store.part_paths(manifest):
-            with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as octets:
-                places[path.name] = len(re.findall(re.escape(name.encode()), octets))
+            with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                places[path.name] = len(re.findall(re.escape(name.encode()), content))
         for rows in store.row_groups(manifest, _TEXT_COLUMNS):
             for column, texts in zip(_TEXT_COLUMNS, rows.columns, strict=True):
                 values = texts.flatten() if pa.types.is_list(texts.type) else texts
@@ -309,7 +309,7 @@ class _Gone:
         if not self._current.unreadable:
             return
         for trace_id, response in zip(
-            rows.column("id").to_pylist(), views(rows.column("response_json")), strict=True
+            rows.column("id").to_pylist(), octets(rows.column("response_json")), strict=True
         ):
             is_example = trace_id in self._current.unreadable_ids
             if is_example or (response and not read_response(response).is_readable):

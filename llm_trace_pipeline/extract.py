@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,11 +13,13 @@ import pyarrow.parquet as pq
 from llm_trace_pipeline.billing import BillingMatcher, unseen_versions
 from llm_trace_pipeline.enrich import billing_is_stale
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.parquet import BatchStore, HourWriter, Manifest
+from llm_trace_pipeline.parquet import BatchStore, HourWriter, Manifest, Part
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
-from llm_trace_pipeline.source import EMPTY_LEDGER, Ledger, Snapshot, Source
+from llm_trace_pipeline.source import Ledger, Snapshot, Source
 from llm_trace_pipeline.statements import read_sql
-from llm_trace_pipeline.transform import EXAMPLES
+from llm_trace_pipeline.transform import EXAMPLES, Tally
+
+ROWS_PER_STREAM = 5_000  # fewer are read by one connection
 
 
 @dataclass(frozen=True)
@@ -80,31 +83,47 @@ def extract_hour(
     billing = BillingMatcher(history)
     with store.writing(hour) as writer, source.snapshot() as snapshot:
         current = store.manifest(hour)
-        ledger = snapshot.ledger(hour, hour + HOUR).get(hour, EMPTY_LEDGER)
         if (
             only_changed
             and current
-            and is_of_ledger(current, ledger)
+            and is_of_ledger(current, snapshot.ledger_of(hour))
             and store.is_intact(current)
             and not billing_is_stale(store, current, billing)
         ):
             return current
-        if not (ledger.rows + ledger.deleted or current or accept_loss):
+        census = snapshot.census(hour)
+        if not (census.rows + census.deleted or current or accept_loss):
             _refuse_steps_without_traces(snapshot, hour)
-        folded = snapshot.folded(hour, hour + HOUR)
-        part_writers = [writer.part_writer(stream) for stream in range(source.connections)]
-        tally = snapshot.write_traces(hour, folded, store.erasures(), billing, part_writers)
+        erasures = store.erasures()
+        streams = 1 if census.rows < ROWS_PER_STREAM else source.connections
+
+        def write(folded: list[dict[str, Any]]) -> tuple[list[Part], Tally]:
+            writers = [writer.part_writer(stream) for stream in range(streams)]
+            tally = snapshot.write_traces(hour, folded, erasures, billing, writers)
+            return [part for each in writers for part in each.parts], tally
+
+        folded: list[dict[str, Any]] = []
+        parts, tally = write(folded)
+        # Which rows share an id is asked only where some may: where one came twice, or where one
+        # that did not come, being deleted or erased, may be the one that counts.
+        if (census.deleted or tally.erased or tally.has_duplicates) and (
+            folded := snapshot.folded(hour, hour + HOUR)
+        ):
+            parts, tally = write(folded)
+        source_hash = str(tally.source_hash)
+        if tally.rows + tally.erased != census.rows + census.deleted:  # not all rows came
+            source_hash = snapshot.ledger_of(hour).source_hash
         manifest = Manifest(
             hour=hour,
             batch_id=writer.batch_id,
             written_at=datetime.now(UTC),
-            parts=tuple(part for each in part_writers for part in each.parts),
-            source_rows=ledger.rows,
-            source_deleted=ledger.deleted,
+            parts=tuple(parts),
+            source_rows=census.rows,
+            source_deleted=census.deleted,
             source_folded=sum(not row["is_deleted"] for row in folded),
             source_erased=tally.erased,
-            source_hash=ledger.source_hash,
-            source_newest_change=ledger.newest_change,
+            source_hash=source_hash,
+            source_newest_change=census.newest_change,
             **tally.figures(),
         )
         if not manifest.is_complete:
@@ -118,12 +137,6 @@ def is_of_ledger(manifest: Manifest, ledger: Ledger) -> bool:
     """Whether a batch was made from what the source holds now."""
     made_from = (manifest.source_rows, manifest.source_deleted, manifest.source_hash)
     return made_from == (ledger.rows, ledger.deleted, ledger.source_hash)
-
-
-def lost_traces(snapshot: Snapshot, store: BatchStore, manifest: Manifest) -> set[str]:
-    """Return the ids of a batch that the source has no more, soft-deleted or moved ones apart."""
-    ids = set(_ids(store.part_paths(manifest)))
-    return ids - snapshot.present(sorted(ids))
 
 
 def _refuse_lost_traces(
@@ -151,7 +164,7 @@ def _refuse_lost_traces(
 
 def _refuse_steps_without_traces(snapshot: Snapshot, hour: datetime) -> None:
     """Refuse an hour in which the agent server worked but left no trace."""
-    found = snapshot.leader.rows(snapshot.statement("unaccounted_steps"))[0]
+    [found] = snapshot.rows_in("unaccounted_steps", hour, hour + HOUR)
     was_pruned = found["has_traces"] and not found["has_earlier_traces"]
     if found["steps_without_trace"] and not was_pruned:
         raise SourceError(

@@ -6,9 +6,6 @@ configuration by its own xxh3, so that verifying an hour reads neither. The row'
 of that text, and the hour's hash the sum of its rows' hashes modulo 2**64: it has no order.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -26,21 +23,19 @@ _BETWEEN_COLUMNS = "\x1f"
 _BETWEEN_ELEMENTS = "\x1e"
 
 
-def views(texts: pa.StringArray) -> Sequence[memoryview]:
-    """Return each text's UTF-8 bytes without a copy; '' for NULL."""
-    _, offset_buffer, data = texts.buffers()
-    if len(texts) == 0 or data is None:
-        return [memoryview(b"")] * len(texts)
-    offsets = np.frombuffer(offset_buffer, dtype=np.int32)[
-        texts.offset : texts.offset + len(texts) + 1
-    ].tolist()
-    octets = memoryview(data)
-    return [octets[start:end] for start, end in pairwise(offsets)]
+def octets(texts: pa.StringArray) -> list[bytes]:
+    """Return each text's UTF-8 bytes.
+
+    Copies: slices of one memoryview took 1.3 µs each instead of 0.3, since the garbage collector
+    looks at them.
+    """
+    copies: list[bytes] = texts.cast(pa.binary()).to_pylist()
+    return copies
 
 
 def hash_each(texts: pa.StringArray) -> Hashes:
     """Return the xxh3 of each text."""
-    return np.array([xxh3_64_intdigest(text) for text in views(texts)], dtype=np.uint64)
+    return np.fromiter(map(xxh3_64_intdigest, octets(texts)), dtype=np.uint64, count=len(texts))
 
 
 def hash_distinct(texts: pa.StringArray) -> Hashes:
@@ -86,6 +81,6 @@ def row_hash_sql() -> str:
     return f"xxh3(concatWithSeparator('\\x1f', {', '.join(parts)}))"
 
 
-def sum_of_hashes(hashes: Hashes) -> int:
+def sum_of_hashes(hashes: Hashes | npt.NDArray[np.int64]) -> int:
     """Return the sum modulo 2**64."""
-    return int(hashes.sum(dtype=np.uint64))
+    return int(hashes.view(np.uint64).sum(dtype=np.uint64))

@@ -128,8 +128,6 @@ def check_source(source: Source, until: datetime) -> list[Problem]:
         session.set(
             tables=json.dumps({table: names.split() for table, names in _TABLES.items()}),
             **dict.fromkeys(("start", "end"), until.isoformat()),
-            slices="1",
-            slice="0",
             folded="[]",
         )
         tables = session.rows(read_sql("preflight/tables.sql"))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import adbc_driver_manager
@@ -22,6 +23,10 @@ from llm_trace_pipeline.statements import ROOT, read_sql
 from llm_trace_pipeline.transform import Tally, transform
 
 BATCH_BYTES = 16 * 2**20  # of one Arrow batch from PostgreSQL
+
+# How many windows a connection reads of an hour: many, so that none waits for the others at the
+# end; few, since each plans its query anew and may scan steps.
+WINDOWS_PER_CONNECTION = 4
 
 # Tables that a deployment may lack; an empty relation of the same columns stands in.
 OPTIONAL_TABLES = ("provider_trace_metadata", "step_metrics")
@@ -121,31 +126,42 @@ class Session:
                         batch = reader.read_next_batch()
                     except StopIteration:
                         return
-                yield batch
+                yield _without_extensions(batch)
 
-    def table(self, sql: str) -> pa.Table:
-        """Execute a query whose result is small."""
+    def table(self, sql: str, *values: object) -> pa.Table:
+        """Execute a query whose result is small, with values for $1 and so on."""
         with _translated():
-            self._cursor.execute(sql)
+            self._cursor.execute(sql, values or None)
             return self._cursor.fetch_arrow_table()
 
-    def rows(self, sql: str) -> list[dict[str, Any]]:
-        """Execute a query whose result is small; one dict per row."""
-        rows: list[dict[str, Any]] = self.table(sql).to_pylist()
+    def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+        """Execute a query whose result is small, with values for $1 and so on; a dict per row."""
+        rows: list[dict[str, Any]] = self.table(sql, *values).to_pylist()
         return rows
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """What the source holds of one hour; see ``sql/operational/ledger.sql``."""
+class Census:
+    """How many rows the source holds of one hour; see ``sql/operational/census.sql``."""
 
     rows: int
     deleted: int
     newest_change: datetime | None
+
+
+@dataclass(frozen=True)
+class Ledger(Census):
+    """What the source holds of one hour; see ``sql/operational/ledger.sql``."""
+
     source_hash: str
 
 
 EMPTY_LEDGER = Ledger(rows=0, deleted=0, newest_change=None, source_hash="0")
+
+_WINDOW = {
+    f"current_setting('llm_traces.{bound}')::timestamptz": parameter
+    for bound, parameter in (("start", "$1"), ("end", "$2"))
+}
 
 
 class Snapshot:
@@ -155,14 +171,17 @@ class Snapshot:
         """Find out which optional tables this deployment has."""
         self._sessions = sessions
         self.leader = sessions[0]
-        found = self.leader.rows(
-            "SELECT "
-            + ", ".join(f"to_regclass('{name}') IS NOT NULL AS {name}" for name in OPTIONAL_TABLES)
-        )[0]
         shared = {
             name: read_sql(f"operational/absent/{name}.sql")
             for name in OPTIONAL_TABLES
-            if not found[name]
+            # An empty table counts as absent too: the planner then leaves out its joins, one of
+            # which reads all traces.
+            if not (
+                self.leader.rows(f"SELECT to_regclass('{name}') IS NOT NULL AS exists")[0]["exists"]
+                and self.leader.rows(f"SELECT EXISTS (SELECT FROM {name}) AS has_rows")[0][
+                    "has_rows"
+                ]
+            )
         }
         # Not materialized, so that a statement reads only the columns and the hours it asks for.
         self._shared = "".join(f"{name} AS (\n{text}),\n" for name, text in shared.items()) + (
@@ -172,19 +191,37 @@ class Snapshot:
 
     def statement(self, name: str) -> str:
         """Return one statement of ``sql/operational`` with the relations that all of them share."""
-        return f"WITH {self._shared}{read_sql(f'operational/{name}.sql')}"
+        row_hash = read_sql("operational/row_hash.sql").partition("\nhash_record")
+        text = f"WITH {self._shared}{read_sql(f'operational/{name}.sql')}"
+        return text.replace("{row_hash}", "".join(row_hash[1:]).strip())
+
+    def rows_in(self, name: str, start: datetime, end: datetime) -> list[dict[str, Any]]:
+        """Execute a statement whose result is small for a window.
+
+        Its bounds are bound here: a setting is read anew for every row that is scanned (0.9 s
+        instead of 0.1 for 500,000).
+        """
+        sql = self.statement(name)
+        for setting, parameter in _WINDOW.items():
+            sql = sql.replace(setting, parameter)
+        return self.leader.rows(sql, start, end)
 
     def ledger(self, start: datetime, end: datetime) -> dict[datetime, Ledger]:
         """Return what the source holds of each hour of a window; hours without rows are absent."""
-        self.leader.set(start=start.isoformat(), end=end.isoformat())
-        return {
-            row.pop("hour"): Ledger(**row) for row in self.leader.rows(self.statement("ledger"))
-        }
+        return {row.pop("hour"): Ledger(**row) for row in self.rows_in("ledger", start, end)}
+
+    def ledger_of(self, hour: datetime) -> Ledger:
+        """Return what the source holds of one hour."""
+        return self.ledger(hour, hour + HOUR).get(hour, EMPTY_LEDGER)
+
+    def census(self, hour: datetime) -> Census:
+        """Return how many rows the source holds of one hour; much cheaper than its ledger."""
+        [counts] = self.rows_in("census", hour, hour + HOUR)
+        return Census(**counts)
 
     def folded(self, start: datetime, end: datetime) -> list[dict[str, Any]]:
         """Return the window's rows that give way to another row of the same id."""
-        self.leader.set(start=start.isoformat(), end=end.isoformat())
-        return self.leader.rows(self.statement("folded"))
+        return self.rows_in("folded", start, end)
 
     def present(self, trace_keys: Sequence[str]) -> set[str]:
         """Return those of some traces that the source still has, in whatever hour."""
@@ -201,40 +238,61 @@ class Snapshot:
         folded: list[dict[str, Any]],
         erasures: Sequence[Erasure],
         billing: BillingMatcher,
-        writers: Sequence[PartWriter],
+        writers: Sequence[PartWriter],  # one for each session that takes part
     ) -> Tally:
         """Stream the hour's traces through the transformation into part files.
 
-        Each session reads one slice in a thread of its own: the drivers, Arrow and the codec all
-        work outside the interpreter's lock.
+        Each session works in a thread of its own, on one window of the hour after the other: the
+        drivers, Arrow and the codec all work outside the interpreter's lock.
         """
         losers = json.dumps([{"origin": row["origin"], "id": row["id"]} for row in folded])
         sql = self.statement("traces")
 
-        def write_slice(slice_: int) -> Tally:
-            session, writer = self._sessions[slice_], writers[slice_]
-            session.set(
-                start=hour.isoformat(),
-                end=(hour + HOUR).isoformat(),
-                slices=str(len(self._sessions)),
-                slice=str(slice_),
-                folded=losers,
-            )
+        count = len(writers) * WINDOWS_PER_CONNECTION if len(writers) > 1 else 1
+        bounds = [hour + HOUR * number / count for number in range(count + 1)]
+        waiting = iter(list(pairwise(bounds)))  # of which each thread takes the next one
+
+        def write_windows(session: Session, writer: PartWriter) -> Tally:
+            # The windows are what is read in parallel; workers of PostgreSQL's own would only
+            # compete with them (2 cores: 1.2 s for half an hour's query, 1.5 s with workers).
+            session.run("SET LOCAL max_parallel_workers_per_gather = 0")
+            session.set(folded=losers)
             tally = Tally()
             with writer:
-                for stored in session.batches(sql):
-                    kept = without_erased(stored, erasures)
-                    batch, counted = transform(kept, billing)
-                    writer.write(batch)
-                    tally.add(counted)
-                    tally.erased += stored.num_rows - kept.num_rows
+                for start, end in waiting:
+                    session.set(start=start.isoformat(), end=end.isoformat())
+                    for stored in ahead(session.batches(sql)):
+                        kept = without_erased(stored, erasures)
+                        batch, counted = transform(kept, billing)
+                        writer.write(batch)
+                        tally.add(counted)
+                        tally.erased += stored.num_rows - kept.num_rows
+                        tally.add_source_hashes(stored.column("row_hash"))
             return tally
 
         total = Tally()
-        with ThreadPoolExecutor(len(self._sessions)) as pool:
-            for tally in pool.map(write_slice, range(len(self._sessions))):
+        with ThreadPoolExecutor(len(writers)) as pool:
+            for tally in pool.map(write_windows, self._sessions, writers):
                 total.add(tally)
         return total
+
+
+def ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Hand out batches while the next one is read in another thread."""
+    with ThreadPoolExecutor(1) as reader:
+        upcoming = reader.submit(next, batches, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = reader.submit(next, batches, None)
+            yield batch
+
+
+def _without_extensions(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the columns as what they are stored as: json comes as an extension of string."""
+    columns = [
+        column.storage if isinstance(column, pa.ExtensionArray) else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 @contextmanager

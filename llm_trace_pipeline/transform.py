@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from xxhash import xxh3_64, xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.billing import MATCH_NONE, BillingMatcher
-from llm_trace_pipeline.hashes import Hashes, hash_each, row_hashes, sum_of_hashes, views
+from llm_trace_pipeline.hashes import Hashes, hash_each, octets, row_hashes, sum_of_hashes
 from llm_trace_pipeline.schema import ARROW_SCHEMA, TOKEN_COLUMNS
 from llm_trace_pipeline.usage import (
     ConfigReading,
@@ -46,6 +46,7 @@ class Tally:
     min_created_at: datetime | None = None
     max_created_at: datetime | None = None
     erased: int = 0  # rows left out because an erasure covers them
+    source_hash: int = 0  # of all rows that came, the erased ones included; see ledger.sql
 
     def add(self, other: "Tally") -> None:
         """Add another tally to this one."""
@@ -61,18 +62,32 @@ class Tally:
             self.billing_matches[kind] = self.billing_matches.get(kind, 0) + count
         self.organizations_without_billing |= other.organizations_without_billing
         self.erased += other.erased
+        self.source_hash = (self.source_hash + other.source_hash) % 2**64
         earliest = (self.min_created_at, other.min_created_at)
         latest = (self.max_created_at, other.max_created_at)
         self.min_created_at = min((at for at in earliest if at), default=None)
         self.max_created_at = max((at for at in latest if at), default=None)
 
+    def add_source_hashes(self, row_hashes: pa.Int64Array) -> None:
+        """Add the ``row_hash`` of rows of ``sql/operational/traces.sql``."""
+        self.source_hash = (self.source_hash + sum_of_hashes(row_hashes.to_numpy())) % 2**64
+
+    @property
+    def distinct_ids(self) -> int:
+        """How many ids occur."""
+        return len(np.unique(np.concatenate([np.empty(0, np.uint64), *self.id_hashes])))
+
+    @property
+    def has_duplicates(self) -> bool:
+        """Whether an id occurs twice."""
+        return self.distinct_ids < self.rows
+
     def figures(self) -> dict[str, Any]:
         """Return what a manifest says of the rows."""
-        hashes = np.concatenate([np.empty(0, np.uint64), *self.id_hashes])
         unbilled = sorted(self.organizations_without_billing)
         return {
             "rows": self.rows,
-            "distinct_ids": len(np.unique(hashes)),
+            "distinct_ids": self.distinct_ids,
             "tokens": self.tokens,
             "content_hash": f"{self.content_hash:016x}",
             "min_created_at": self.min_created_at,
@@ -93,7 +108,7 @@ def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.Recor
         for name in source.schema.names
         if pa.types.is_string(source.schema.field(name).type)
     }
-    requests, responses = views(texts["request_json"]), views(texts["response_json"])
+    requests, responses = octets(texts["request_json"]), octets(texts["response_json"])
     readings = [read_response(text) if text else _NO_RESPONSE for text in responses]
     if pc.any(source.column("is_metadata_only")).as_py():
         _read_steps(source, readings)
@@ -121,7 +136,10 @@ def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.Recor
         "llm_config_json": llm_config_json,
         "created_at": source.column("created_at"),
         "payload_hash": pa.array(
-            [_payload_hash(*payload) for payload in zip(requests, responses, strict=True)],
+            [
+                xxh3_64_intdigest(request + response)
+                for request, response in zip(requests, responses, strict=True)
+            ],
             pa.uint64(),
         ),
     }
@@ -132,10 +150,13 @@ def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.Recor
         *("request_json", "response_json"),
     ):
         columns[name] = texts[name]
+    contexts = texts["billing_context"]
     matched = billing.match(
         texts["organization_id"],
         source.column("created_at"),
-        [read_billing_context(text) if text else None for text in views(texts["billing_context"])],
+        [read_billing_context(text) if text else None for text in octets(contexts)]
+        if pc.any(pc.not_equal(contexts, "")).as_py()
+        else [],
     )
     columns["billing_plan_type"] = matched.plan_type
     columns["billing_cost_source"] = matched.cost_source
@@ -155,14 +176,6 @@ def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.Recor
         else []
     )
     return batch, tally_of(batch, unreadable)
-
-
-def _payload_hash(request: memoryview, response: memoryview) -> int:
-    if not response:
-        return xxh3_64_intdigest(request)
-    running = xxh3_64(request)
-    running.update(response)
-    return running.intdigest()
 
 
 def _read_steps(source: pa.RecordBatch, readings: list[ResponseReading]) -> None:
@@ -188,7 +201,7 @@ def _read_steps(source: pa.RecordBatch, readings: list[ResponseReading]) -> None
 def _read_configs(texts: pa.StringArray) -> tuple[list[ConfigReading], pa.StringArray]:
     """Read each distinct configuration once; return the reading and the kept text of each row."""
     encoded = texts.dictionary_encode()
-    readings = [read_llm_config(text) for text in views(encoded.dictionary)]
+    readings = [read_llm_config(text) for text in octets(encoded.dictionary)]
     kept = pc.if_else(
         pc.is_in(encoded.dictionary, pa.array(["", "null"])), "{}", encoded.dictionary
     )
@@ -197,7 +210,7 @@ def _read_configs(texts: pa.StringArray) -> tuple[list[ConfigReading], pa.String
 
 def _agent_tags(texts: pa.StringArray) -> pa.ListArray:
     encoded = texts.dictionary_encode()
-    tags = [read_agent_tags(text) if text else [] for text in views(encoded.dictionary)]
+    tags = [read_agent_tags(text) if text else [] for text in octets(encoded.dictionary)]
     return pa.array(tags, pa.list_(pa.string())).take(encoded.indices)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,10 @@ from llm_trace_pipeline.usage import (
     MAX_MESSAGE_LENGTH,
     ConfigReading,
     ResponseReading,
+    _PlainUsage,
+    _read_plain,
     read_agent_tags,
+    read_any_response,
     read_billing_context,
     read_llm_config,
     read_request_model,
@@ -232,6 +236,40 @@ def mutated_responses(draw: st.DrawFn) -> Any:
         path = draw(st.sampled_from(places_in(response)))
         response = replaced(response, path, draw(ANY_JSON))
     return response
+
+
+COUNTS = st.none() | st.integers(0, 9) | st.integers(2**62, 2**64)
+DETAILS = st.none() | st.dictionaries(
+    st.sampled_from(["cached_tokens", "cache_write_tokens", "reasoning_tokens", "thinking_tokens"]),
+    COUNTS,
+)
+USAGE = st.fixed_dictionaries(
+    {},
+    optional={
+        field.encode_name: DETAILS
+        if field.name.endswith("_details")
+        else st.just([])
+        if field.name == "iterations"
+        else COUNTS
+        for field in msgspec.structs.fields(_PlainUsage)
+    },
+)
+
+
+@settings(max_examples=2_000, deadline=None)
+@given(
+    mutated_responses()
+    | st.fixed_dictionaries({"usage": USAGE}, optional={"usage_metadata": USAGE})
+    | st.fixed_dictionaries({"usage_metadata": USAGE, "model_version": ANY_TEXT, "type": ANY_TEXT})
+)
+def test_a_plain_answer_is_read_as_by_the_rules_for_all(response: Any) -> None:
+    text = as_json(response)
+    assert read_response(text) == read_any_response(text)
+
+
+def test_most_answers_are_plain() -> None:
+    plain = [response for response in RESPONSES if _read_plain(as_json(response))]
+    assert len(plain) > len(RESPONSES) / 3  # of cases that are chosen for being odd
 
 
 @settings(max_examples=1_000, deadline=None)

@@ -5,15 +5,18 @@
 --
 -- origin           which table; provider_traces comes first where both hold one id
 -- trace_key        the id without "provider_trace-": the id of the target
+-- *_json, llm_config
+--                  as they are stored: a cast to text would copy each payload twice more
 -- billing_context  NULL where the deployment has no such column: an unqualified name that the inner
 --                  SELECT does not find in its own table is taken from "absent" outside
 SELECT
-    1 AS origin, t.id, regexp_replace(t.id, '^provider_trace-', '') AS trace_key,
-    t.created_at, t.updated_at, coalesce(t.is_deleted, false) AS is_deleted,
+    1 AS origin, t.id,
+    CASE WHEN starts_with(t.id, 'provider_trace-') THEN substr(t.id, 16) ELSE t.id END AS trace_key,
+    t.created_at, t.updated_at, t.is_deleted IS TRUE AS is_deleted,
     coalesce(nullif(t.org_id, ''), t.organization_id) AS organization_id,
     t.agent_id, t.agent_tags::text AS agent_tags, t.run_id, t.step_id, t.call_type,
-    t.request_json::text AS request_json, t.response_json::text AS response_json,
-    t.llm_config::text AS llm_config, t.billing_context::text AS billing_context
+    t.request_json, t.response_json, t.llm_config,
+    t.billing_context::text AS billing_context
 FROM (SELECT NULL::json AS billing_context) AS absent
 CROSS JOIN LATERAL (
     SELECT
@@ -23,12 +26,13 @@ CROSS JOIN LATERAL (
 ) AS t
 UNION ALL
 SELECT
-    2 AS origin, t.id, regexp_replace(t.id, '^provider_trace-', '') AS trace_key,
-    t.created_at, t.updated_at, coalesce(t.is_deleted, false) AS is_deleted,
+    2 AS origin, t.id,
+    CASE WHEN starts_with(t.id, 'provider_trace-') THEN substr(t.id, 16) ELSE t.id END AS trace_key,
+    t.created_at, t.updated_at, t.is_deleted IS TRUE AS is_deleted,
     coalesce(nullif(t.org_id, ''), t.organization_id) AS organization_id,
     t.agent_id, t.agent_tags::text AS agent_tags, t.run_id, t.step_id, t.call_type,
-    NULL AS request_json, NULL AS response_json,
-    NULL AS llm_config, t.billing_context::text AS billing_context
+    NULL::json AS request_json, NULL::json AS response_json, NULL::json AS llm_config,
+    t.billing_context::text AS billing_context
 FROM (SELECT NULL::json AS billing_context) AS absent
 CROSS JOIN LATERAL (
     SELECT

@@ -3,25 +3,15 @@
 -- rows          stored rows that are not deleted, folded ones included
 -- deleted       soft-deleted rows
 -- newest_change the latest updated_at of a trace
--- source_hash   a sum over the rows, so that their order does not count; every column that a load
---               reads and that is no payload enters it
+-- source_hash   the sum of the rows' hashes (row_hash.sql), so that their order does not count
 SELECT
     date_trunc('hour', t.created_at, 'UTC') AS hour,
     count(*) FILTER (WHERE NOT t.is_deleted) AS rows,
     count(*) FILTER (WHERE t.is_deleted) AS deleted,
     max(t.updated_at) AS newest_change,
-    (sum(hashtextextended(concat_ws(
-        chr(31), t.origin, t.id, extract(epoch FROM t.created_at), extract(epoch FROM t.updated_at),
-        t.is_deleted, coalesce(t.organization_id, ''), coalesce(t.agent_id, ''),
-        coalesce(t.run_id, ''), coalesce(t.step_id, ''), coalesce(t.call_type, ''),
-        coalesce(t.agent_tags, ''), coalesce(t.billing_context, ''), v.id IS NOT NULL,
-        coalesce(s.project_id, ''), coalesce(s.trace_id, ''), coalesce(s.provider_name, ''),
-        coalesce(s.provider_category, ''), coalesce(s.model, ''),
-        coalesce(s.prompt_tokens, -1), coalesce(s.completion_tokens, -1),
-        coalesce(s.total_tokens, -1), coalesce(s.cached_input_tokens, -1),
-        coalesce(s.cache_write_tokens, -1), coalesce(s.reasoning_tokens, -1),
-        coalesce(m.llm_request_ns, -1)
-    ), 0)::numeric) % 18446744073709551616)::text AS source_hash
+    -- modulo 2**64, which leaves the sign of the sum: brought above zero, as the sum of a batch is
+    ((sum({row_hash}::numeric) % 18446744073709551616 + 18446744073709551616)
+        % 18446744073709551616)::text AS source_hash
 FROM all_traces AS t
 LEFT JOIN steps AS s ON s.id = t.step_id
 LEFT JOIN step_metrics AS m ON m.id = t.step_id

@@ -1,9 +1,10 @@
--- The traces of one hour that are neither deleted nor folded, with what their step knows of them.
--- One row per trace; of the hour's rows, those of one slice (a hash of the id), so that several
--- connections under one snapshot share the work.
+-- The traces of a window that are neither deleted nor folded, with what their step knows of them.
+-- One row per trace. The window is a part of the hour, so that several connections under one snapshot
+-- share the work.
 --
 -- latency_ms       llm_request_ns in milliseconds, rounded half up; not measured or negative: 0
 -- step_*           of the trace's step, NULL where it has none; soft-deleted steps count too
+-- row_hash         the row's part of the ledger's source_hash
 -- takes_step_usage a metadata-only trace that carries its step's tokens
 SELECT
     t.trace_key AS id,
@@ -35,7 +36,8 @@ SELECT
     t.response_json,
     t.llm_config,
     t.billing_context,
-    t.created_at
+    t.created_at,
+    {row_hash} AS row_hash
 FROM all_traces AS t
 LEFT JOIN steps AS s ON s.id = t.step_id
 LEFT JOIN step_metrics AS m ON m.id = t.step_id
@@ -47,5 +49,3 @@ WHERE t.created_at >= current_setting('llm_traces.start')::timestamptz
         SELECT f.origin, f.id
         FROM json_to_recordset(current_setting('llm_traces.folded')::json) AS f (origin int, id text)
     )
-    AND (hashtextextended(t.id, 0) & 1073741823) % current_setting('llm_traces.slices')::int
-        = current_setting('llm_traces.slice')::int
