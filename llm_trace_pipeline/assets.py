@@ -198,10 +198,10 @@ def llm_traces(
             return (
                 {
                     "outcome": "loaded" if result.was_written else "unchanged: nothing was written",
-                    **_describe_batch(manifest),
+                    **_describe_batch(result.batch),
                     "repaired hours": repaired,
                 },
-                check_load(manifest, result),
+                check_load(result),
             )
 
         yield from _materialize_hours(context, load)
@@ -265,8 +265,8 @@ def _materialize_hours(
                 AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
             )
         raise Failure(
-            f"{len(failed)} of {len(hours)} hours failed; the others are done. "
-            "Re-execute these from here:\n" + "\n".join(failed.values()),
+            f"{len(failed)} of {len(hours)} hours failed; the others are done as far as "
+            f"{context.asset_key.to_user_string()}:\n" + "\n".join(failed.values()),
             metadata={"failed hours": list(failed)},
         )
     for key, metadata in done.items():

@@ -1,7 +1,7 @@
 """What runs by itself: each hour once it closed, the comparison of all stores, and its repairs."""
 
 from collections.abc import Collection
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
@@ -28,6 +28,8 @@ from dagster import (
 )
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from pydantic import AwareDatetime, BaseModel
+from xxhash import xxh3_64_hexdigest
 
 from llm_trace_pipeline.assets import billing_history, llm_traces, trace_batches
 from llm_trace_pipeline.checks import (
@@ -39,6 +41,7 @@ from llm_trace_pipeline.checks import (
     TRACE_BATCHES,
     hours_being_loaded,
     reconciliation,
+    without_hours,
 )
 from llm_trace_pipeline.parquet import Reconciliation
 from llm_trace_pipeline.partitions import SCHEDULE_MINUTE
@@ -50,6 +53,7 @@ from llm_trace_pipeline.settings import HOUR_FORMAT, Settings, parse_hour
 # An hour whose billing is renewed is written anew whether anything changes or not: that costs about
 # as much as half the start-up of another run.
 _RESTATED_GAP = 2
+_PATIENCE = timedelta(hours=6)
 
 hourly_llm_traces = define_asset_job(
     "hourly_llm_traces",
@@ -99,14 +103,54 @@ def changed_hours_sensor(
     found = pipeline.store().reconciliation()
     if found is None:
         return SkipReason("reconcile_hours has not run yet")
-    if found.id == context.cursor:
+    asked = Asked.model_validate_json(context.cursor) if context.cursor else Asked()
+    if found.id == asked.reconciliation:
         return SkipReason(f"the reconciliation of {found.at:%Y-%m-%d %H:%M} UTC was acted on")
     graph = context.repository_def.asset_graph if context.repository_def else None
     # They differ again in the next reconciliation, if they still do.
     taken = hours_being_loaded(context.instance) | _hours_of_backfills(context.instance, graph)
-    requests = requests_for(found, taken)
+    wanted = without_hours(found, taken | asked.in_vain(found))
+    requests = requests_for(wanted, taken)
     skipped = None if requests else SkipReason("nothing is to be loaded")
-    return SensorResult(run_requests=requests, skip_reason=skipped, cursor=found.id)
+    return SensorResult(
+        run_requests=requests,
+        skip_reason=skipped,
+        cursor=asked.and_now(found, wanted).model_dump_json(),
+    )
+
+
+class Asked(BaseModel):
+    """What the sensor keeps: the reconciliation it acted on, and what it requested of it and why.
+
+    An hour that differs in the very way in which it differed when it was requested was not helped
+    by that. It is requested again some hours later, and stays in the checks until then.
+    """
+
+    reconciliation: str = ""
+    hours: dict[AwareDatetime, tuple[str, AwareDatetime]] = {}
+
+    def in_vain(self, found: Reconciliation) -> set[datetime]:
+        """Return the hours that were requested some hours ago and differ as they did."""
+        return {
+            hour
+            for hour, (way, at) in self.hours.items()
+            if way == _way(found, hour) and found.at - at < _PATIENCE
+        }
+
+    def and_now(self, found: Reconciliation, wanted: Reconciliation) -> "Asked":
+        """Return what to keep after the hours of a reconciliation were requested."""
+        kept = {hour: self.hours[hour] for hour in self.in_vain(found)}
+        requested = {*wanted.drifted, *wanted.stale, *wanted.damaged}
+        new = {hour: (_way(found, hour), found.at) for hour in requested}
+        return Asked(reconciliation=found.id, hours={**kept, **new})
+
+
+def _way(found: Reconciliation, hour: datetime) -> str:
+    """Return in which way an hour differs; '' where it does not."""
+    if hour in found.stale:
+        return f"billing {found.billing_versions}"
+    differs = hour in found.drifted or hour in found.damaged
+    return xxh3_64_hexdigest(repr(found.differences[hour]).encode()) if differs else ""
 
 
 def requests_for(found: Reconciliation, taken: Collection[datetime]) -> list[RunRequest]:
@@ -117,23 +161,27 @@ def requests_for(found: Reconciliation, taken: Collection[datetime]) -> list[Run
 
     Args:
         found: what differs.
-        taken: hours that something else is loading.
+        taken: hours that something else is loading, which are not even covered.
     """
-    drifted, stale, damaged = (
-        set(hours).difference(taken) for hours in (found.drifted, found.stale, found.damaged)
-    )
+    drifted, stale, damaged = set(found.drifted), set(found.stale), set(found.damaged)
     others = set(found.loaded).difference(taken, drifted, stale, damaged)
     return list(
         chain(
             (
-                _request(found, "changed", hours, {"only_changed": True})
-                for hours in ranges(drifted - set(found.pruned), others.difference(found.pruned))
+                _request(found, "changed", hours, {"only_changed": True}, None)
+                for hours in ranges(drifted, others.difference(found.pruned))
             ),
             (
-                _request(found, "billing", hours, {"enrich_only": True})
+                # The billing table was read by the reconciliation: no database is needed.
+                _request(
+                    found, "billing", hours, {"enrich_only": True}, (TRACE_BATCHES, LLM_TRACES)
+                )
                 for hours in ranges(stale, others, gap=_RESTATED_GAP)
             ),
-            (_request(found, "table", hours, None) for hours in ranges(damaged, others)),
+            (
+                _request(found, "table", hours, {}, (LLM_TRACES,))
+                for hours in ranges(damaged, others)
+            ),
         )
     )
 
@@ -142,14 +190,15 @@ def _request(
     found: Reconciliation,
     reason: str,
     hours: tuple[datetime, datetime],
-    config: dict[str, bool] | None,
+    config: dict[str, bool],
+    assets: tuple[str, ...] | None,
 ) -> RunRequest:
     first, last = (f"{hour:{HOUR_FORMAT}}" for hour in hours)
     return RunRequest(
         run_key=f"{found.id}:{reason}:{first}:{last}",
         run_config={"ops": {TRACE_BATCHES: {"config": config}}} if config else {},
         # None: the whole job.
-        asset_selection=None if config else [AssetKey(LLM_TRACES)],
+        asset_selection=[AssetKey(asset) for asset in assets] if assets else None,
         tags={RANGE_START_TAG: first, RANGE_END_TAG: last, "llm_traces/reason": reason},
     )
 

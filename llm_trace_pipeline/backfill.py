@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from llm_trace_pipeline import demo
 from llm_trace_pipeline.commands import load_hours, run_command, say
 from llm_trace_pipeline.errors import SettingsError
+from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.reconcile import ranges
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings, parse_hour
 
 _USAGE = "FROM=2026-03-01-00:00 TO=2026-03-31-23:00 (UTC, both included)"
@@ -47,9 +49,16 @@ def main() -> None:
         help="rebuild ClickHouse from the Parquet batches, without the operational database",
     )
     arguments = parser.parse_args()
-    hours = hours_between(arguments.first, arguments.last, Settings.from_environment())
-    load_hours(hours, *(["llm_traces"] if arguments.from_batches else []))
-    say(f"{len(hours)} hours loaded")
+    settings = Settings.from_environment()
+    hours = hours_between(arguments.first, arguments.last, settings)
+    if arguments.from_batches:
+        having_batches = set(BatchStore(settings.trace_batch_uri).hours()).intersection(hours)
+        say(f"{len(having_batches)} of {len(hours)} hours have a batch")
+        for first, last in ranges(having_batches):
+            load_hours([hour for hour in hours if first <= hour <= last], "llm_traces")
+    else:
+        load_hours(hours)
+        say(f"{len(hours)} hours loaded")
 
 
 if __name__ == "__main__":

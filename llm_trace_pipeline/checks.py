@@ -117,14 +117,14 @@ def check_batch(manifest: Manifest) -> list[Finding]:
     ]
 
 
-def check_load(manifest: Manifest, result: LoadResult) -> list[Finding]:
+def check_load(result: LoadResult) -> list[Finding]:
     """Return what the checks of ``llm_traces`` say of an hour."""
     return [
         Finding(
             "rows_match_batch",
             not result.differences,
             {
-                "batch rows": manifest.rows,
+                "batch rows": result.batch.rows,
                 "ClickHouse rows": result.found.rows,
                 "differences": list(result.differences),
             },
@@ -197,13 +197,14 @@ def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[Asset
     yield AssetCheckResult(
         check_name="source_matches_batches",
         asset_key=TRACE_BATCHES,
-        passed=not (found.drifted or found.stale),
+        passed=not (found.drifted or found.stale or found.unreadable),
         severity=AssetCheckSeverity.WARN,
-        description="changed_hours_sensor loads these hours.",
+        description="changed_hours_sensor loads the hours that differ.",
         metadata={
             "hours compared": compared,
             "hours that the source has other rows of": _describe(found, found.drifted),
             "hours with billing restated since": _describe(found, found.stale),
+            "hours that cannot be compared": _describe(found, found.unreadable),
         },
     )
     yield AssetCheckResult(
@@ -234,15 +235,9 @@ def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[Asset
 
 def repair_commands(found: Reconciliation) -> list[str]:
     """Return what makes ClickHouse hold its batches again."""
-    # A backfill reads the source first, and refuses an hour that the source lost traces of.
-    from_source = set(found.damaged).difference(found.pruned)
-    from_batch = set(found.damaged).intersection(found.pruned)
     return [
-        f"make backfill FROM={first:{HOUR_FORMAT}} TO={last:{HOUR_FORMAT}}"
-        for first, last in ranges(from_source, set(found.loaded).difference(found.pruned))
-    ] + [
-        f"materialize llm_traces alone, {first:{HOUR_FORMAT}} to {last:{HOUR_FORMAT}}"
-        for first, last in ranges(from_batch, found.loaded)
+        f"make restore FROM={first:{HOUR_FORMAT}} TO={last:{HOUR_FORMAT}}"
+        for first, last in ranges(found.damaged, found.loaded)
     ]
 
 

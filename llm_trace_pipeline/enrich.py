@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from llm_trace_pipeline.billing import MATCH_REQUEST, BillingMatcher
 from llm_trace_pipeline.errors import BatchError
@@ -17,11 +16,16 @@ _BILLING = ["billing_plan_type", "billing_cost_source", "billing_customer_id", "
 
 
 def billing_is_stale(store: BatchStore, manifest: Manifest, billing: BillingMatcher) -> bool:
-    """Whether a batch holds other billing details than would be attached to its rows now."""
+    """Whether a batch holds other billing details than would be attached to its rows now.
+
+    Only the columns in question are read, and no checksum is compared, which reads all payloads.
+
+    Raises:
+        BatchError: a part is missing or cannot be read.
+    """
     return any(
         not rematched(rows, billing).equals(rows)
-        for path in store.part_paths(manifest)
-        for rows in pq.ParquetFile(path).iter_batches(columns=[*_MATCHED_BY, *_BILLING])
+        for rows in store.column_batches(manifest, [*_MATCHED_BY, *_BILLING])
     )
 
 

@@ -210,7 +210,7 @@ def search(store: BatchStore, erasure: Erasure) -> Search:
         found.files += len(manifest.parts) + 1
         found.file_bytes += manifest.bytes + len(text)
         found.occurrences += [
-            f"hour {manifest.hour:{HOUR_FORMAT}}: {place}, {count} times"
+            f"hour {manifest.hour:{HOUR_FORMAT}}: {place}, in {count} places"
             for place, count in places.items()
             if count
         ]
@@ -229,8 +229,15 @@ def erase(settings: Settings, erasure: Erasure, *, dry_run: bool = False) -> Non
         f"Traces of {of_agent}organization {erasure.organization_id} made before "
         f"{erasure.before:%Y-%m-%d %H:%M:%S} UTC"
     )
+    say(f"in {settings.trace_batch_uri} and {settings.clickhouse_endpoint}")
     # Not held while batches are written: loads that wait for the embedded engine would give up.
     with connect(settings) as database:
+        if not (store.begun_hours() or database.has_table(TABLE)):
+            raise PipelineError(
+                f"nothing was ever loaded into {settings.trace_batch_uri} or "
+                f"{settings.clickhouse_endpoint}: set the variables that the loads have, "
+                "LLM_TRACES_STATE among them"
+            )
         before = count_traces(database, store, erasure)
     _say_all("Found:", before.describe())
     if before.is_nothing:

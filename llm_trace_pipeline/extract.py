@@ -147,13 +147,15 @@ def _refuse_lost_traces(
     manifest: Manifest,
 ) -> None:
     """Refuse to replace a batch by one that the source lost traces for."""
-    if store.is_intact(current):
-        gone = set(_ids(store.part_paths(current))) - set(_ids(writer.paths(manifest.parts)))
-        lost = sorted(gone - snapshot.present(sorted(gone)))
-        missing, examples = len(lost), f", such as {', '.join(lost[:EXAMPLES])}"
-    else:  # its ids cannot be read; a new batch is what repairs it
-        missing, examples = current.rows - manifest.rows - manifest.source_deleted, ""
-    if missing > 0:
+    gone = set(_ids(store.intact_paths(current))) - set(_ids(writer.paths(manifest.parts)))
+    lost = sorted(gone - snapshot.present(sorted(gone)))
+    missing, examples = len(lost), f", such as {', '.join(lost[:EXAMPLES])}" if lost else ""
+    if not missing and not store.is_intact(current):
+        # The ids of a damaged part cannot be read. A new batch is what repairs it, as long as the
+        # source has as many rows as it had.
+        then, now = (each.source_rows + each.source_deleted for each in (current, manifest))
+        missing = max(0, then - now)
+    if missing:
         raise SourceError(
             f"hour {manifest.hour:{HOUR_FORMAT}}: the source has {manifest.rows} traces, the batch "
             f"{current.rows}, and {missing} of the batch's are gone from the source{examples}. "

@@ -125,6 +125,11 @@ class Reconciliation(BaseModel):
     damaged: tuple[AwareDatetime, ...] = ()  # ClickHouse holds other rows than the batch
     pruned: tuple[AwareDatetime, ...] = ()  # the source lost traces that the batch holds
     loaded: tuple[AwareDatetime, ...] = ()  # every hour compared that has a batch
+    unreadable: tuple[AwareDatetime, ...] = ()  # the manifest is damaged: nothing can be compared
+    # How much of the billing history was compared with all batches, however old, and which of them
+    # held other billing: they are compared again until they do not.
+    billing_versions: int = 0
+    restated: tuple[AwareDatetime, ...] = ()
     differences: dict[AwareDatetime, tuple[str, ...]] = {}
 
 
@@ -219,10 +224,11 @@ class BatchStore:
             return Manifest.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except ValueError:
             raise BatchError(
-                f"hour {hour:{HOUR_FORMAT}}: {path} is damaged ({error}); "
-                "remove it and materialize trace_batches for this hour again"
+                f"hour {hour:{HOUR_FORMAT}}: {path} is damaged; restore it from a backup. Only "
+                "where the source still has all of this hour: remove it, then materialize "
+                "trace_batches"
             ) from None
 
     def part_paths(self, manifest: Manifest) -> list[Path]:
@@ -275,10 +281,16 @@ class BatchStore:
                     "materialize trace_batches for this hour again"
                 ) from None
 
+    def intact_paths(self, manifest: Manifest) -> list[Path]:
+        """Return the files of a batch that are there and undamaged."""
+        folder = self._folder(manifest.hour)
+        return [
+            folder / part.name for part in manifest.parts if _is_intact(folder / part.name, part)
+        ]
+
     def is_intact(self, manifest: Manifest) -> bool:
         """Whether every part of a batch is there and undamaged."""
-        folder = self._folder(manifest.hour)
-        return all(_is_intact(folder / part.name, part) for part in manifest.parts)
+        return len(self.intact_paths(manifest)) == len(manifest.parts)
 
     @contextmanager
     def writing(self, hour: datetime) -> Iterator["HourWriter"]:
@@ -312,11 +324,16 @@ class BatchStore:
 
     def erasures(self) -> tuple[Erasure, ...]:
         """Return every erasure that was recorded."""
+        path = self._root / "erasures" / _MANIFEST
         try:
-            text = (self._root / "erasures" / _MANIFEST).read_bytes()
+            return _ErasureManifest.model_validate_json(path.read_bytes()).erasures
         except FileNotFoundError:
             return ()
-        return _ErasureManifest.model_validate_json(text).erasures
+        except ValueError:
+            raise BatchError(
+                f"{path} is damaged; restore it from a backup: without it, loads would bring back "
+                "what was erased"
+            ) from None
 
     def record_erasure(self, erasure: Erasure) -> None:
         """Keep an erasure, so that no later load brings its traces back."""
@@ -336,9 +353,9 @@ class BatchStore:
             return Reconciliation.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except ValueError:
             raise BatchError(
-                f"{path} is damaged ({error}); remove it: the next run of reconcile_hours makes it"
+                f"{path} is damaged; remove it: the next run of reconcile_hours makes it"
             ) from None
 
     def record_reconciliation(self, reconciliation: Reconciliation) -> None:
@@ -372,13 +389,17 @@ class BatchStore:
     def billing_history(self) -> pa.Table:
         """Return every billing version ever seen: rows of ``billing.HISTORY_SCHEMA``."""
         folder = self._root / "billing_history"
+        path = folder / _MANIFEST
+        part = None
         try:
-            text = (folder / _MANIFEST).read_bytes()
+            part = _HistoryManifest.model_validate_json(path.read_bytes()).part
         except FileNotFoundError:
             return HISTORY_SCHEMA.empty_table()
-        part = _HistoryManifest.model_validate_json(text).part
-        path = folder / part.name
-        if not _is_intact(path, part):
+        except ValueError:  # reported below
+            pass
+        else:
+            path = folder / part.name
+        if part is None or not _is_intact(path, part):
             raise BatchError(
                 f"billing history: {path} is missing or damaged; restore the folder from a backup: "
                 "versions that the billing table no longer has exist nowhere else"
@@ -494,21 +515,33 @@ def _sync(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a folder against other processes; the system frees it when this process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while (descriptor := _lock(folder)) is None:
+        if time.monotonic() > deadline:
+            raise BatchError(
+                f"{folder} is being written by another process for over {LOCK_SECONDS:.0f} s; let "
+                "it finish, or end it, then try again"
+            )
+        time.sleep(0.1)
     try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BatchError(
-                        f"{folder} is being written by another process for over "
-                        f"{LOCK_SECONDS:.0f} s; let it finish, or end it, then try again"
-                    ) from None
-                time.sleep(0.1)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    """Try to lock a folder, which is made where it is missing; return what holds the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # removed by a retention
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A retention may have removed the folder meanwhile, and another may be in its place.
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None

@@ -5,31 +5,25 @@ hash has every column that a load reads: ``updated_at`` is moved by application 
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from llm_trace_pipeline.billing import BillingMatcher
+from llm_trace_pipeline.billing import MATCH_FIRST_KNOWN, MATCH_NONE, BillingMatcher
 from llm_trace_pipeline.clickhouse import IN_WINDOW, Database
-from llm_trace_pipeline.enrich import rematched
+from llm_trace_pipeline.enrich import billing_is_stale
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.extract import is_of_ledger
 from llm_trace_pipeline.parquet import BatchStore, Manifest, Reconciliation
-from llm_trace_pipeline.schema import COLUMNS
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.source import EMPTY_LEDGER, Ledger, Snapshot, Source
 from llm_trace_pipeline.upsert import HourLoader, describe_differences
 
 HOURS_PER_RANGE = 24  # as many as one run loads
 TABLE = "llm_traces"
-
-_BILLING_COLUMNS = [
-    "organization_id",
-    "created_at",
-    *(column.name for column in COLUMNS if column.name.startswith("billing_")),
-]
 
 Differences = dict[datetime, tuple[str, ...]]
 
@@ -58,6 +52,9 @@ def reconcile(
 ) -> Reconciliation:
     """Compare contiguous hours of the source, of the batches and of ClickHouse.
 
+    Billing that was restated is looked for in all batches, since a plan may be restated for any
+    past.
+
     Args:
         source: the operational database.
         store: where the batches lie.
@@ -68,15 +65,18 @@ def reconcile(
     Raises:
         SourceError: the operational database cannot be read.
         ClickHouseError: ClickHouse cannot be read.
-        BatchError: a manifest is damaged.
+        BatchError: another process loads and did not finish in time.
     """
     at = datetime.now(UTC)
-    if not hours:
-        return Reconciliation(id=uuid4().hex, at=at)
-    manifests = {hour: found for hour in hours if (found := store.manifest(hour))}
-    drifted, pruned = compare_source(source, store, hours, manifests)
+    last = store.reconciliation() or Reconciliation(id="", at=at)
+    manifests, differences = readable_manifests(store, hours)
+    unreadable = tuple(differences)
+    compared = [hour for hour in hours if hour not in differences]
+    drifted, pruned = compare_source(source, store, compared, manifests) if compared else ({}, {})
     others = [manifest for hour, manifest in manifests.items() if hour not in drifted]
-    stale = stale_hours(store, others, history)
+    earlier = earlier_hours_to_match(store, hours, history, last)
+    matched, _ = readable_manifests(store, earlier)
+    stale = stale_hours(store, [*matched.values(), *others], history)
     # A load from the source, or with new billing, puts the whole hour right.
     awaiting = stale.union(drifted)
     with open_database() as database:
@@ -90,9 +90,51 @@ def reconcile(
         stale=tuple(sorted(stale)),
         damaged=tuple(damaged),
         pruned=tuple(pruned),
-        loaded=tuple(sorted(manifests)),
-        differences={**drifted, **damaged, **pruned},
+        loaded=tuple(sorted({*manifests, *stale})),
+        unreadable=unreadable,
+        billing_versions=history.num_rows,
+        restated=tuple(sorted(stale.intersection(earlier))),
+        differences={**differences, **drifted, **damaged, **pruned},
     )
+
+
+def readable_manifests(
+    store: BatchStore, hours: Iterable[datetime]
+) -> tuple[dict[datetime, Manifest], Differences]:
+    """Return the manifests of the hours that have a batch, and what is wrong with the others'."""
+    manifests: dict[datetime, Manifest] = {}
+    unreadable: Differences = {}
+    for hour in hours:
+        try:
+            if manifest := store.manifest(hour):
+                manifests[hour] = manifest
+        except BatchError as error:
+            unreadable[hour] = (str(error),)
+    return manifests, unreadable
+
+
+def earlier_hours_to_match(
+    store: BatchStore, hours: Sequence[datetime], history: pa.Table, last: Reconciliation
+) -> list[datetime]:
+    """Return the hours before the compared ones whose billing may not hold any more.
+
+    A version that came to be known since the last reconciliation concerns what was made after its
+    ``valid_from``. Before that it concerns traces of organizations that were not known yet, which
+    the manifests count.
+    """
+    new = history.slice(last.billing_versions)
+    earlier = [hour for hour in store.hours() if hours and hour < hours[0]]
+    if not new.num_rows:
+        return [hour for hour in earlier if hour in last.restated]
+    since = pc.min(new.column("valid_from")).as_py()
+    manifests, _ = readable_manifests(store, earlier)
+    return [
+        hour
+        for hour, manifest in manifests.items()
+        if hour in last.restated
+        or hour + HOUR > since
+        or not manifest.billing_matches.keys().isdisjoint((MATCH_FIRST_KNOWN, MATCH_NONE))
+    ]
 
 
 def compare_source(
@@ -147,7 +189,8 @@ def has_lost_traces(
             if (ids := rows.column("id").to_pylist())
         )
     except BatchError:  # no id can be read; loading the hour is what repairs the batch
-        return manifest.rows > ledger.rows + ledger.deleted
+        then = manifest.source_rows + manifest.source_deleted
+        return then > ledger.rows + ledger.deleted
 
 
 def stale_hours(
@@ -158,19 +201,12 @@ def stale_hours(
     Hours that the source lost are among them: billing is renewed without reading the source.
     """
     billing = BillingMatcher(history)
-    return {manifest.hour for manifest in manifests if _is_stale(store, manifest, billing)}
-
-
-def _is_stale(store: BatchStore, manifest: Manifest, billing: BillingMatcher) -> bool:
-    # Not enrich.billing_is_stale, which compares checksums first: that reads every file whole, all
-    # payloads of all hours.
-    try:
-        return any(
-            not rematched(rows, billing).equals(rows)
-            for rows in store.column_batches(manifest, _BILLING_COLUMNS)
-        )
-    except BatchError:  # reported by whatever loads the hour
-        return False
+    stale: set[datetime] = set()
+    for manifest in manifests:
+        with suppress(BatchError):  # reported by whatever loads the hour
+            if billing_is_stale(store, manifest, billing):
+                stale.add(manifest.hour)
+    return stale
 
 
 def compare_table(

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, HourTotals
-from llm_trace_pipeline.errors import ClickHouseError
+from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.schema import TOKEN_COLUMNS
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
@@ -38,6 +38,7 @@ _NOTHING = HourTotals(
 class LoadResult:
     """What loading an hour did."""
 
+    batch: Manifest  # what was loaded: the hour's batch when its turn came
     found: HourTotals  # what the table holds of the hour now
     was_written: bool  # False: the hour was as its batch says already
     differences: tuple[str, ...]  # from the batch; none where all is well
@@ -82,7 +83,7 @@ class HourLoader:
         An hour that equals its batch already (rows, ids, tokens, content) is left alone.
 
         Args:
-            manifest: the hour's current batch.
+            manifest: the hour's batch; where it was switched since, the current one is loaded.
             awaiting: hours that the caller is about to load: they may differ from their batches.
             force: write the hour in any case.
 
@@ -92,7 +93,13 @@ class HourLoader:
         """
         # The pool serializes loads under Dagster; this does where two are started by hand.
         with self._store.loading(self._table):
-            return self._load_serialized(manifest, awaiting, force=force)
+            # What was read before this load had its turn may be an older batch by now.
+            current = self._store.manifest(manifest.hour)
+            if current is None:
+                raise BatchError(
+                    f"hour {manifest.hour:{HOUR_FORMAT}}: its batch was removed meanwhile"
+                )
+            return self._load_serialized(current, awaiting, force=force)
 
     def _load_serialized(
         self, manifest: Manifest, awaiting: frozenset[datetime], *, force: bool
@@ -111,6 +118,7 @@ class HourLoader:
             self._load(other)
         self._drop(self._staging)
         return LoadResult(
+            batch=manifest,
             found=found,
             was_written=is_stale,
             differences=tuple(describe_differences(manifest, found)),
@@ -278,7 +286,7 @@ class HourLoader:
             self._table, IN_WINDOW, {"start": days[0], "end": days[-1] + timedelta(days=1)}
         )
         manifests = [
-            self._store.manifest(other)
+            self._manifest_if_readable(other)
             for day in days
             for other in (day + number * HOUR for number in range(24))
             if other not in excluded and not (self._keep_from and other < self._keep_from)
@@ -288,6 +296,11 @@ class HourLoader:
             for manifest in manifests
             if manifest and describe_differences(manifest, found.get(manifest.hour, _NOTHING))
         ]
+
+    def _manifest_if_readable(self, hour: datetime) -> Manifest | None:
+        with suppress(BatchError):  # of another hour, which its own load and reconcile_hours report
+            return self._store.manifest(hour)
+        return None
 
     def _create_like_target(self, table: str) -> None:
         """Make a table that parts can move to and from: the target's layout, as plain MergeTree."""

@@ -1,5 +1,6 @@
 """Erasure on real engines: what was erased is gone and stays gone, whatever stops it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -234,7 +235,7 @@ def test_what_others_say_of_it_is_named_with_its_hour(
     erase(deployment.settings, erasure())
     output = capsys.readouterr().out
     assert f"for the id {GONE}: it occurs\n" in output
-    assert "hour 2026-03-01-09:00: request_json, 1 times\n" in output
+    assert "hour 2026-03-01-09:00: request_json, in 1 places\n" in output
     assert "hour 2026-03-01-09:00: organization_id" not in output
 
 
@@ -390,6 +391,19 @@ def test_a_wrong_argument_is_one_line(
     monkeypatch.setattr(sys, "argv", ["erase", *arguments])
     with pytest.raises(SettingsError, match=f"^{message}$"):
         command.main()
+
+
+def test_a_place_where_nothing_was_loaded_is_an_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_trace_pipeline.erase", "--organization", GONE],
+        env=os.environ | {"LLM_TRACES_STATE": str(tmp_path / "elsewhere")},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"nothing was ever loaded into {tmp_path}/elsewhere/batches or ")
+    assert not BatchStore(tmp_path / "elsewhere/batches").erasures()
 
 
 def test_the_command_erases(

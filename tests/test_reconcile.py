@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_trace_pipeline.automation import Asked
 from llm_trace_pipeline.checks import (
     BATCH_CHECKS,
     RANGE_END_TAG,
@@ -25,6 +27,7 @@ from llm_trace_pipeline.checks import (
     RECONCILIATION_CHECKS,
     TABLE_CHECKS,
     hours_of_run,
+    repair_commands,
     without_hours,
 )
 from llm_trace_pipeline.clickhouse import connect
@@ -214,7 +217,45 @@ def test_a_reconciliation_is_acted_on_once_also_after_a_restart(deployment: Depl
     before = deployment.store.manifest(H1)
     deployment.execute(request)
     assert deployment.store.manifest(H1) == before
-    assert deployment.found().id == deployment.cursor
+    assert deployment.found().id in str(deployment.cursor)
+
+
+def test_an_hour_that_a_load_did_not_help_is_not_requested_again(deployment: Deployment) -> None:
+    deployment.operational.execute(f"{UPDATE} run_id = 'x' WHERE id IN ('h0', 'h2')")
+    for requested in (1, 0):
+        assert deployment.reconcile()["source_matches_batches"] is False
+        assert len(deployment.requests()) == requested  # which nobody executes
+    deployment.operational.execute(f"{UPDATE} run_id = 'y' WHERE id = 'h2'")
+    deployment.reconcile()
+    (request,) = deployment.requests()
+    assert hours_of_run(request.tags) == [H2]
+
+
+def test_a_hopeless_hour_is_requested_again_some_hours_later() -> None:
+    found = Reconciliation(id="1", at=H0, drifted=(H1,), differences={H1: ("a",)})
+    asked = Asked().and_now(found, found)
+    assert asked.in_vain(found) == {H1}
+    assert asked.in_vain(found.model_copy(update={"at": H0 + 5 * HOUR})) == {H1}
+    assert asked.in_vain(found.model_copy(update={"at": H0 + 7 * HOUR})) == set()
+    assert asked.in_vain(found.model_copy(update={"differences": {H1: ("b",)}})) == set()
+    assert asked.in_vain(found.model_copy(update={"drifted": ()})) == set()
+
+
+def test_a_damaged_manifest_keeps_no_other_hour_from_being_compared_or_loaded(
+    deployment: Deployment,
+) -> None:
+    folder = Path(deployment.settings.trace_batch_uri) / f"llm_traces/{H1:%Y-%m-%d}/{H1:%H}"
+    text = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(text[:100])
+    deployment.operational.execute(f"{UPDATE} run_id = 'x' WHERE id = 'h2'")
+    assert deployment.reconcile()["source_matches_batches"] is False
+    assert deployment.found().unreadable == (H1,)
+    (request,) = deployment.requests()
+    assert hours_of_run(request.tags) == [H2]
+    deployment.execute(request)
+    assert deployment.rows("run_id") == ["", "", "", "x", ""]
+    (folder / "manifest.json").write_bytes(text)
+    assert set(deployment.reconcile().values()) == {True}
 
 
 def test_traces_that_are_gone_are_reported_and_kept(deployment: Deployment) -> None:
@@ -257,6 +298,7 @@ def test_damage_to_clickhouse_is_found_and_repaired(deployment: Deployment, dama
     deployment.clickhouse(damage)
     assert deployment.reconcile()["clickhouse_matches_batches"] is False
     assert deployment.found().damaged == (H2,)
+    assert repair_commands(deployment.found()) == [f"make restore FROM={key(H2)} TO={key(H2)}"]
     assert deployment.repair() == [H2]
     assert deployment.rows("*") == exact
 
@@ -296,6 +338,31 @@ def test_a_plan_is_attached_as_it_is_known_from_basic_to_max_to_restated(
     bill("restated", H0 - timedelta(days=7))
     assert deployment.repair() == [H0, H1]
     assert plans() == mid_hour | {"h0": "restated", "h1": "restated"}
+
+
+def test_a_plan_restated_for_long_ago_is_attached_there_too(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_TRACES_RECONCILE_DAYS", "1")
+    old, older = H0 - timedelta(days=20), H0 - timedelta(days=21)
+    deployment.operational.insert("provider_traces", trace(old, id="old"), trace(older, id="older"))
+    for hour in (old, older):
+        deployment.load(hour, hour)
+    assert set(deployment.reconcile().values()) == {True}
+    deployment.operational.insert(
+        "organization_billing_details",
+        {"organization_id": "org-1", "plan_type": "max", "updated_at": old - MINUTE},
+    )
+    deployment.reconcile()
+    assert deployment.found().stale == (older, old, H0, H1, H2, H3)
+    # Until it is done, also where no further version comes.
+    deployment.reconcile()
+    assert deployment.found().stale == (older, old, H0, H1, H2, H3)
+    requests = deployment.requests()
+    deployment.operational.execute("DROP TABLE provider_traces")  # which nothing of this reads
+    for request in requests:
+        deployment.execute(request)
+    assert set(deployment.rows("billing_plan_type")) == {"max"}
 
 
 def test_erased_rows_are_no_drift(deployment: Deployment) -> None:

@@ -137,6 +137,21 @@ def test_rows_that_the_source_lost_are_not_given_up(
     assert len(pipeline.rows()) == left
 
 
+def test_rows_that_the_source_lost_are_not_given_up_for_a_damaged_part(
+    operational: Operational, pipeline: Pipeline
+) -> None:
+    operational.insert("provider_traces", *(trace(id=f"{n}") for n in range(10)))
+    operational.insert(
+        "provider_traces", *(trace(id=f"deleted-{n}", is_deleted=True) for n in range(5))
+    )
+    [part] = pipeline.store.part_paths(pipeline.load())
+    part.write_bytes(part.read_bytes()[:-1])
+    operational.execute("DELETE FROM provider_traces WHERE id IN ('0', '1', '2', '3', '4')")
+    with pytest.raises(SourceError, match=r"the batch 10, and 5 of the batch's are gone"):
+        pipeline.extract()
+    assert len(pipeline.rows()) == 10
+
+
 def test_soft_deleted_moved_and_folded_rows_are_not_lost(
     operational: Operational, pipeline: Pipeline
 ) -> None:
@@ -273,9 +288,36 @@ def test_a_fresh_clickhouse_is_restored_from_the_batches_alone(
         before = pipeline.rows()
     shutil.rmtree(urlsplit(settings.clickhouse_endpoint).path)
     operational.execute("DROP TABLE provider_traces")
-    for hour in hours:
-        process = start_load(tmp_path, "llm_traces", hour)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_trace_pipeline.backfill", "--from-batches"]
+        + [f"{hour:{HOUR_FORMAT}}" for hour in (hours[0], hours[-1])],
+        env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("3 of 31 hours have a batch\n")
     with connect(settings) as database:
         assert Pipeline(source, store, database).rows() == before
+
+
+def test_a_refused_hour_keeps_no_other_hour_of_the_command_from_clickhouse(
+    operational: Operational, settings: Settings, tmp_path: Path
+) -> None:
+    hours = [T0 + n * HOUR for n in range(4)]
+    operational.insert("provider_traces", *(trace(hour, id=f"{hour:%H}") for hour in hours))
+    loaded = start_load(tmp_path / "first", "", *hours)
+    output, _ = loaded.communicate(timeout=300)
+    assert loaded.returncode == 0, output
+    operational.execute("DELETE FROM provider_traces WHERE id = '10'")
+    operational.insert("provider_traces", *(trace(hour, id=f"{hour:%H} late") for hour in hours))
+    loaded = start_load(tmp_path / "second", "", *hours)
+    output, _ = loaded.communicate(timeout=300)
+    assert loaded.returncode == 1
+    assert "PipelineError: not everything was loaded" in output
+    assert "hour 2026-03-01-10:00: the source has 1 traces, the batch 1, and 1 of" in output
+    with connect(settings) as database:
+        rows = database.rows("SELECT id FROM llm_traces ORDER BY id")
+    late = ["09 late", "11 late", "12 late"]
+    assert [row["id"] for row in rows] == sorted(["09", "10", "11", "12", *late])

@@ -536,6 +536,14 @@ def test_a_table_that_keeps_milliseconds_is_reported_as_different(warehouse: War
     assert [text.split()[:2] for text in result.differences] == [["content", "hash"]]
 
 
+def test_a_batch_that_was_switched_before_its_turn_is_not_loaded(warehouse: Warehouse) -> None:
+    empty = warehouse.publish(T0, 0)
+    current = warehouse.publish(T0, 10, 2)
+    for _ in range(2):
+        assert warehouse.load_batch(empty).batch == current
+        warehouse.check()
+
+
 def test_the_host_may_live_in_another_time_zone(warehouse: Warehouse) -> None:
     fill_day(warehouse)
     warehouse.close()

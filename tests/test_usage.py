@@ -243,7 +243,7 @@ DETAILS = st.none() | st.dictionaries(
     st.sampled_from(["cached_tokens", "cache_write_tokens", "reasoning_tokens", "thinking_tokens"]),
     COUNTS,
 )
-USAGE = st.fixed_dictionaries(
+USAGE: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
     optional={
         field.encode_name: DETAILS
