@@ -18,11 +18,13 @@ from dagster import (
     BackfillPolicy,
     BetaWarning,
     Config,
+    DagsterEventType,
     Failure,
     MaterializeResult,
     MetadataValue,
     asset,
 )
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RESUME_RETRY_TAG
 from pydantic import Field
 
 from llm_trace_pipeline.checks import (
@@ -123,6 +125,7 @@ def trace_batches(
         source = pipeline.source()
         # Also where this asset runs alone: a plan that changed must be known to the match.
         history = capture_billing(source, store).history
+        done = _done_before(context)
 
         def make(hour: datetime) -> Manifest:
             return extract_hour(
@@ -130,7 +133,7 @@ def trace_batches(
                 store,
                 history,
                 hour,
-                only_changed=config.only_changed,
+                only_changed=config.only_changed or f"{hour:{HOUR_FORMAT}}" in done,
                 accept_loss=config.accept_loss,
             )
 
@@ -211,6 +214,26 @@ def _past_retention(outcome: str, checks: Sequence[AssetCheckSpec]) -> HourOutco
     """Return the outcome of an hour that is dropped, or about to be: it must not come back."""
     metadata = {"outcome": f"past the retention: {outcome}", "rows": 0}
     return metadata, [Finding(check.name, True, metadata) for check in checks]
+
+
+def _done_before(context: AssetExecutionContext) -> set[str]:
+    """Return the hours that the run which this one resumes had finished in this step.
+
+    A run that was killed has recorded no materialization, but the checks of each finished hour.
+    """
+    tags = context.run.tags
+    if RESUME_RETRY_TAG not in tags:
+        return set()
+    found = context.instance.get_records_for_run(
+        tags[PARENT_RUN_ID_TAG], of_type=DagsterEventType.ASSET_CHECK_EVALUATION
+    )
+    evaluations = [
+        record.event_log_entry.get_dagster_event().asset_check_evaluation_data
+        for record in found.records
+    ]
+    of_step = [each for each in evaluations if each.asset_key == context.asset_key]
+    failed = {each.partition for each in of_step if each.blocking and not each.passed}
+    return {each.partition for each in of_step if each.partition} - failed
 
 
 def _hours(context: AssetExecutionContext) -> list[datetime]:
