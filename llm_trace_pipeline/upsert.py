@@ -28,6 +28,9 @@ _IN_PARTITION = "_partition_id = {partition:String}"
 _WAIT = {"mutations_sync": 2, "alter_sync": 2, "lightweight_deletes_sync": 2}
 # Merging tables that live for a second costs memory (0.3 GB with rows of 5 MB) and gains nothing.
 _NO_MERGES = "max_bytes_to_merge_at_max_space_in_pool = 1"
+# All columns of a staged part in one file: 50,000 rows of 7 KB go in in 1.4 s instead of 1.8. The
+# target's own merges make them wide.
+_COMPACT_PARTS = (f"min_bytes_for_wide_part = {2**60}", f"min_rows_for_wide_part = {2**60}")
 _PROJECTION_MODE = "lightweight_mutation_projection_mode"  # else projections forbid DELETE
 _NOTHING = HourTotals(
     rows=0, distinct_ids=0, tokens=dict.fromkeys(TOKEN_COLUMNS, 0), content_hash=f"{0:016x}"
@@ -155,7 +158,7 @@ class HourLoader:
         window = {"start": manifest.hour, "end": manifest.hour + HOUR}
         paths = self._store.part_paths(manifest)
         self._drop(self._staging)
-        self._create_like_target(self._staging)
+        self._create_like_target(self._staging, *_COMPACT_PARTS)
         self._database.insert_parquet(
             self._staging, paths, manifest.payload_bytes / max(1, manifest.rows)
         )
@@ -302,17 +305,18 @@ class HourLoader:
             return self._store.manifest(hour)
         return None
 
-    def _create_like_target(self, table: str) -> None:
+    def _create_like_target(self, table: str, *own_settings: str) -> None:
         """Make a table that parts can move to and from: the target's layout, as plain MergeTree."""
         layout = self._database.layout(self._table)
         # No key is not the same as the key tuple(): parts do not move between the two.
         partition_by = f"PARTITION BY {key} " if (key := layout["partition_key"]) else ""
-        settings = [
-            _NO_MERGES,
-            *(text for text in layout["engine_full"].partition(" SETTINGS ")[2:] if text),
+        theirs = layout["engine_full"].partition(" SETTINGS ")[2]
+        ours = [
+            setting
+            for setting in (_NO_MERGES, f"{_PROJECTION_MODE} = 'rebuild'", *own_settings)
+            if setting.partition(" ")[0] not in theirs
         ]
-        if not any(_PROJECTION_MODE in text for text in settings):
-            settings.append(f"{_PROJECTION_MODE} = 'rebuild'")
+        settings = [*ours, theirs] if theirs else ours
         self._database.execute(
             f"CREATE TABLE {self._name(table)} AS {self._name(self._table)} ENGINE = MergeTree "
             f"{partition_by}"
