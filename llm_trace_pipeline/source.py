@@ -26,7 +26,7 @@ BATCH_BYTES = 16 * 2**20  # of one Arrow batch from PostgreSQL
 
 # How many windows a connection reads of an hour: many, so that none waits for the others at the
 # end; few, since each plans its query anew and may scan steps.
-WINDOWS_PER_CONNECTION = 4
+WINDOWS_PER_CONNECTION = 2
 
 # Tables that a deployment may lack; an empty relation of the same columns stands in.
 OPTIONAL_TABLES = ("provider_trace_metadata", "step_metrics")

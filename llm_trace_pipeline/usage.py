@@ -473,7 +473,7 @@ class _PlainUsage(msgspec.Struct):
     prompt_tokens: _Count = None
     completion_tokens: _Count = None
     total_tokens: _Count = None
-    prompt_tokens_details: _PlainDetails | None = None
+    prompt_tokens_details: _PlainDetails | list[Any] | None = None  # Gemini's is a list
     completion_tokens_details: _PlainDetails | None = None
     cached_tokens: _Count = None
     prompt_cache_hit_tokens: _Count = None
@@ -537,7 +537,12 @@ def _read_plain(text: bytes | memoryview) -> ResponseReading | None:
         return None
     if usage.prompt_tokens is not None or usage.completion_tokens is not None:
         tokens = _plain_chat(usage)
-    elif usage.input_tokens is not None or usage.output_tokens is not None:
+    elif (
+        usage.input_tokens is not None
+        or usage.output_tokens is not None
+        or usage.cache_read_input_tokens is not None
+        or usage.cache_creation_input_tokens is not None
+    ):
         tokens = _plain_input(usage)
     elif usage.prompt_token_count is not None or usage.candidates_token_count is not None:
         tokens = _plain_gemini(usage)
@@ -559,7 +564,9 @@ _PlainTokens = tuple[int, int, int | None, int | None, int | None, int | None]
 
 
 def _plain_chat(usage: _PlainUsage) -> _PlainTokens:
-    details = usage.prompt_tokens_details or _NO_DETAILS
+    details = usage.prompt_tokens_details
+    if not isinstance(details, _PlainDetails):
+        details = _NO_DETAILS
     reasoning = (usage.completion_tokens_details or _NO_DETAILS).reasoning_tokens
     return (
         usage.prompt_tokens or 0,

@@ -246,7 +246,7 @@ DETAILS = st.none() | st.dictionaries(
 USAGE: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
     optional={
-        field.encode_name: DETAILS
+        field.encode_name: DETAILS | st.just([{"modality": "TEXT", "token_count": 3}])
         if field.name.endswith("_details")
         else st.just([])
         if field.name == "iterations"
