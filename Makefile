@@ -31,6 +31,9 @@ help:  ## show this list
 lock: .venv/installed  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url \
 		--no-header --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+	.venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url \
+		--no-header --python-version 3.11 --group pyproject.toml:bench -c requirements.lock \
+		-o bench/requirements.lock
 
 .PHONY: lint
 lint: .venv/installed  ## ruff and the strict type checker
@@ -73,3 +76,8 @@ sql: .venv/installed  ## one statement on ClickHouse: Q="SELECT count() FROM llm
 .PHONY: preflight
 preflight: .venv/installed  ## what is missing at either end, with the exact repair
 	@$(PY) -m llm_trace_pipeline.preflight
+
+.PHONY: bench
+bench: .venv/installed  ## measure against the limit and two peers (DATA="wide narrow" RUNS=5)
+	.venv/bin/pip install --quiet --no-deps --require-hashes -r bench/requirements.lock
+	@$(PY) -m bench $(DATA) $(if $(RUNS),--runs $(RUNS))

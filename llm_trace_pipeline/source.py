@@ -22,7 +22,7 @@ from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.statements import ROOT, read_sql
 from llm_trace_pipeline.transform import Tally, transform
 
-BATCH_BYTES = 16 * 2**20  # of one Arrow batch from PostgreSQL
+BATCH_BYTES = 8 * 2**20  # of one Arrow batch from PostgreSQL
 
 # How many windows a connection reads of an hour: many, so that none waits for the others at the
 # end; few, since each plans its query anew and may scan steps.

@@ -1,0 +1,292 @@
+"""What is measured: one hour of traces per data set, each in a database of its own.
+
+The rows are a pure function of the data set, and are kept for the next run.
+"""
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+from adbc_driver_postgresql import dbapi
+
+from llm_trace_pipeline.demo import embedded_postgres
+from llm_trace_pipeline.demo_responses import RECIPES, TOOLS, Call, Recipe, Tokens, streamed
+from llm_trace_pipeline.demo_traffic import (
+    ORGANIZATIONS,
+    SCHEMAS,
+    Organization,
+    _chance,
+    _corpus,
+    _uuid,
+    billing_details,
+)
+from llm_trace_pipeline.settings import HOUR
+from llm_trace_pipeline.source import Source
+from llm_trace_pipeline.statements import read_sql
+
+VERSION = 1  # of the rows; another one makes them anew
+START = datetime(2026, 3, 2, 9, tzinfo=UTC)
+
+_AGENTS_PER_ORGANIZATION = 20
+_GIANT_CHARACTERS = (21_000_000, 48_000_000)  # 20 to 50 MB of JSON
+_PIECE_CHARACTERS = 1_000_000  # of a text of 4 million, so that no two long passages are alike
+_ROOM_FOR_TOOLS = 1_000  # in the text; their schemas are as long again
+_PROCESSES = 2
+
+# Nothing here needs to survive a power cut, and no checkpoint shall fall into a measurement. The
+# rest is stock, the 128 MB of shared buffers and pglz for long values included.
+_SERVER_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_wal_size": "'16GB'",
+    "checkpoint_timeout": "'1d'",
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One hour of traces."""
+
+    name: str
+    traces: int
+    row_bytes: int  # about how much JSON a trace has, on average
+    passage: int  # mean characters of the text of a request; a response has a quarter of that
+    giants: int = 0  # traces of 20 to 50 MB among them
+    runs: int = 5  # of each contender, unless the command line says otherwise
+
+    @property
+    def block_rows(self) -> int:
+        """How many rows make a block of 64 MB, for those who bound their blocks by rows."""
+        return 2**26 // self.row_bytes
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is too much to be held in memory."""
+        return self.traces * self.row_bytes > 10**9
+
+    @property
+    def database(self) -> str:
+        """The name of the database that holds it."""
+        return f"{self.name}_{self.traces}_v{VERSION}"
+
+    def scaled(self, scale: float) -> "DataSet":
+        """Return the same kind of data, but less of it."""
+        return replace(self, traces=round(self.traces * scale), giants=round(self.giants * scale))
+
+
+DATA_SETS = {
+    data_set.name: data_set
+    for data_set in (
+        DataSet("wide", 50_000, 7_600, 4_550),
+        DataSet("huge", 500_000, 7_600, 4_550, runs=3),
+        DataSet("narrow", 500_000, 900, 100),
+        DataSet("giant", 10_200, 700_000, 100, giants=200, runs=2),
+    )
+}
+
+
+def start_server(folder: Path) -> str:
+    """Start the PostgreSQL of the benchmark; return its URL."""
+    url = embedded_postgres(folder)
+    execute(url, *(f"ALTER SYSTEM SET {key} = {value}" for key, value in _SERVER_SETTINGS.items()))
+    execute(url, "SELECT pg_reload_conf()")
+    return url
+
+
+def ensure_database(server_url: str, data_set: DataSet) -> str:
+    """Make the data set where it is missing; return the URL of its database."""
+    url = server_url.replace("/postgres?", f"/{data_set.database}?", 1)
+    with dbapi.connect(server_url) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_database WHERE datname = $1", (data_set.database,))
+        is_made = cursor.fetchone() is not None
+    if not is_made:
+        _make(server_url, url, data_set)
+    _make_views(url)
+    return url
+
+
+def _make(server_url: str, url: str, data_set: DataSet) -> None:
+    # Made under another name, so that an interrupted run leaves no half-made data set behind.
+    new, new_url = f"{data_set.database}_new", url.replace("?", "_new?", 1)
+    execute(server_url, f"DROP DATABASE IF EXISTS {new}", f"CREATE DATABASE {new}")
+    for name, value in (
+        # What the pipeline sets in its sessions, so that everyone can run its query.
+        ("llm_traces.start", START.isoformat()),
+        ('llm_traces."end"', (START + HOUR).isoformat()),
+        ("llm_traces.folded", "[]"),
+        ("timezone", "UTC"),
+    ):
+        execute(server_url, f"ALTER DATABASE {new} SET {name} = '{value}'")
+    execute(new_url, read_sql("demo/schema.sql"))
+    with dbapi.connect(new_url) as connection, connection.cursor() as cursor:
+        billing = billing_details(START - timedelta(days=2))
+        cursor.adbc_ingest("organization_billing_details", billing, "append")
+        connection.commit()
+    step = 100 if data_set.giants else 5_000  # a batch of giants fits into memory
+    begins = range(0, data_set.traces, step)
+    with ProcessPoolExecutor(_PROCESSES, get_context("spawn")) as pool:
+        list(pool.map(partial(_add_traces, new_url, data_set, step), begins))
+    execute(new_url, "VACUUM ANALYZE")
+    execute(new_url, "CHECKPOINT")
+    execute(server_url, f"ALTER DATABASE {new} RENAME TO {data_set.database}")
+
+
+def _make_views(url: str) -> None:
+    """Make the query of the pipeline a relation, whole and by halves, for whoever needs one."""
+    with Source(url).snapshot() as snapshot:
+        traces = snapshot.statement("traces")
+    middle = f"timestamptz '{START + HOUR / 2}'"
+    start, end = (
+        f"current_setting('llm_traces.{bound}')::timestamptz" for bound in ("start", "end")
+    )
+    for name, query in (
+        ("traces_of_hour", traces),
+        ("traces_of_hour_0", traces.replace(end, middle)),
+        ("traces_of_hour_1", traces.replace(start, middle)),
+    ):
+        execute(url, f"DROP VIEW IF EXISTS {name}", f"CREATE VIEW {name} AS {query}")
+
+
+def execute(url: str, *statements: str) -> None:
+    """Execute statements, each in a transaction of its own."""
+    with dbapi.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.adbc_statement.set_sql_query(statement)
+            cursor.adbc_statement.execute_update()
+
+
+def _add_traces(url: str, data_set: DataSet, count: int, begin: int) -> None:
+    tables = _traces(data_set, range(begin, min(begin + count, data_set.traces)))
+    with closing(dbapi.connect(url)) as connection, connection.cursor() as cursor:
+        for name, rows in tables.items():
+            cursor.adbc_ingest(name, rows, "append")
+        connection.commit()
+
+
+def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, pa.Table]:
+    """Return some of the traces, and what else is stored of each, by the name of the table."""
+    rng = random.Random(f"{data_set.name} {numbers[0]}")  # noqa: S311 - the same rows every time
+    rows: dict[str, list[dict[str, object]]] = {
+        "provider_traces": [],
+        "steps": [],
+        "step_metrics": [],
+    }
+    weights = [1 / (organization.rank + 1) for organization in ORGANIZATIONS]
+    for number in numbers:
+        organization = rng.choices(ORGANIZATIONS, weights)[0]
+        recipe = rng.choices(RECIPES, [recipe.weight for recipe in RECIPES])[0]
+        at = START + number * HOUR / data_set.traces
+        every = data_set.traces // data_set.giants if data_set.giants else 0
+        if every and number % every == 0:
+            length = rng.randrange(*_GIANT_CHARACTERS)
+        else:
+            length = int(data_set.passage * rng.uniform(0.5, 1.5))
+        call = _call(rng, recipe, at, organization, length, data_set.passage // 4)
+        trace, step = _trace_and_step(call, recipe, organization)
+        rows["provider_traces"].append(trace)
+        rows["steps"].append(step)
+        metrics = {"llm_request_ns": int(rng.lognormvariate(21.5, 0.7))}
+        rows["step_metrics"].append(
+            metrics | {key: step[key] for key in ("id", "created_at", "updated_at")}
+        )
+    return {name: pa.Table.from_pylist(rows[name], SCHEMAS[name]) for name in rows}
+
+
+def _call(
+    rng: random.Random,
+    recipe: Recipe,
+    at: datetime,
+    organization: Organization,
+    asked: int,
+    answered: int,
+) -> Call:
+    system = organization.rank * 10_000  # where in the text an organization's prompt stands
+    turns = rng.choice((1, 3, 5, 7))
+    prompt, completion = asked // 4, answered // 4
+    return Call(
+        rng=rng,
+        key=_uuid(rng).hex,
+        at=at,
+        model=recipe.model,
+        system=_corpus()[system : system + min(asked // 5, 2_000)],
+        messages=[_passage(rng, (asked - min(asked // 5, 2_000)) // turns) for _ in range(turns)],
+        reply=_passage(rng, int(answered * rng.uniform(0.5, 1.5))),
+        tool=rng.choice(TOOLS) if asked > _ROOM_FOR_TOOLS and _chance(rng, 0.5) else None,
+        tokens=Tokens(prompt, completion, prompt // 2, prompt // 10, completion // 3),
+    )
+
+
+def _trace_and_step(
+    call: Call, recipe: Recipe, organization: Organization
+) -> tuple[dict[str, object], dict[str, object]]:
+    rng, tokens = call.rng, call.tokens
+    if _chance(rng, 0.02):
+        response = recipe.dialect.failure(call)
+    else:
+        is_streamed = recipe.streams and _chance(rng, 0.35)
+        body = streamed if is_streamed else recipe.dialect.body
+        response = body(call, recipe.dialect.usage(tokens))
+    agent = rng.randrange(_AGENTS_PER_ORGANIZATION)
+    owner = {"organization_id": organization.id, "created_at": call.at, "updated_at": call.at}
+    step_id = f"step-{_uuid(rng)}"
+    config = {
+        "model": recipe.model,
+        "model_endpoint_type": recipe.endpoint_type,
+        "provider_name": recipe.provider,
+        "provider_category": "base",
+        "context_window": 128000,
+    }
+    trace = owner | {
+        "id": f"provider_trace-{_uuid(rng)}",
+        "step_id": step_id,
+        "agent_id": f"agent-{organization.rank}-{agent}",
+        "agent_tags": '["production", "eu"]' if agent % 2 else None,
+        "call_type": "agent_step",
+        "run_id": f"run-{_uuid(rng)}",
+        "source": "memgpt-server",
+        "org_id": organization.id,
+        "user_id": f"user-{organization.rank}",
+        "is_deleted": False,
+        "request_json": _text(recipe.dialect.request(call)),
+        "response_json": _text(response),
+        "llm_config": _text(config),
+    }
+    step = owner | {
+        "id": step_id,
+        "project_id": f"project-{organization.rank}-{agent % 4}",
+        "trace_id": _uuid(rng).hex,
+        "provider_name": recipe.provider,
+        "provider_category": "base",
+        "model": recipe.model,
+        "prompt_tokens": tokens.prompt,
+        "completion_tokens": tokens.completion,
+        "total_tokens": tokens.total,
+        "cached_input_tokens": tokens.cached,
+        "cache_write_tokens": tokens.written,
+        "reasoning_tokens": tokens.reasoning,
+    }
+    return trace, step
+
+
+def _passage(rng: random.Random, length: int) -> str:
+    corpus = _corpus()
+    pieces: list[str] = []
+    while length > 0:
+        size = min(length, _PIECE_CHARACTERS)
+        start = rng.randrange(len(corpus) - size)
+        pieces.append(corpus[start : start + size])
+        length -= size
+    return "".join(pieces)
+
+
+def _text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
