@@ -170,7 +170,7 @@ def make_tables(database: Database, count: int) -> None:
         values = {"hour": START + number * HOUR, "first": number * count, "count": count}
         database.execute(calls, values)
     while database.rows("SELECT 1 FROM system.merges"):
-        time.sleep(1)
+        time.sleep(1)  # the engine has no statement that waits for its merges
     database.execute(  # what is measured stays as it is
         f"ALTER TABLE {database.qualified('loaded')} "
         "MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1"

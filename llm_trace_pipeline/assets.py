@@ -41,6 +41,7 @@ from llm_trace_pipeline.errors import BatchError, PipelineError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import Manifest
 from llm_trace_pipeline.partitions import HOURLY
+from llm_trace_pipeline.reconcile import HOURS_PER_RANGE
 from llm_trace_pipeline.resources import Pipeline
 from llm_trace_pipeline.retention import line_before
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
@@ -52,7 +53,7 @@ warnings.filterwarnings("ignore", category=BetaWarning)
 
 # A run costs seconds of start-up, so a backfill gives each run a day of hours; the hours are loaded
 # one by one inside it, and those that succeeded stay done when another one fails.
-_A_DAY_PER_RUN = BackfillPolicy.multi_run(max_partitions_per_run=24)
+_A_DAY_PER_RUN = BackfillPolicy.multi_run(max_partitions_per_run=HOURS_PER_RANGE)
 
 # Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
 _LOG = logging.getLogger("llm_trace_pipeline")

@@ -259,7 +259,7 @@ def _embedded_client(path: str) -> Client:
                     f"{EMBEDDED_WAIT_SECONDS:.0f} s; only one at a time can use it: wait for the "
                     "running load to end, or stop the process that holds it"
                 ) from None
-        time.sleep(0.2)
+        time.sleep(0.2)  # the lock tells nobody when it is free
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.launcher import fail_abandoned_runs
 from llm_trace_pipeline.parquet import BatchStore
-from llm_trace_pipeline.reconcile import ranges
+from llm_trace_pipeline.reconcile import HOURS_PER_RANGE, ranges
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
 
-HOURS_PER_RUN = 24
 _RANGE = "dagster/asset_partition_range_"  # the tags by which a run knows its hours
 
 
@@ -51,7 +50,7 @@ def load_hours(hours: Sequence[datetime], *assets: str) -> None:
         PipelineError: hours failed; the message names them and the run in which they did.
     """
     # Reads LLM_TRACES_START, whose errors run_command is to report.
-    from llm_trace_pipeline.definitions import defs  # noqa: PLC0415
+    from llm_trace_pipeline.definitions import defs  # noqa: PLC0415 -- as said
 
     progress = logging.getLogger("llm_trace_pipeline")
     progress.setLevel(logging.INFO)
@@ -72,8 +71,8 @@ def load_hours(hours: Sequence[datetime], *assets: str) -> None:
                 raise_on_error=False,
             )
 
-        for begin in range(0, len(hours), HOURS_PER_RUN):
-            of_run = hours[begin : begin + HOURS_PER_RUN]
+        for begin in range(0, len(hours), HOURS_PER_RANGE):
+            of_run = hours[begin : begin + HOURS_PER_RANGE]
             result = run(of_run, assets)
             if result.success:
                 continue

@@ -154,7 +154,7 @@ def add_traffic(
     return added
 
 
-def _fetch_value(cursor: dbapi.Cursor, query: str, *parameters: object) -> Any:  # noqa: ANN401
+def _fetch_value(cursor: dbapi.Cursor, query: str, *parameters: object) -> Any:  # noqa: ANN401 - a value of SQL
     cursor.execute(query, parameters or None)
     row = cursor.fetchone()
     return row[0] if row else None
@@ -220,7 +220,7 @@ def _ensure_running(cluster: Path, sockets: Path, url: str) -> None:
             raise PipelineError(
                 f"the embedded PostgreSQL does not start; its log, {log}, ends:\n{lines}"
             )
-        time.sleep(0.2 if status else 0)
+        time.sleep(0.2 if status else 0)  # pg_ctl saw only that somebody else starts it
 
 
 def _run(program: str, arguments: list[str]) -> tuple[int, str]:

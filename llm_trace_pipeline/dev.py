@@ -68,7 +68,7 @@ def _end_runs(group: int) -> None:
         os.killpg(group, signal.SIGTERM)
         while time.monotonic() < deadline:
             os.killpg(group, 0)
-            time.sleep(0.1)
+            time.sleep(0.1)  # a group of processes cannot be waited for
         os.killpg(group, signal.SIGKILL)
 
 

@@ -26,10 +26,9 @@ from llm_trace_pipeline.retention import line_before
 from llm_trace_pipeline.schema import ARROW_SCHEMA
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings, parse_hour
 from llm_trace_pipeline.transform import Tally, tally_of
-from llm_trace_pipeline.upsert import HourLoader
+from llm_trace_pipeline.upsert import TABLE, HourLoader
 from llm_trace_pipeline.usage import read_response
 
-TABLE = "llm_traces"
 KEPT = (
     "the billing history: it holds plan versions of organizations, and no traces",
     "the record of the erasure: it names what was erased, so that it stays erased",

@@ -524,7 +524,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"{folder} is being written by another process for over {LOCK_SECONDS:.0f} s; let "
                 "it finish, or end it, then try again"
             )
-        time.sleep(0.1)
+        time.sleep(0.1)  # flock waits without a bound, or not at all
     try:
         yield
     finally:

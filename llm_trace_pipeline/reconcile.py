@@ -20,10 +20,9 @@ from llm_trace_pipeline.extract import is_of_ledger
 from llm_trace_pipeline.parquet import BatchStore, Manifest, Reconciliation
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.source import EMPTY_LEDGER, Ledger, Snapshot, Source
-from llm_trace_pipeline.upsert import HourLoader, describe_differences
+from llm_trace_pipeline.upsert import TABLE, HourLoader, describe_differences
 
 HOURS_PER_RANGE = 24  # as many as one run loads
-TABLE = "llm_traces"
 
 Differences = dict[datetime, tuple[str, ...]]
 

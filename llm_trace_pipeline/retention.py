@@ -10,9 +10,7 @@ from datetime import UTC, datetime, timedelta
 from llm_trace_pipeline.clickhouse import Database
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upsert import HourLoader
-
-TABLE = "llm_traces"
+from llm_trace_pipeline.upsert import TABLE, HourLoader
 
 
 @dataclass(frozen=True)

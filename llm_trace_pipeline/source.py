@@ -191,9 +191,9 @@ class Snapshot:
 
     def statement(self, name: str) -> str:
         """Return one statement of ``sql/operational`` with the relations that all of them share."""
-        row_hash = read_sql("operational/row_hash.sql").partition("\nhash_record")
+        row_hash = re.sub(r"--.*\n", "", read_sql("operational/row_hash.sql")).strip()
         text = f"WITH {self._shared}{read_sql(f'operational/{name}.sql')}"
-        return text.replace("{row_hash}", "".join(row_hash[1:]).strip())
+        return text.replace("{row_hash}", row_hash)
 
     def rows_in(self, name: str, start: datetime, end: datetime) -> list[dict[str, Any]]:
         """Execute a statement whose result is small for a window.

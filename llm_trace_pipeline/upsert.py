@@ -22,6 +22,7 @@ from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.schema import TOKEN_COLUMNS
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
 
+TABLE = "llm_traces"
 ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
 
 _IN_PARTITION = "_partition_id = {partition:String}"
@@ -55,7 +56,7 @@ class HourLoader:
         self,
         database: Database,
         store: BatchStore,
-        table: str = "llm_traces",
+        table: str = TABLE,
         keep_from: datetime | None = None,
     ) -> None:
         """Load into the table, which is made if it is missing.

@@ -167,6 +167,7 @@ class Model:
 
     def enrich(self, hour: datetime) -> None:
         """Match the hour's batch anew."""
+        # mypy does not know how long a slice of a tuple is.
         self.batches[hour] = _sorted(
             row if row[-1] == "request" else (*row[:_BILLED_FROM], *self._billing(row[1], row[9]))  # type: ignore[misc]
             for row in self.batches[hour]
@@ -229,6 +230,7 @@ class Model:
 
     def change(self, number: int, **values: object) -> Trace:
         """Change a stored trace."""
+        # The values are named by the tests, which mypy cannot follow.
         self.traces[number] = replace(self.traces[number], **values)  # type: ignore[arg-type]
         return self.traces[number]
 

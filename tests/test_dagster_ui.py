@@ -160,7 +160,7 @@ def wait_for(claim: Callable[[], T], what: str) -> T:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (result := claim()):
         assert time.monotonic() < deadline, f"not in {PATIENCE_SECONDS:.0f} s: {what}"
-        time.sleep(0.1)
+        time.sleep(0.1)  # what is claimed happens in other processes
     return result
 
 

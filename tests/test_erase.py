@@ -217,6 +217,21 @@ def test_hours_without_a_batch_are_erased_too(deployment: Deployment) -> None:
     assert deployment.ids() == ["a-stays"]
 
 
+def test_a_row_that_gave_way_does_not_take_the_place_of_the_erased_one(
+    deployment: Deployment,
+) -> None:
+    deployment.insert(trace(id="twice", organization_id=GONE))
+    shadowed = trace(id="twice", organization_id=STAYS)
+    for name in ("request_json", "response_json", "llm_config"):
+        del shadowed[name]
+    deployment.operational.insert("provider_trace_metadata", shadowed)
+    deployment.store.record_erasure(erasure())
+    [manifest] = deployment.load(T0)
+    assert manifest.is_complete
+    assert (manifest.rows, manifest.source_folded, manifest.source_erased) == (0, 1, 1)
+    assert deployment.ids() == []
+
+
 def test_a_batch_is_erased_where_clickhouse_was_never_loaded(deployment: Deployment) -> None:
     deployment.insert(*both(T0, "a"))
     history = capture_billing(deployment.source, deployment.store).history
