@@ -240,7 +240,7 @@ def _extract(hour: Hour, store: BatchStore, connections: int) -> Manifest:
 def _load(database: Database, store: BatchStore) -> None:
     manifest = store.manifest(START)
     assert manifest is not None
-    result = HourLoader(database, store).load(manifest)
+    [result] = HourLoader(database, store).load([manifest.hour])
     assert not result.differences, result.differences
 
 

@@ -3,6 +3,7 @@
 import logging
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -37,7 +38,7 @@ from llm_trace_pipeline.checks import (
     check_load,
 )
 from llm_trace_pipeline.enrich import enrich_hour
-from llm_trace_pipeline.errors import BatchError, PipelineError
+from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import Manifest
 from llm_trace_pipeline.partitions import HOURLY
@@ -46,13 +47,13 @@ from llm_trace_pipeline.resources import Pipeline
 from llm_trace_pipeline.retention import line_before
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
 from llm_trace_pipeline.transform import EXAMPLES
-from llm_trace_pipeline.upsert import HourLoader
+from llm_trace_pipeline.upsert import HourLoader, LoadResult
 
 # Backfill policies are what makes a backfill affordable; their status needs no line per import.
 warnings.filterwarnings("ignore", category=BetaWarning)
 
-# A run costs seconds of start-up, so a backfill gives each run a day of hours; the hours are loaded
-# one by one inside it, and those that succeeded stay done when another one fails.
+# A run costs seconds of start-up, so a backfill gives each run a day of hours; those that succeeded
+# stay done when another one fails.
 _A_DAY_PER_RUN = BackfillPolicy.multi_run(max_partitions_per_run=HOURS_PER_RANGE)
 
 # Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
@@ -60,6 +61,7 @@ _LOG = logging.getLogger("llm_trace_pipeline")
 
 Metadata = dict[str, Any]
 HourOutcome = tuple[Metadata, Sequence[Finding]]
+ProcessHours = Callable[[Sequence[datetime]], Mapping[datetime, HourOutcome]]
 
 provider_traces = AssetSpec(
     "provider_traces",
@@ -141,16 +143,17 @@ def trace_batches(
     settings = Settings.from_environment()
     kept_from = line_before(settings.batch_retention_days, datetime.now(UTC))
 
-    def process(hour: datetime) -> HourOutcome:
+    def process(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
+        [hour] = hours
         if kept_from and hour < kept_from:
-            return _past_retention("no batch is kept", BATCH_CHECKS)
+            return {hour: _past_retention("no batch is kept", BATCH_CHECKS)}
         before = store.manifest(hour)
         manifest = make(hour)
         is_kept = before is not None and before.batch_id == manifest.batch_id
         outcome = "unchanged: the batch was kept" if is_kept else "new batch"
-        return {"outcome": outcome, **_describe_batch(manifest)}, check_batch(manifest)
+        return {hour: ({"outcome": outcome, **_describe_batch(manifest)}, check_batch(manifest))}
 
-    yield from _materialize_hours(context, process)
+    yield from _materialize_hours(context, [[hour] for hour in _hours(context)], process)
 
 
 class LoadConfig(Config):
@@ -186,29 +189,22 @@ def llm_traces(
         batches_kept_from = line_before(settings.batch_retention_days, now)
         loader = HourLoader(database, store, keep_from=kept_from)
 
-        def load(hour: datetime) -> HourOutcome:
-            if kept_from and hour < kept_from:
-                return _past_retention("not loaded", TABLE_CHECKS)
-            manifest = store.manifest(hour)
-            if manifest is None and batches_kept_from and hour < batches_kept_from:
-                return _past_retention("no batch to load; its rows are left alone", TABLE_CHECKS)
-            if manifest is None:
-                raise BatchError(
-                    f"hour {hour:{HOUR_FORMAT}} has no batch; materialize trace_batches for it"
-                )
-            awaiting.discard(hour)
-            result = loader.load(manifest, frozenset(awaiting), force=config.force)
-            repaired = [f"{other:{HOUR_FORMAT}}" for other in result.repaired_hours]
-            return (
-                {
-                    "outcome": "loaded" if result.was_written else "unchanged: nothing was written",
-                    **_describe_batch(result.batch),
-                    "repaired hours": repaired,
-                },
-                check_load(result),
-            )
+        def load(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
+            outcomes: dict[datetime, HourOutcome] = {}
+            for hour in hours:
+                if kept_from and hour < kept_from:
+                    outcomes[hour] = _past_retention("not loaded", TABLE_CHECKS)
+                elif batches_kept_from and hour < batches_kept_from and not store.manifest(hour):
+                    outcomes[hour] = _past_retention(
+                        "no batch to load; its rows are left alone", TABLE_CHECKS
+                    )
+            if to_load := [hour for hour in hours if hour not in outcomes]:
+                for result in loader.load(to_load, frozenset(awaiting), force=config.force):
+                    outcomes[result.batch.hour] = _describe_load(result), check_load(result)
+            awaiting.difference_update(hours)
+            return outcomes
 
-        yield from _materialize_hours(context, load)
+        yield from _materialize_hours(context, loader.in_groups(_hours(context)), load)
 
 
 def _past_retention(outcome: str, checks: Sequence[AssetCheckSpec]) -> HourOutcome:
@@ -244,27 +240,30 @@ def _hours(context: AssetExecutionContext) -> list[datetime]:
 
 
 def _materialize_hours(
-    context: AssetExecutionContext, process: Callable[[datetime], HourOutcome]
+    context: AssetExecutionContext,
+    groups: Sequence[Sequence[datetime]],
+    process: ProcessHours,
 ) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
-    """Process the run's hours one by one, and record each by itself.
+    """Process the run's hours, and record each by itself.
 
     An hour that fails, or whose blocking check fails, is not recorded as materialized; the others
     are, and then the step fails with the list of what failed.
+
+    Args:
+        context: of the run.
+        groups: the hours, those together that are processed together.
+        process: returns the outcome of each hour.
     """
     done: dict[str, Metadata] = {}
     failed: dict[str, str] = {}
     findings: list[Finding] = []
-    hours = _hours(context)
-    for hour in hours:
+    for hour, seconds, outcome in _process(groups, process):
         key = f"{hour:{HOUR_FORMAT}}"
-        started = time.monotonic()
-        try:
-            metadata, found = process(hour)
-        except PipelineError as error:
-            failed[key] = str(error)
-            _LOG.error(str(error))
+        if isinstance(outcome, PipelineError):
+            failed[key] = str(outcome)
+            _LOG.error(str(outcome))
             continue
-        seconds = time.monotonic() - started
+        metadata, found = outcome
         for finding in found:
             _log_finding(context, key, finding)
             if not finding.passed and finding.severity is AssetCheckSeverity.ERROR:
@@ -289,7 +288,7 @@ def _materialize_hours(
                 AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
             )
         raise Failure(
-            f"{len(failed)} of {len(hours)} hours failed; the others are done as far as "
+            f"{len(failed)} of {sum(map(len, groups))} hours failed; the others are done as far as "
             f"{context.asset_key.to_user_string()}:\n" + "\n".join(failed.values()),
             metadata={"failed hours": list(failed)},
         )
@@ -297,6 +296,27 @@ def _materialize_hours(
         context.add_asset_metadata(metadata, partition_key=key)
     yield MaterializeResult()
     yield from _summaries(findings)
+
+
+def _process(
+    groups: Sequence[Sequence[datetime]], process: ProcessHours
+) -> Iterator[tuple[datetime, float, HourOutcome | PipelineError]]:
+    """Return how each hour went, and its share of the seconds that its group took."""
+    waiting = deque(groups)
+    while waiting:
+        group = waiting.popleft()
+        started = time.monotonic()
+        try:
+            outcomes = process(group)
+        except PipelineError as error:
+            if len(group) > 1:  # one by one, so that only what is wrong fails
+                waiting.extendleft([hour] for hour in reversed(group))
+            else:
+                yield group[0], 0.0, error
+            continue
+        seconds = (time.monotonic() - started) / len(group)
+        for hour, outcome in outcomes.items():
+            yield hour, seconds, outcome
 
 
 def _log_finding(context: AssetExecutionContext, key: str, finding: Finding) -> None:
@@ -334,6 +354,14 @@ def _as_metadata(values: Mapping[str, Any]) -> Metadata:
     return {
         name: MetadataValue.json(value) if isinstance(value, list) else value
         for name, value in values.items()
+    }
+
+
+def _describe_load(result: LoadResult) -> Metadata:
+    return {
+        "outcome": "loaded" if result.was_written else "unchanged: nothing was written",
+        **_describe_batch(result.batch),
+        "repaired hours": [f"{hour:{HOUR_FORMAT}}" for hour in result.repaired_hours],
     }
 
 

@@ -179,7 +179,7 @@ def remove_from_clickhouse(
         and not (kept_from and manifest.hour < kept_from)
     ]
     for manifest in manifests:
-        result = loader.load(manifest)
+        [result] = loader.load([manifest.hour])
         if result.differences:
             raise ClickHouseError(
                 f"hour {manifest.hour:{HOUR_FORMAT}}: ClickHouse does not equal its batch after "

@@ -1,9 +1,11 @@
 """The partition-aware upsert: an hour is replaced whole, and a reader never sees it half-done.
 
-For an hour [h, h + 1 h) of a table ``t``: the batch goes into ``t__staging``; a partition without
-rows of the hour gets them appended by ATTACH PARTITION; any other is cloned (hard links), the hour
-is taken out of the clone and the staging rows are attached to it, the clone is renamed to
-``t__ready``, and REPLACE PARTITION swaps it in, in one step for readers.
+For a window of hours of a table ``t``: their batches go into ``t__staging``; a partition without
+rows of the window gets them appended by ATTACH PARTITION; any other is cloned (hard links), the
+window is taken out of the clone and the staging rows are attached to it, the clone is renamed to
+``t__ready``, and REPLACE PARTITION swaps it in, in one step for readers. A window is one hour, or
+several small ones: a swap costs the same for a day of them (1,000 traces an hour: 0.20 s of CPU an
+hour one by one, 0.07 together).
 
 ``t__ready`` is the journal. A process killed inside REPLACE can leave old and new parts both
 active, which doubles every hour of the partition and which another upsert does not repair;
@@ -11,6 +13,7 @@ replaying REPLACE from ``t__ready`` does. So a load begins with that replay, and
 dropped only after the swap is verified.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +26,7 @@ from llm_trace_pipeline.schema import TOKEN_COLUMNS
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
 
 TABLE = "llm_traces"
+BYTES_TOGETHER = 256 * 2**20  # of payload that is swapped in at once, where hours are small
 ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
 
 _IN_PARTITION = "_partition_id = {partition:String}"
@@ -46,7 +50,7 @@ class LoadResult:
     found: HourTotals  # what the table holds of the hour now
     was_written: bool  # False: the hour was as its batch says already
     differences: tuple[str, ...]  # from the batch; none where all is well
-    repaired_hours: tuple[datetime, ...]  # other hours of the partition, reloaded from batches
+    repaired_hours: tuple[datetime, ...]  # others of the partitions, reloaded from their batches
 
 
 class HourLoader:
@@ -75,66 +79,91 @@ class HourLoader:
             f"{table}__{suffix}" for suffix in ("staging", "clone", "ready")
         )
 
+    def in_groups(self, hours: Sequence[datetime]) -> list[list[datetime]]:
+        """Split hours into those that are small enough to be loaded together."""
+        groups: list[list[datetime]] = []
+        payload_bytes = 0
+        for hour in hours:
+            manifest = self._manifest_if_readable(hour)
+            own_bytes = manifest.payload_bytes if manifest else BYTES_TOGETHER
+            payload_bytes += own_bytes
+            if groups and payload_bytes <= BYTES_TOGETHER:
+                groups[-1].append(hour)
+            else:
+                groups.append([hour])
+                payload_bytes = own_bytes
+        return groups
+
     def load(
         self,
-        manifest: Manifest,
+        hours: Sequence[datetime],
         awaiting: frozenset[datetime] = frozenset(),
         *,
         force: bool = False,
-    ) -> LoadResult:
-        """Make the table hold exactly the batch of the manifest's hour.
+    ) -> list[LoadResult]:
+        """Make the table hold exactly the batches of some hours.
 
         An hour that equals its batch already (rows, ids, tokens, content) is left alone.
 
         Args:
-            manifest: the hour's batch; where it was switched since, the current one is loaded.
+            hours: the hours, in their order; neighbours are swapped in together.
             awaiting: hours that the caller is about to load: they may differ from their batches.
-            force: write the hour in any case.
+            force: write the hours in any case.
 
         Raises:
-            BatchError: a part of the batch is missing or damaged.
+            BatchError: a batch is missing or damaged; nothing was changed.
             ClickHouseError: a statement failed, or another writer is in the way.
         """
         # The pool serializes loads under Dagster; this does where two are started by hand.
         with self._store.loading(self._table):
-            # What was read before this load had its turn may be an older batch by now.
-            current = self._store.manifest(manifest.hour)
-            if current is None:
-                raise BatchError(
-                    f"hour {manifest.hour:{HOUR_FORMAT}}: its batch was removed meanwhile"
-                )
-            return self._load_serialized(current, awaiting, force=force)
+            # Read only now: before this load had its turn, they may have been older ones.
+            return self._load_serialized([self._batch_of(hour) for hour in hours], awaiting, force)
 
-    def _load_serialized(
-        self, manifest: Manifest, awaiting: frozenset[datetime], *, force: bool
-    ) -> LoadResult:
-        self.recover()  # before the upgrade: a journal has the columns of its day
-        self._database.define_table(self._table)
-        found = self._totals(manifest.hour)
-        is_stale = force or bool(describe_differences(manifest, found))
-        if is_stale:
-            found, partitions = self._load(manifest)
-        else:
-            window = {"start": manifest.hour, "end": manifest.hour + HOUR}
-            partitions = self._partitions(self._table, IN_WINDOW, window)
-        others = self._differing_hours(partitions, manifest.hour, awaiting | {manifest.hour})
-        for other in others:
-            self._load(other)
-        self._drop(self._staging)
-        return LoadResult(
-            batch=manifest,
-            found=found,
-            was_written=is_stale,
-            differences=tuple(describe_differences(manifest, found)),
-            repaired_hours=tuple(other.hour for other in others),
+    def _batch_of(self, hour: datetime) -> Manifest:
+        if manifest := self._store.manifest(hour):
+            return manifest
+        raise BatchError(
+            f"hour {hour:{HOUR_FORMAT}} has no batch; materialize trace_batches for it"
         )
 
-    def _load(self, manifest: Manifest) -> tuple[HourTotals, set[str]]:
-        """Replace one hour and read it back; again where somebody inserted into it meanwhile."""
+    def _load_serialized(
+        self, manifests: Sequence[Manifest], awaiting: frozenset[datetime], force: bool
+    ) -> list[LoadResult]:
+        self.recover()  # before the upgrade: a journal has the columns of its day
+        self._database.define_table(self._table)
+        hours = frozenset(manifest.hour for manifest in manifests)
+        found = self._totals(manifests)
+        stale = [
+            manifest
+            for manifest in manifests
+            if force or describe_differences(manifest, found[manifest.hour])
+        ]
+        partitions = self._partitions(self._table, IN_WINDOW, _window(manifests))
+        for neighbours in _neighbours(stale):
+            loaded, concerned = self._load(neighbours)
+            found |= loaded
+            partitions |= concerned
+        others = self._differing_hours(partitions, manifests, awaiting | hours)
+        for other in others:
+            self._load([other])
+        self._drop(self._staging)
+        return [
+            LoadResult(
+                batch=manifest,
+                found=found[manifest.hour],
+                was_written=manifest in stale,
+                differences=tuple(describe_differences(manifest, found[manifest.hour])),
+                repaired_hours=tuple(other.hour for other in others),
+            )
+            for manifest in manifests
+        ]
+
+    def _load(self, manifests: Sequence[Manifest]) -> tuple[dict[datetime, HourTotals], set[str]]:
+        """Replace a window and read it back; again where somebody inserted into it meanwhile."""
         for _ in range(ATTEMPTS):
-            partitions = self._replace(manifest)
-            found = self._totals(manifest.hour)
-            if not describe_differences(manifest, found):
+            partitions = self._replace(manifests)
+            found = self._totals(manifests)
+            if not any(describe_differences(each, found[each.hour]) for each in manifests):
                 break
         return found, partitions
 
@@ -154,28 +183,26 @@ class HourLoader:
             partition,
         )
 
-    def _replace(self, manifest: Manifest) -> set[str]:
-        """Put the batch in place of the hour's rows; return the partitions concerned."""
-        window = {"start": manifest.hour, "end": manifest.hour + HOUR}
-        paths = self._store.part_paths(manifest)
+    def _replace(self, manifests: Sequence[Manifest]) -> set[str]:
+        """Put batches in place of their hours' rows; return the partitions concerned."""
+        window = _window(manifests)
+        paths = [path for manifest in manifests for path in self._store.part_paths(manifest)]
+        rows = sum(manifest.rows for manifest in manifests)
+        payload_bytes = sum(manifest.payload_bytes for manifest in manifests)
         self._drop(self._staging)
         self._create_like_target(self._staging, *_COMPACT_PARTS)
-        self._database.insert_parquet(
-            self._staging, paths, manifest.payload_bytes / max(1, manifest.rows)
-        )
+        self._database.insert_parquet(self._staging, paths, payload_bytes / max(1, rows))
         staged = self._partitions(self._staging, "1", {})
         held = self._partitions(self._table, IN_WINDOW, window)
         for partition in sorted(staged | held):
             if partition in held:
-                self._swap(partition, window, manifest, has_rows=partition in staged)
+                self._swap(partition, window, has_rows=partition in staged)
             else:
                 self._attach(self._table, partition, self._staging)
         return staged | held
 
-    def _swap(
-        self, partition: str, window: dict[str, datetime], manifest: Manifest, *, has_rows: bool
-    ) -> None:
-        """Replace the hour within one partition, in one step for readers."""
+    def _swap(self, partition: str, window: dict[str, datetime], *, has_rows: bool) -> None:
+        """Replace the window within one partition, in one step for readers."""
         for _ in range(ATTEMPTS):
             before = self._fingerprint(partition)
             self._drop(self._clone)
@@ -204,7 +231,7 @@ class HourLoader:
                 self._drop(self._ready)
             return
         raise ClickHouseError(
-            f"hour {manifest.hour:{HOUR_FORMAT}}: another writer kept inserting into partition "
+            f"hour {window['start']:{HOUR_FORMAT}}: another writer kept inserting into partition "
             f"{partition} of {self._table} during {ATTEMPTS} attempts to swap it; pause that "
             "writer for hours that are being loaded, then materialize llm_traces again"
         )
@@ -260,20 +287,21 @@ class HourLoader:
                 "the next load of any hour replays it"
             )
 
-    def _totals(self, hour: datetime) -> HourTotals:
+    def _totals(self, manifests: Sequence[Manifest]) -> dict[datetime, HourTotals]:
+        """Return what the table holds of each hour."""
         found = self._database.hour_totals(
-            self._table, IN_WINDOW, {"start": hour, "end": hour + HOUR}, with_content_hash=True
+            self._table, IN_WINDOW, _window(manifests), with_content_hash=True
         )
-        return found.get(hour, _NOTHING)
+        return {manifest.hour: found.get(manifest.hour, _NOTHING) for manifest in manifests}
 
     def _differing_hours(
-        self, partitions: set[str], hour: datetime, excluded: frozenset[datetime]
+        self, partitions: set[str], loaded: Sequence[Manifest], excluded: frozenset[datetime]
     ) -> list[Manifest]:
         """Return the batches of the other hours around that the table does not equal.
 
-        Around means from the first to the last day of the partitions, the hour's among them. An
-        hour is compared over all partitions, since it may lie in several. What the retention drops
-        is no difference.
+        Around means from the first to the last day of the partitions, the loaded hours' among them.
+        An hour is compared over all partitions, since it may lie in several. What the retention
+        drops is no difference.
         """
         rows = self._database.rows(
             "SELECT toStartOfDay(min(created_at), 'UTC') AS first, "
@@ -282,9 +310,9 @@ class HourLoader:
             "HAVING count() > 0",
             {"partitions": sorted(partitions)},
         )
-        today = hour.astimezone(UTC).replace(hour=0)
-        first = min([today, *(row["first"] for row in rows)])
-        last = max([today, *(row["last"] for row in rows)])
+        own = [each.hour.astimezone(UTC).replace(hour=0) for each in (loaded[0], loaded[-1])]
+        first = min([own[0], *(row["first"] for row in rows)])
+        last = max([own[-1], *(row["last"] for row in rows)])
         days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
         found = self._database.hour_totals(
             self._table, IN_WINDOW, {"start": days[0], "end": days[-1] + timedelta(days=1)}
@@ -302,7 +330,7 @@ class HourLoader:
         ]
 
     def _manifest_if_readable(self, hour: datetime) -> Manifest | None:
-        with suppress(BatchError):  # of another hour, which its own load and reconcile_hours report
+        with suppress(BatchError):  # reported by the load of that hour and by reconcile_hours
             return self._store.manifest(hour)
         return None
 
@@ -354,6 +382,21 @@ class HourLoader:
 
     def _name(self, table: str) -> str:
         return self._database.qualified(table)
+
+
+def _window(manifests: Sequence[Manifest]) -> dict[str, datetime]:
+    return {"start": manifests[0].hour, "end": manifests[-1].hour + HOUR}
+
+
+def _neighbours(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
+    """Split hours where one is missing between two."""
+    groups: list[list[Manifest]] = []
+    for manifest in manifests:
+        if groups and manifest.hour == groups[-1][-1].hour + HOUR:
+            groups[-1].append(manifest)
+        else:
+            groups.append([manifest])
+    return groups
 
 
 def describe_differences(manifest: Manifest, found: HourTotals) -> list[str]:

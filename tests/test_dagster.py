@@ -13,6 +13,7 @@ from dagster import (
 
 from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.definitions import defs
+from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 from tests.conftest import HOUR, T0, Operational, trace
 
@@ -139,6 +140,27 @@ def test_an_hour_that_fails_leaves_the_others_done(
 
     accepted = {"ops": {"trace_batches": {"config": {"accept_loss": True}}}}
     assert run(T0, T0 + 2 * HOUR, run_config=accepted).success
+
+
+def test_a_damaged_batch_fails_its_own_hour_alone(
+    operational: Operational, settings: Settings, instance: DagsterInstance, run: Any
+) -> None:
+    hours = [T0, T0 + HOUR, T0 + 2 * HOUR]
+    operational.insert("provider_traces", *(trace(hour, id=key(hour)) for hour in hours))
+    only_batches = run(hours[0], hours[-1], asset_selection=[AssetKey("trace_batches")])
+    assert only_batches.success
+    store = BatchStore(settings.trace_batch_uri)
+    manifest = store.manifest(hours[1])
+    assert manifest
+    [part] = store.part_paths(manifest)
+    part.write_bytes(part.read_bytes()[:-1])
+    result = run(hours[0], hours[-1], asset_selection=[AssetKey("llm_traces")])
+    failed = result.filter_events(lambda event: event.is_step_failure)[0].step_failure_data
+    assert failed.user_failure_data.metadata["failed hours"].value == [key(hours[1])]
+    assert f"hour {key(hours[1])}: part {part} is damaged" in str(failed)
+    done = materializations(instance, "llm_traces")
+    assert [partition for partition, _ in done] == [key(hours[0]), key(hours[2])]
+    assert table(settings) == [{"id": key(hours[0])}, {"id": key(hours[2])}]
 
 
 def test_a_wrong_count_blocks_the_hour(

@@ -115,8 +115,8 @@ def test_a_day_of_the_demo_equals_an_independent_query(
     loader = HourLoader(database, store)
     hours = [START + HOUR * n for n in range(HOURS)]
     for number, hour in enumerate(hours):
-        manifest = extract_hour(source, store, history, hour)
-        result = loader.load(manifest, frozenset(hours[number + 1 :]))
+        extract_hour(source, store, history, hour)
+        [result] = loader.load([hour], frozenset(hours[number + 1 :]))
         assert result.differences == ()
         assert result.repaired_hours == ()
 

@@ -53,7 +53,8 @@ class Deployment:
         history = capture_billing(self.source, self.store).history
         manifests = [extract_hour(self.source, self.store, history, hour) for hour in hours]
         for manifest in manifests:
-            assert HourLoader(self.database, self.store).load(manifest).differences == ()
+            [result] = HourLoader(self.database, self.store).load([manifest.hour])
+            assert result.differences == ()
         return manifests
 
     def insert(self, *rows: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ if sys.argv[1] == "extract":
 else:
     manifest = store.manifest(hour)
     with connect(settings) as database:
-        result = HourLoader(database, store).load(manifest)
+        [result] = HourLoader(database, store).load([hour])
     assert result.differences == (), result.differences
 peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 print(manifest.rows, manifest.payload_bytes, peak_mb)

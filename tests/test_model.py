@@ -347,14 +347,19 @@ class World:
             assert manifest.is_complete
             self.model.extract(hour, accept_loss=accept_loss)
             made.append(hour)
-        for position, hour in enumerate(made):
-            self._load(hour, frozenset(made[position + 1 :]))
+        self._load_in_groups(made)
 
-    def _load(self, hour: datetime, awaiting: frozenset[datetime] = frozenset()) -> None:
-        manifest = self._store.manifest(hour)
-        assert manifest
-        assert self._loader.load(manifest, awaiting).differences == ()
-        self.model.load(hour, awaiting)
+    def _load_in_groups(self, hours: Sequence[datetime]) -> None:
+        """Load hours as a run does, of which the first ones are small enough to go in together."""
+        for first, last in ((0, 3), (3, len(hours))):
+            if group := hours[first:last]:
+                self._load(group, frozenset(hours[last:]))
+
+    def _load(self, hours: Sequence[datetime], awaiting: frozenset[datetime] = frozenset()) -> None:
+        results = self._loader.load(hours, awaiting)
+        assert [each.differences for each in results] == [()] * len(hours)
+        for hour in hours:
+            self.model.load(hour, awaiting.union(hours))
 
     def _kill(self, a: int, b: int, c: int) -> None:
         """Stop a run at some point; what it had published and begun stays."""
@@ -365,9 +370,10 @@ class World:
         try:
             with self._stopping(1 + b % STOPS):
                 history = capture_billing(self._source, self._store).history
-                manifest = extract_hour(self._source, self._store, history, hour)
+                extract_hour(self._source, self._store, history, hour)
                 is_loading = True
-                assert self._loader.load(manifest).differences == ()
+                [result] = self._loader.load([hour])
+                assert result.differences == ()
         except SourceError:
             self.model.capture()
             if not self.model.refuses(hour):
@@ -436,14 +442,14 @@ class World:
         assert hours == sorted(self.model.batches)
         random.Random(a).shuffle(hours)  # noqa: S311
         for position, hour in enumerate(hours):
-            self._load(hour, frozenset(hours[position + 1 :]))
+            self._load([hour], frozenset(hours[position + 1 :]))
 
     def _enrich(self, a: int, _b: int, _c: int) -> None:
         if hours := sorted(self.model.batches):
             hour = hours[a % len(hours)]
             enrich_hour(self._store, self._store.billing_history(), hour)
             self.model.enrich(hour)
-            self._load(hour)
+            self._load([hour])
 
     def _meddle(self, a: int, b: int, _c: int) -> None:
         """Change an hour in ClickHouse past the pipeline: double its rows, or delete them."""
@@ -506,8 +512,7 @@ class World:
                     self.model.enrich(hour)
             else:
                 assert request.asset_selection == [AssetKey(LLM_TRACES)]
-            for position, hour in enumerate(hours):
-                self._load(hour, frozenset(hours[position + 1 :]))
+            self._load_in_groups(hours)
         self._found_last = None
         return bool(requests)
 

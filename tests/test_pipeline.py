@@ -44,7 +44,8 @@ class Pipeline:
 
     def load(self, hour: datetime = T0, *, accept_loss: bool = False) -> Manifest:
         manifest = self.extract(hour, accept_loss=accept_loss)
-        assert HourLoader(self.database, self.store).load(manifest).differences == ()
+        [result] = HourLoader(self.database, self.store).load([hour])
+        assert result.differences == ()
         return manifest
 
     def rows(self, columns: str = "*") -> list[dict[str, Any]]:

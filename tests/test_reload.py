@@ -54,10 +54,10 @@ def test_an_unchanged_hour_keeps_its_batch_and_writes_nothing(
 
     executed = statements_of(pipeline.database, monkeypatch)
     loader = HourLoader(pipeline.database, pipeline.store)
-    result = loader.load(again)
+    [result] = loader.load([again.hour])
     assert not result.was_written
     assert not {"INSERT", "RENAME", "DELETE"} & set(executed)
-    assert loader.load(again, force=True).was_written
+    assert loader.load([again.hour], force=True)[0].was_written
     assert "INSERT" in executed
 
 
@@ -77,7 +77,8 @@ def test_an_hour_that_no_longer_equals_its_batch_is_loaded(
     before = pipeline.rows()
     pipeline.database.execute(damage, settings={"mutations_sync": 2})
     assert pipeline.rows() != before
-    assert HourLoader(pipeline.database, pipeline.store).load(manifest).was_written
+    [result] = HourLoader(pipeline.database, pipeline.store).load([manifest.hour])
+    assert result.was_written
     assert pipeline.rows() == before
 
 
@@ -209,14 +210,14 @@ def test_enriching_changes_billing_and_nothing_else(
             patch.setattr(Session, "__init__", None)  # the operational database is not read
             manifest = enrich_hour(pipeline.store, history, T0)
         assert manifest.is_complete
-        HourLoader(pipeline.database, pipeline.store).load(manifest)
+        HourLoader(pipeline.database, pipeline.store).load([manifest.hour])
         assert plans() == {"a": (first, "as_of"), "b": ("max", "as_of"), "c": own}
         assert pipeline.rows(untouched) == before
     # Restated for good: the versions that said otherwise are corrected where they stand.
     operational.execute("UPDATE organization_billing_details SET plan_type = 'restated'")
     history = capture_billing(pipeline.source, pipeline.store).history
     manifest = enrich_hour(pipeline.store, history, T0)
-    HourLoader(pipeline.database, pipeline.store).load(manifest)
+    HourLoader(pipeline.database, pipeline.store).load([manifest.hour])
     assert plans() == {"a": ("restated", "as_of"), "b": ("restated", "as_of"), "c": own}
     assert pipeline.rows(untouched) == before
     payloads = [

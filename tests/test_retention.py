@@ -47,10 +47,8 @@ class Deployment:
 
     def load(self, hour: datetime, keep_from: datetime | None = None) -> tuple[datetime, ...]:
         """Load an hour; return the hours that were repaired beside it."""
-        manifest = self.store.manifest(hour)
-        assert manifest
-        loader = HourLoader(self.database, self.store, keep_from=keep_from)
-        return loader.load(manifest).repaired_hours
+        [result] = HourLoader(self.database, self.store, keep_from=keep_from).load([hour])
+        return result.repaired_hours
 
     def apply(self, days: int | None, batch_days: int | None, now: datetime = NOW) -> Any:
         settings = self.settings.model_copy(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from itertools import count
@@ -92,7 +92,7 @@ class Warehouse:
         return self.load_batch(self.publish(hour, rows, version))
 
     def load_batch(self, manifest: Manifest, *, force: bool = False) -> LoadResult:
-        result = HourLoader(self.database, self.store).load(manifest, force=force)
+        [result] = HourLoader(self.database, self.store).load([manifest.hour], force=force)
         assert result.differences == ()
         return result
 
@@ -352,6 +352,42 @@ def test_an_hour_is_replaced_whole(
         warehouse.check()
 
 
+def test_neighbours_are_swapped_in_together(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = [T0 + number * HOUR for number in range(20, 28)]  # over midnight
+    for number, hour in enumerate(hours):
+        warehouse.load(hour, 5 + number)
+    for number in (0, 1, 3, 4, 5, 6):
+        warehouse.publish(hours[number], 0 if number == 5 else 9 + number, 2)
+    windows: list[list[datetime]] = []
+    replace = HourLoader._replace
+
+    def counting(self: HourLoader, manifests: Sequence[Manifest]) -> set[str]:
+        windows.append([manifest.hour for manifest in manifests])
+        return replace(self, manifests)
+
+    monkeypatch.setattr(HourLoader, "_replace", counting)
+    results = HourLoader(warehouse.database, warehouse.store).load(hours)
+    assert windows == [hours[:2], hours[3:7]]
+    written = [True, True, False, True, True, True, True, False]
+    assert [result.was_written for result in results] == written
+    assert [result.batch.hour for result in results] == hours
+    assert {(result.differences, result.repaired_hours) for result in results} == {((), ())}
+    warehouse.check()
+
+
+def test_hours_of_many_bytes_are_not_loaded_together(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = [T0 + number * HOUR for number in range(6)]
+    sizes = [warehouse.publish(hour, 10).payload_bytes for hour in hours[:5]]
+    monkeypatch.setattr("llm_trace_pipeline.upsert.BYTES_TOGETHER", sum(sizes[:2]))
+    groups = HourLoader(warehouse.database, warehouse.store).in_groups(hours)
+    # The last one has no batch: what its load says is its own.
+    assert groups == [hours[:2], hours[2:4], hours[4:5], hours[5:]]
+
+
 def test_an_hour_that_equals_its_batch_is_not_written_again(warehouse: Warehouse) -> None:
     def parts() -> list[str]:
         return sorted(part["name"] for part in warehouse.database.parts(TABLE, f"{T0:%Y%m%d}"))
@@ -532,7 +568,8 @@ def test_a_table_of_another_layout_holds_exact_hours(warehouse: Warehouse, ddl: 
 
 def test_a_table_that_keeps_milliseconds_is_reported_as_different(warehouse: Warehouse) -> None:
     warehouse.database.execute(CREATE.replace(TIME, "DateTime64(3, 'UTC')"))
-    result = HourLoader(warehouse.database, warehouse.store).load(warehouse.publish(T0, 20))
+    warehouse.publish(T0, 20)
+    [result] = HourLoader(warehouse.database, warehouse.store).load([T0])
     assert [text.split()[:2] for text in result.differences] == [["content", "hash"]]
 
 
@@ -911,8 +948,9 @@ def test_emptying_an_hour_notices_that_the_rest_of_its_day_is_gone(warehouse: Wa
 def test_hours_that_are_about_to_be_loaded_are_left_alone(warehouse: Warehouse) -> None:
     warehouse.load(T0 + HOUR, 10)
     warehouse.publish(T0 + HOUR, 12, 2)
-    first = warehouse.publish(T0, 10)
-    result = HourLoader(warehouse.database, warehouse.store).load(first, frozenset({T0 + HOUR}))
+    warehouse.publish(T0, 10)
+    loader = HourLoader(warehouse.database, warehouse.store)
+    [result] = loader.load([T0], awaiting=frozenset({T0 + HOUR}))
     assert hours_of(result) == ()
     warehouse.expected[T0 + HOUR] = make_rows(T0 + HOUR, 10)
     warehouse.check()
@@ -998,6 +1036,32 @@ def test_a_stop_after_any_statement_is_made_good_by_the_next_load(
         warehouse.check()
     warehouse.check()
     assert statements > 10
+
+
+def test_a_stop_between_hours_that_are_loaded_together_is_made_good(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = [T0 + number * HOUR for number in (22, 23, 24, 25)]  # in two partitions
+    for hour in (hours[0] - HOUR, *hours, hours[-1] + HOUR):
+        warehouse.load(hour, 10)
+    statements = 0
+    for statements in count(1):
+        for number, hour in enumerate(hours):
+            warehouse.publish(hour, 10 + number, 1 + statements)
+        loader = HourLoader(warehouse.database, warehouse.store)
+        try:
+            with stopping_after(monkeypatch, statements):
+                loader.load(hours)
+        except StoppedError:
+            warehouse.reopen()
+        else:
+            break
+        # Any load makes both partitions of the day before exact, and the second one's its own.
+        HourLoader(warehouse.database, warehouse.store).load([hours[1]])
+        HourLoader(warehouse.database, warehouse.store).load([hours[2]])
+        warehouse.check()
+    warehouse.check()
+    assert statements > 20
 
 
 @pytest.mark.parametrize("is_same_hour", [True, False], ids=["that hour again", "another hour"])

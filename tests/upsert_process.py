@@ -180,7 +180,7 @@ def load_until_killed(state: str, seed: int) -> None:
         manifest = store.manifest(chance.choice(KILLED_HOURS))
         assert manifest
         # As it is after a kill, an hour is mostly as its batch says already.
-        result = loader.load(manifest, force=chance.random() < 0.5)
+        [result] = loader.load([manifest.hour], force=chance.random() < 0.5)
         report["repaired"] = len(result.repaired_hours)
         report["wrong"] = differing_hours(database, store)
         report["left_over"] = left_over_tables(database)
@@ -195,11 +195,12 @@ def load_until_killed(state: str, seed: int) -> None:
 
         with patch.object(Database, "execute", announce):
             while True:
-                hour = chance.choice(KILLED_HOURS)
-                rows = make_rows(
-                    hour, chance.choice((0, 1, 20, 30, 40, 50, 60, 70)), chance.randint(1, 9)
-                )
-                loader.load(publish(store, hour, rows))
+                first = chance.randrange(len(KILLED_HOURS))
+                hours = KILLED_HOURS[first : first + chance.randint(1, 3)]
+                for hour in hours:
+                    count = chance.choice((0, 1, 20, 30, 40, 50, 60, 70))
+                    publish(store, hour, make_rows(hour, count, chance.randint(1, 9)))
+                loader.load(hours)
 
 
 if __name__ == "__main__":
