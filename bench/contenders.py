@@ -28,6 +28,7 @@ from bench.data import DATA_SETS, START, DataSet
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore, Manifest
+from llm_trace_pipeline.schema import PAYLOAD_COLUMNS
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.upsert import HourLoader
@@ -251,16 +252,30 @@ def zstd(hour: Hour) -> Figures:
     """Compress the payloads of the batch plainly: column by column, 32 MB at a time, level 1.
 
     That is the bare text, without as much as its lengths; a block is many times larger than the
-    window of that level (0.5 MB), so that larger ones would gain nothing.
+    window of that level (0.5 MB), so that larger ones would gain nothing. Compared with it is what
+    the batch's files keep for the same two columns, the lengths included.
     """
     store = BatchStore(hour.folder / "batches")
     manifest = store.manifest(START)
     assert manifest is not None
     codec = pa.Codec("zstd", compression_level=1)
     size = 0
-    for rows in store.row_groups(manifest, ["request_json", "response_json"]):
+    for rows in store.row_groups(manifest, list(PAYLOAD_COLUMNS)):
         size += sum(codec.compress(column.buffers()[2]).size for column in rows.columns)
-    return {"rows": manifest.rows, "seconds": 0, "zstd1_bytes": size}
+    kept = sum(map(_payload_bytes, store.part_paths(manifest)))
+    return {"rows": manifest.rows, "seconds": 0, "zstd1_bytes": size, "payload_bytes": kept}
+
+
+def _payload_bytes(path: Path) -> int:
+    file = pq.read_metadata(path)
+    chunks = [
+        file.row_group(group).column(column)
+        for group in range(file.num_row_groups)
+        for column in range(file.num_columns)
+    ]
+    return sum(
+        chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema in PAYLOAD_COLUMNS
+    )
 
 
 def _clickhouse(path: Path) -> Settings:
