@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -158,8 +158,10 @@ class Ledger(Census):
 
 EMPTY_LEDGER = Ledger(rows=0, deleted=0, newest_change=None, source_hash="0")
 
+# Bound without a time zone: after a statement with a value that has one the driver commits, and the
+# snapshot is gone.
 _WINDOW = {
-    f"current_setting('llm_traces.{bound}')::timestamptz": parameter
+    f"current_setting('llm_traces.{bound}')::timestamptz": f"({parameter} AT TIME ZONE 'UTC')"
     for bound, parameter in (("start", "$1"), ("end", "$2"))
 }
 
@@ -204,7 +206,8 @@ class Snapshot:
         sql = self.statement(name)
         for setting, parameter in _WINDOW.items():
             sql = sql.replace(setting, parameter)
-        return self.leader.rows(sql, start, end)
+        bounds = [bound.astimezone(UTC).replace(tzinfo=None) for bound in (start, end)]
+        return self.leader.rows(sql, *bounds)
 
     def ledger(self, start: datetime, end: datetime) -> dict[datetime, Ledger]:
         """Return what the source holds of each hour of a window; hours without rows are absent."""

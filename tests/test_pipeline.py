@@ -169,6 +169,17 @@ def test_what_cannot_be_read_is_loaded_with_zero_usage_and_counted(
     assert rows["lone surrogate"]["error_message"] == "\ufffd"
 
 
+def test_a_snapshot_holds_whatever_it_is_asked(operational: Operational, source: Source) -> None:
+    operational.insert("provider_traces", trace(id="before"))
+    with source.snapshot() as snapshot:
+        ledger = snapshot.ledger_of(T0)
+        operational.insert("provider_traces", trace(id="after"))
+        assert snapshot.census(T0).rows == ledger.rows == 1
+        assert snapshot.folded(T0, T0 + HOUR) == []
+        assert snapshot.present(["before", "after"]) == {"before"}
+        assert snapshot.ledger_of(T0) == ledger
+
+
 def test_an_hour_is_half_open(operational: Operational, pipeline: Pipeline) -> None:
     microsecond = timedelta(microseconds=1)
     for name, at in {
