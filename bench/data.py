@@ -32,7 +32,7 @@ from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.statements import read_sql
 
-VERSION = 1  # of the rows; another one makes them anew
+VERSION = 2  # of the databases; another one makes them anew
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 
 _AGENTS_PER_ORGANIZATION = 20
@@ -125,6 +125,7 @@ def _make(server_url: str, url: str, data_set: DataSet) -> None:
         ("llm_traces.start", START.isoformat()),
         ('llm_traces."end"', (START + HOUR).isoformat()),
         ("llm_traces.folded", "[]"),
+        ("llm_traces.too_wide", "[]"),
         ("timezone", "UTC"),
     ):
         execute(server_url, f"ALTER DATABASE {new} SET {name} = '{value}'")

@@ -1,6 +1,7 @@
 """From the operational PostgreSQL to one Parquet batch per hour."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,19 +98,29 @@ def extract_hour(
         erasures = store.erasures()
         streams = 1 if census.rows < ROWS_PER_STREAM else source.connections
 
-        def write(folded: list[dict[str, Any]]) -> tuple[list[Part], Tally]:
+        folded: list[dict[str, Any]] = []
+        too_wide: list[str] = []
+
+        def write() -> tuple[list[Part], Tally]:
             writers = [writer.part_writer(stream) for stream in range(streams)]
-            tally = snapshot.write_traces(hour, folded, erasures, billing, writers)
+            tally = snapshot.write_traces(hour, folded, too_wide, erasures, billing, writers)
             return [part for each in writers for part in each.parts], tally
 
-        folded: list[dict[str, Any]] = []
-        parts, tally = write(folded)
+        try:
+            parts, tally = write()
+        except SourceError:
+            # Whatever it was: rows that cannot be sent are left without payloads, no others.
+            with suppress(SourceError):  # the connection is lost: the first error says why
+                too_wide = snapshot.too_wide(hour, hour + HOUR)
+            if not too_wide:
+                raise
+            parts, tally = write()
         # Which rows share an id is asked only where some may: where one came twice, or where one
         # that did not come, being deleted or erased, may be the one that counts.
         if (census.deleted or tally.erased or tally.has_duplicates) and (
             folded := snapshot.folded(hour, hour + HOUR)
         ):
-            parts, tally = write(folded)
+            parts, tally = write()
         source_hash = str(tally.source_hash)
         if tally.rows + tally.erased != census.rows + census.deleted:  # not all rows came
             source_hash = snapshot.ledger_of(hour).source_hash

@@ -41,7 +41,7 @@ _TABLES = {
     "created_at updated_at",
 }
 _HOURLY_TABLES = ("provider_traces", "provider_trace_metadata")
-_STATEMENTS = ("ledger", "folded", "traces", "unaccounted_steps")
+_STATEMENTS = ("ledger", "folded", "traces", "too_wide", "unaccounted_steps")
 _BILLING = "operational/billing.sql"
 _BILLING_FIELDS = [field for field in HISTORY_SCHEMA if field.name != "seen_at"]
 
@@ -128,7 +128,7 @@ def check_source(source: Source, until: datetime) -> list[Problem]:
         session.set(
             tables=json.dumps({table: names.split() for table, names in _TABLES.items()}),
             **dict.fromkeys(("start", "end"), until.isoformat()),
-            folded="[]",
+            **dict.fromkeys(("folded", "too_wide"), "[]"),
         )
         tables = session.rows(read_sql("preflight/tables.sql"))
         [server] = session.rows(

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -22,7 +22,9 @@ from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.statements import ROOT, read_sql
 from llm_trace_pipeline.transform import Tally, transform
 
-BATCH_BYTES = 8 * 2**20  # of one Arrow batch from PostgreSQL
+# Of one Arrow batch from PostgreSQL, which ends with the row that exceeds it. A row has less than
+# 1 GB (too_wide.sql), so that no column of a batch comes near the 2 GB that its offsets can tell.
+BATCH_BYTES = 8 * 2**20
 
 # How many windows a connection reads of an hour: many, so that none waits for the others at the
 # end; few, since each plans its query anew and may scan steps.
@@ -102,6 +104,17 @@ class Session:
         with _translated(), self._connection.cursor() as cursor:
             cursor.adbc_statement.set_sql_query(sql)
             cursor.adbc_statement.execute_update()
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Keep the transaction, and so its snapshot, usable where a statement fails."""
+        self.run("SAVEPOINT usable")
+        try:
+            yield
+        except SourceError:
+            with suppress(SourceError):  # the connection is lost: the first error says why
+                self.run("ROLLBACK TO SAVEPOINT usable")
+            raise
 
     def set(self, **values: str) -> None:
         """Set values that statements read by ``current_setting('llm_traces.<name>')``.
@@ -226,6 +239,10 @@ class Snapshot:
         """Return the window's rows that give way to another row of the same id."""
         return self.rows_in("folded", start, end)
 
+    def too_wide(self, start: datetime, end: datetime) -> list[str]:
+        """Return the ids of the window's rows that PostgreSQL cannot send whole."""
+        return sorted({row["id"] for row in self.rows_in("too_wide", start, end)})
+
     def present(self, trace_keys: Sequence[str]) -> set[str]:
         """Return those of some traces that the source still has, in whatever hour."""
         found: set[str] = set()
@@ -239,6 +256,7 @@ class Snapshot:
         self,
         hour: datetime,
         folded: list[dict[str, Any]],
+        too_wide: list[str],
         erasures: Sequence[Erasure],
         billing: BillingMatcher,
         writers: Sequence[PartWriter],  # one for each session that takes part
@@ -247,6 +265,9 @@ class Snapshot:
 
         Each session works in a thread of its own, on one window of the hour after the other: the
         drivers, Arrow and the codec all work outside the interpreter's lock.
+
+        Raises:
+            SourceError: the rows cannot be read; the snapshot can still be asked.
         """
         losers = json.dumps([{"origin": row["origin"], "id": row["id"]} for row in folded])
         sql = self.statement("traces")
@@ -259,9 +280,9 @@ class Snapshot:
             # The windows are what is read in parallel; workers of PostgreSQL's own would only
             # compete with them (2 cores: 1.2 s for half an hour's query, 1.5 s with workers).
             session.run("SET LOCAL max_parallel_workers_per_gather = 0")
-            session.set(folded=losers)
+            session.set(folded=losers, too_wide=json.dumps(too_wide))
             tally = Tally()
-            with writer:
+            with writer, session.savepoint():
                 for start, end in waiting:
                     session.set(start=start.isoformat(), end=end.isoformat())
                     for stored in ahead(session.batches(sql)):

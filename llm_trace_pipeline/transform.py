@@ -27,6 +27,7 @@ from llm_trace_pipeline.usage import (
 EXAMPLES = 3  # ids named in metadata, where rows are counted
 
 _NO_RESPONSE = ResponseReading(0, 0, 0, None, None, None, False, "", "", "", True)
+_NOT_SENT = _NO_RESPONSE._replace(is_readable=False)
 _STEP_TOKENS = tuple(f"step_{name}" for name in TOKEN_COLUMNS)
 
 
@@ -112,6 +113,8 @@ def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.Recor
     readings = [read_response(text) if text else _NO_RESPONSE for text in responses]
     if pc.any(source.column("is_metadata_only")).as_py():
         _read_steps(source, readings)
+    for row in pc.indices_nonzero(source.column("is_too_wide")).to_pylist():
+        readings[row] = _NOT_SENT
     configs, llm_config_json = _read_configs(texts["llm_config"])
     model = [
         config.model or (read_request_model(request) if request else "") or reading.model

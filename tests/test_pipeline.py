@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llm_trace_pipeline import extract
 from llm_trace_pipeline.clickhouse import Database
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore, Manifest
+from llm_trace_pipeline.reconcile import compare_source
 from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.upsert import HourLoader
 from tests.conftest import HOUR, T0, Operational, trace
@@ -178,6 +180,57 @@ def test_a_snapshot_holds_whatever_it_is_asked(operational: Operational, source:
         assert snapshot.folded(T0, T0 + HOUR) == []
         assert snapshot.present(["before", "after"]) == {"before"}
         assert snapshot.ledger_of(T0) == ledger
+
+
+def test_a_row_too_wide_for_postgresql_is_loaded_without_payloads_and_counted(
+    operational: Operational, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "ROWS_PER_STREAM", 1)  # by both connections
+    # Neither written to the log nor compressed: the row takes seconds instead of a minute.
+    operational.execute("""
+        ALTER TABLE provider_traces SET UNLOGGED;
+        ALTER TABLE provider_traces ALTER request_json SET STORAGE EXTERNAL,
+            ALTER llm_config SET STORAGE EXTERNAL
+    """)
+    minutes = {"before": 1, "wide": 2, "after": 3, "other window": 50}
+    operational.insert(
+        "provider_traces",
+        *(
+            trace(T0 + timedelta(minutes=minute), id=name, agent_tags='["tag"]')
+            for name, minute in minutes.items()
+        ),
+    )
+    # Each fits into a message of 1 GB, both together do not.
+    for change in (
+        "request_json = ('\"' || repeat('x', 520 << 20) || '\"')::json",
+        "llm_config = request_json",
+    ):
+        operational.execute(f"UPDATE provider_traces SET {change} WHERE id = 'wide'")
+    manifest = pipeline.load()
+    assert (manifest.rows, manifest.unreadable, manifest.unreadable_ids) == (4, 1, ("wide",))
+    columns = (
+        "id, agent_tags, model, request_json, response_json, llm_config_json, request_size_bytes, "
+        "response_size_bytes, total_tokens, cached_input_tokens"
+    )
+    rows = {row.pop("id"): row for row in pipeline.rows(columns)}
+    ordinary = trace()
+    expected = {
+        "agent_tags": ["tag"],
+        "model": "gpt-4o",
+        "request_json": ordinary["request_json"],
+        "response_json": ordinary["response_json"],
+        "llm_config_json": ordinary["llm_config"],
+        "request_size_bytes": len(ordinary["request_json"]),
+        "response_size_bytes": len(ordinary["response_json"]),
+        "total_tokens": 15,
+        "cached_input_tokens": None,
+    }
+    cut = {"model": "", "request_json": "", "response_json": "", "llm_config_json": "{}"}
+    numbers = dict.fromkeys(("request_size_bytes", "response_size_bytes", "total_tokens"), 0)
+    assert rows == dict.fromkeys(minutes, expected) | {"wide": expected | cut | numbers}
+    assert pipeline.extract(only_changed=True) == manifest
+    found = compare_source(pipeline.source, pipeline.store, [T0], {T0: manifest})
+    assert found == ({}, {})
 
 
 def test_an_hour_is_half_open(operational: Operational, pipeline: Pipeline) -> None:

@@ -6,12 +6,16 @@
 -- step_*           of the trace's step, NULL where it has none; soft-deleted steps count too
 -- row_hash         the row's part of the ledger's source_hash
 -- takes_step_usage a metadata-only trace that carries its step's tokens
+-- is_too_wide      one of the setting llm_traces.too_wide, a JSON list of ids (too_wide.sql): it comes
+--                  without its payloads, and without whatever else is large enough to matter
 SELECT
     t.trace_key AS id,
     t.organization_id,
     s.project_id,
     t.agent_id,
-    t.agent_tags,
+    CASE
+        WHEN w.id IS NULL OR octet_length(t.agent_tags) < 268435456 THEN t.agent_tags
+    END AS agent_tags,
     t.run_id,
     t.step_id,
     s.trace_id,
@@ -32,16 +36,23 @@ SELECT
             THEN m.llm_request_ns / 1000000 + (m.llm_request_ns % 1000000 >= 500000)::int
         ELSE 0
     END AS latency_ms,
-    t.request_json,
-    t.response_json,
-    t.llm_config,
-    t.billing_context,
+    w.id IS NOT NULL AS is_too_wide,
+    CASE WHEN w.id IS NULL THEN t.request_json END AS request_json,
+    CASE WHEN w.id IS NULL THEN t.response_json END AS response_json,
+    CASE
+        WHEN w.id IS NULL OR octet_length(t.llm_config::text) < 268435456 THEN t.llm_config
+    END AS llm_config,
+    CASE
+        WHEN w.id IS NULL OR octet_length(t.billing_context) < 268435456 THEN t.billing_context
+    END AS billing_context,
     t.created_at,
     {row_hash} AS row_hash
 FROM all_traces AS t
 LEFT JOIN steps AS s ON s.id = t.step_id
 LEFT JOIN step_metrics AS m ON m.id = t.step_id
 LEFT JOIN superseded_steps AS v ON t.origin = 2 AND v.id = t.id
+LEFT JOIN json_array_elements_text(current_setting('llm_traces.too_wide')::json) AS w (id)
+    ON t.origin = 1 AND w.id = t.id
 WHERE t.created_at >= current_setting('llm_traces.start')::timestamptz
     AND t.created_at < current_setting('llm_traces.end')::timestamptz
     AND NOT t.is_deleted
