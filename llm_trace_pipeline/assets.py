@@ -5,6 +5,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,6 +47,7 @@ from llm_trace_pipeline.reconcile import HOURS_PER_RANGE
 from llm_trace_pipeline.resources import Pipeline
 from llm_trace_pipeline.retention import line_before
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
+from llm_trace_pipeline.source import SourceOfHours
 from llm_trace_pipeline.transform import EXAMPLES
 from llm_trace_pipeline.upsert import HourLoader, LoadResult
 
@@ -119,13 +121,16 @@ def trace_batches(
 ) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
     """One immutable Parquet batch per hour; one row per LLM call, with usage and billing."""
     store = pipeline.store()
+    hours = _hours(context)
+    stack = ExitStack()
     if config.enrich_only:
         known = store.billing_history()
 
         def make(hour: datetime) -> Manifest:
             return enrich_hour(store, known, hour)
     else:
-        source = pipeline.source()
+        source = SourceOfHours(pipeline.source(), hours[0], hours[-1] + HOUR)
+        stack.callback(source.close)
         # Also where this asset runs alone: a plan that changed must be known to the match.
         history = capture_billing(source, store).history
         done = _done_before(context)
@@ -153,7 +158,8 @@ def trace_batches(
         outcome = "unchanged: the batch was kept" if is_kept else "new batch"
         return {hour: ({"outcome": outcome, **_describe_batch(manifest)}, check_batch(manifest))}
 
-    yield from _materialize_hours(context, [[hour] for hour in _hours(context)], process)
+    with stack:
+        yield from _materialize_hours(context, [[hour] for hour in hours], process)
 
 
 class LoadConfig(Config):
@@ -182,7 +188,8 @@ def llm_traces(
 ) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
     """The ClickHouse table, exact without FINAL; one row per LLM call."""
     store = pipeline.store()
-    awaiting = set(_hours(context))
+    hours = _hours(context)
+    awaiting = set(hours)
     with pipeline.clickhouse() as database:
         settings, now = Settings.from_environment(), datetime.now(UTC)
         kept_from = line_before(settings.retention_days, now)
@@ -204,7 +211,7 @@ def llm_traces(
             awaiting.difference_update(hours)
             return outcomes
 
-        yield from _materialize_hours(context, loader.in_groups(_hours(context)), load)
+        yield from _materialize_hours(context, loader.in_groups(hours), load)
 
 
 def _past_retention(outcome: str, checks: Sequence[AssetCheckSpec]) -> HourOutcome:

@@ -1,7 +1,7 @@
 """From the operational PostgreSQL to one Parquet batch per hour."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,8 +82,11 @@ def extract_hour(
         BatchError: another process writes this hour.
     """
     billing = BillingMatcher(history)
-    with store.writing(hour) as writer, source.snapshot() as snapshot:
+    with ExitStack() as stack:
+        writer = stack.enter_context(store.writing(hour))
         current = store.manifest(hour)
+        # What another process has just loaded must not give way to what was seen before.
+        snapshot = stack.enter_context(source.snapshot(current.written_at if current else None))
         if (
             only_changed
             and current

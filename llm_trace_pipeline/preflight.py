@@ -244,7 +244,7 @@ def _check_indexes(tables: Sequence[dict[str, Any]]) -> Iterator[Problem]:
         how = {"r": " CONCURRENTLY", "p": ""}.get(table["kind"])
         if table["name"] in _HOURLY_TABLES and how is not None and not table["has_index"]:
             yield Problem(
-                f"no index of {table['qualified']} begins with created_at: every hour scans the "
+                f"no index of {table['qualified']} begins with created_at: every run scans the "
                 "whole table",
                 f"CREATE INDEX{how} ON {table['qualified']} (created_at);",
                 is_fatal=False,

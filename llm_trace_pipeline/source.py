@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Source:
             url: libpq URL.
             connections: how many connections share the reading of an hour.
         """
-        self._url = url
+        self.url = url
         self.connections = connections
 
     @contextmanager
@@ -58,7 +58,7 @@ class Source:
             SourceError: the database cannot be reached.
         """
         try:
-            connection = dbapi.connect(self._url, autocommit=True)
+            connection = dbapi.connect(self.url, autocommit=True)
         except adbc_driver_manager.Error as error:
             # What libpq says of a URL that it cannot parse quotes parts of it, passwords included.
             _, is_answer, reason = str(error).partition("connection to server")
@@ -74,19 +74,83 @@ class Source:
             yield session
 
     @contextmanager
-    def snapshot(self) -> Iterator["Snapshot"]:
+    def snapshot(self, after: datetime | None = None) -> Iterator["Snapshot"]:  # noqa: ARG002 - it is
         """Hold one snapshot of the database, seen alike by all its connections.
+
+        Args:
+            after: the snapshot must be of a later moment; one that is taken now always is.
 
         Raises:
             SourceError: the database cannot be reached.
         """
+        with self.session() as leader, self._snapshot_of(leader) as snapshot:
+            yield snapshot
+
+    @contextmanager
+    def _snapshot_of(
+        self, leader: "Session", places: Mapping[datetime, "Place"] | None = None
+    ) -> Iterator["Snapshot"]:
         with ExitStack() as stack:
-            sessions = [stack.enter_context(self.session()) for _ in range(self.connections)]
-            leader, *followers = sessions
+            followers = [stack.enter_context(self.session()) for _ in range(self.connections - 1)]
             exported = leader.rows("SELECT pg_export_snapshot()")[0]["pg_export_snapshot"]
             for follower in followers:
                 follower.run(f"SET TRANSACTION SNAPSHOT '{exported}'")
-            yield Snapshot(sessions)
+            yield Snapshot([leader, *followers], places)
+
+
+class SourceOfHours(Source):
+    """The operational database, for a run that reads contiguous hours one after the other.
+
+    Where no index finds an hour, each would scan the whole table several times. There, one scan
+    tells where in the table the hours lie, and all of them are read in the snapshot of that scan,
+    in which it holds. Only one connection stays open between two hours.
+    """
+
+    def __init__(self, source: Source, start: datetime, end: datetime) -> None:
+        """Open nothing yet."""
+        super().__init__(source.url, source.connections)
+        self._window = (start, end)
+        self._scan: _Scan | None = None
+        self._needs_scan = True
+        self._stack = ExitStack()
+
+    @contextmanager
+    def snapshot(self, after: datetime | None = None) -> Iterator["Snapshot"]:
+        """Hold a snapshot that was taken after some moment, if one is given.
+
+        Raises:
+            SourceError: the database cannot be reached.
+        """
+        if self._needs_scan and self._scan is None:
+            self._scan = self._scan_table()
+        if self._scan is None or (after and after >= self._scan.at):
+            with super().snapshot() as own:
+                yield own
+            return
+        try:
+            with self._snapshot_of(self._scan.leader, self._scan.places) as shared:
+                yield shared
+        except BaseException:  # an hour that fails takes no other with it: the next one scans anew
+            self.close()
+            raise
+
+    def _scan_table(self) -> "_Scan | None":
+        at = datetime.now(UTC)
+        leader = self._stack.enter_context(self.session())
+        leader.set(tables='{"provider_traces": []}')
+        [table] = leader.rows(read_sql("preflight/tables.sql"))
+        # A view has no places; a table that is missing is for the statements to name.
+        self._needs_scan = table["kind"] in ("r", "p") and not table["has_index"]
+        if not self._needs_scan:
+            self.close()
+            return None
+        rows = Snapshot([leader]).rows_in("places", *self._window)
+        return _Scan(at, leader, {row["hour"]: (row["first"], row["last"]) for row in rows})
+
+    def close(self) -> None:
+        """Give up the shared snapshot."""
+        self._scan = None
+        self._stack.close()
 
 
 class Session:
@@ -114,7 +178,9 @@ class Session:
         except SourceError:
             with suppress(SourceError):  # the connection is lost: the first error says why
                 self.run("ROLLBACK TO SAVEPOINT usable")
+                self.run("RELEASE SAVEPOINT usable")
             raise
+        self.run("RELEASE SAVEPOINT usable")  # inside it, the snapshot cannot be exported
 
     def set(self, **values: str) -> None:
         """Set values that statements read by ``current_setting('llm_traces.<name>')``.
@@ -173,18 +239,42 @@ EMPTY_LEDGER = Ledger(rows=0, deleted=0, newest_change=None, source_hash="0")
 
 # Bound without a time zone: after a statement with a value that has one the driver commits, and the
 # snapshot is gone.
-_WINDOW = {
-    f"current_setting('llm_traces.{bound}')::timestamptz": f"({parameter} AT TIME ZONE 'UTC')"
-    for bound, parameter in (("start", "$1"), ("end", "$2"))
+_BOUND = {
+    "current_setting('llm_traces.start')::timestamptz": "($1 AT TIME ZONE 'UTC')",
+    "current_setting('llm_traces.end')::timestamptz": "($2 AT TIME ZONE 'UTC')",
+    "current_setting('llm_traces.first')::tid": "$3::tid",
+    "current_setting('llm_traces.last')::tid": "$4::tid",
 }
+
+# The first and the last place in provider_traces that a row of an hour may have.
+Place = tuple[str, str]
+_NOWHERE = ("(0,0)", "(0,0)")  # rows are counted from 1
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Where the hours of a run lie, as one connection sees it."""
+
+    at: datetime  # before the snapshot was taken
+    leader: Session
+    places: dict[datetime, Place]
 
 
 class Snapshot:
     """Sessions that see the same state of the operational database."""
 
-    def __init__(self, sessions: Sequence[Session]) -> None:
-        """Find out which optional tables this deployment has."""
+    def __init__(
+        self, sessions: Sequence[Session], places: Mapping[datetime, Place] | None = None
+    ) -> None:
+        """Find out which optional tables this deployment has.
+
+        Args:
+            sessions: connections that see the same state.
+            places: where the rows of each hour lie; only hours are then asked for. None: an index
+                finds them, or they are not known.
+        """
         self._sessions = sessions
+        self._places = places
         self.leader = sessions[0]
         shared = {
             name: read_sql(f"operational/absent/{name}.sql")
@@ -206,9 +296,9 @@ class Snapshot:
 
     def statement(self, name: str) -> str:
         """Return one statement of ``sql/operational`` with the relations that all of them share."""
-        row_hash = re.sub(r"--.*\n", "", read_sql("operational/row_hash.sql")).strip()
         text = f"WITH {self._shared}{read_sql(f'operational/{name}.sql')}"
-        return text.replace("{row_hash}", row_hash)
+        window = _fragment("window" if self._places is None else "placed")
+        return text.replace("{row_hash}", _fragment("row_hash")).replace("{window}", window)
 
     def rows_in(self, name: str, start: datetime, end: datetime) -> list[dict[str, Any]]:
         """Execute a statement whose result is small for a window.
@@ -217,10 +307,14 @@ class Snapshot:
         instead of 0.1 for 500,000).
         """
         sql = self.statement(name)
-        for setting, parameter in _WINDOW.items():
+        for setting, parameter in _BOUND.items():
             sql = sql.replace(setting, parameter)
         bounds = [bound.astimezone(UTC).replace(tzinfo=None) for bound in (start, end)]
-        return self.leader.rows(sql, *bounds)
+        place = self._place_of(start) if "$3" in sql else ()
+        return self.leader.rows(sql, *bounds, *place)
+
+    def _place_of(self, hour: datetime) -> Place:
+        return (self._places or {}).get(hour, _NOWHERE)
 
     def ledger(self, start: datetime, end: datetime) -> dict[datetime, Ledger]:
         """Return what the source holds of each hour of a window; hours without rows are absent."""
@@ -280,7 +374,8 @@ class Snapshot:
             # The windows are what is read in parallel; workers of PostgreSQL's own would only
             # compete with them (2 cores: 1.2 s for half an hour's query, 1.5 s with workers).
             session.run("SET LOCAL max_parallel_workers_per_gather = 0")
-            session.set(folded=losers, too_wide=json.dumps(too_wide))
+            first, last = self._place_of(hour)
+            session.set(folded=losers, too_wide=json.dumps(too_wide), first=first, last=last)
             tally = Tally()
             with writer, session.savepoint():
                 for start, end in waiting:
@@ -299,6 +394,11 @@ class Snapshot:
             for tally in pool.map(write_windows, self._sessions, writers):
                 total.add(tally)
         return total
+
+
+def _fragment(name: str) -> str:
+    """Return a part that several statements share."""
+    return re.sub(r"--.*\n", "", read_sql(f"operational/{name}.sql")).strip()
 
 
 def ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -70,9 +70,16 @@ def table(settings: Settings, columns: str = "id") -> list[dict[str, Any]]:
         return database.rows(f"SELECT {columns} FROM llm_traces ORDER BY created_at, id")
 
 
+@pytest.mark.parametrize("has_index", [True, False], ids=["indexed", "without an index"])
 def test_each_hour_of_a_run_is_one_materialization(
-    operational: Operational, settings: Settings, instance: DagsterInstance, run: Any
+    operational: Operational,
+    settings: Settings,
+    instance: DagsterInstance,
+    run: Any,
+    has_index: bool,
 ) -> None:
+    if not has_index:
+        operational.execute("DROP INDEX ix_provider_traces_created_at")
     hours = [T0, T0 + HOUR, T0 + 2 * HOUR]
     operational.insert(
         "provider_traces",

@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS provider_traces (
     is_deleted bool NOT NULL DEFAULT false
 );
 CREATE INDEX IF NOT EXISTS ix_step_id ON provider_traces (step_id);
--- Letta does not ship an index on created_at, and an hour is then a scan of the whole table: the
+-- Letta does not ship an index on created_at, and a run is then a scan of the whole table: the
 -- preflight asks for this one.
 CREATE INDEX IF NOT EXISTS ix_provider_traces_created_at ON provider_traces (created_at);
 

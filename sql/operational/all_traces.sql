@@ -7,6 +7,7 @@
 -- trace_key        the id without "provider_trace-": the id of the target
 -- *_json, llm_config
 --                  as they are stored: a cast to text would copy each payload twice more
+-- place            where in provider_traces the row lies, see places.sql; NULL where that is a view
 -- billing_context  NULL where the deployment has no such column: an unqualified name that the inner
 --                  SELECT does not find in its own table is taken from "absent" outside
 SELECT
@@ -16,12 +17,13 @@ SELECT
     coalesce(nullif(t.org_id, ''), t.organization_id) AS organization_id,
     t.agent_id, t.agent_tags::text AS agent_tags, t.run_id, t.step_id, t.call_type,
     t.request_json, t.response_json, t.llm_config,
-    t.billing_context::text AS billing_context
-FROM (SELECT NULL::json AS billing_context) AS absent
+    t.billing_context::text AS billing_context, t.place
+FROM (SELECT NULL::json AS billing_context, NULL::tid AS ctid) AS absent
 CROSS JOIN LATERAL (
     SELECT
         id, created_at, updated_at, is_deleted, org_id, organization_id, agent_id, agent_tags,
-        run_id, step_id, call_type, request_json, response_json, llm_config, billing_context
+        run_id, step_id, call_type, request_json, response_json, llm_config, billing_context,
+        ctid AS place
     FROM provider_traces
 ) AS t
 UNION ALL
@@ -32,7 +34,7 @@ SELECT
     coalesce(nullif(t.org_id, ''), t.organization_id) AS organization_id,
     t.agent_id, t.agent_tags::text AS agent_tags, t.run_id, t.step_id, t.call_type,
     NULL::json AS request_json, NULL::json AS response_json, NULL::json AS llm_config,
-    t.billing_context::text AS billing_context
+    t.billing_context::text AS billing_context, NULL::tid AS place
 FROM (SELECT NULL::json AS billing_context) AS absent
 CROSS JOIN LATERAL (
     SELECT

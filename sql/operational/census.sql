@@ -7,6 +7,5 @@ SELECT
     count(*) FILTER (WHERE NOT is_deleted) AS rows,
     count(*) FILTER (WHERE is_deleted) AS deleted,
     max(updated_at) AS newest_change
-FROM all_traces
-WHERE created_at >= current_setting('llm_traces.start')::timestamptz
-    AND created_at < current_setting('llm_traces.end')::timestamptz
+FROM all_traces AS t
+WHERE {window}

@@ -9,15 +9,13 @@ FROM (
             PARTITION BY trace_key, date_trunc('hour', created_at, 'UTC')
             ORDER BY origin, updated_at DESC NULLS LAST, id DESC
         ) AS place
-    FROM all_traces
-    WHERE created_at >= current_setting('llm_traces.start')::timestamptz
-        AND created_at < current_setting('llm_traces.end')::timestamptz
+    FROM all_traces AS t
+    WHERE {window}
         -- The ids that occur twice are found by hashing, so that nothing is sorted where there are none.
         AND trace_key IN (
             SELECT trace_key
-            FROM all_traces
-            WHERE created_at >= current_setting('llm_traces.start')::timestamptz
-                AND created_at < current_setting('llm_traces.end')::timestamptz
+            FROM all_traces AS t
+            WHERE {window}
             GROUP BY trace_key
             HAVING count(*) > 1
         )

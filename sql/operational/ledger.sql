@@ -16,6 +16,5 @@ FROM all_traces AS t
 LEFT JOIN steps AS s ON s.id = t.step_id
 LEFT JOIN step_metrics AS m ON m.id = t.step_id
 LEFT JOIN superseded_steps AS v ON t.origin = 2 AND v.id = t.id
-WHERE t.created_at >= current_setting('llm_traces.start')::timestamptz
-    AND t.created_at < current_setting('llm_traces.end')::timestamptz
+WHERE {window}
 GROUP BY 1

@@ -2,9 +2,8 @@
 -- 1 GB: no statement can return such a row whole. Asked only where the reading of an hour failed,
 -- since it reads every payload. One row each: id.
 SELECT id
-FROM all_traces
-WHERE created_at >= current_setting('llm_traces.start')::timestamptz
-    AND created_at < current_setting('llm_traces.end')::timestamptz
+FROM all_traces AS t
+WHERE {window}
     AND coalesce(octet_length(request_json::text), 0)::bigint
         + coalesce(octet_length(response_json::text), 0)
         + coalesce(octet_length(llm_config::text), 0)

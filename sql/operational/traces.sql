@@ -53,8 +53,7 @@ LEFT JOIN step_metrics AS m ON m.id = t.step_id
 LEFT JOIN superseded_steps AS v ON t.origin = 2 AND v.id = t.id
 LEFT JOIN json_array_elements_text(current_setting('llm_traces.too_wide')::json) AS w (id)
     ON t.origin = 1 AND w.id = t.id
-WHERE t.created_at >= current_setting('llm_traces.start')::timestamptz
-    AND t.created_at < current_setting('llm_traces.end')::timestamptz
+WHERE {window}
     AND NOT t.is_deleted
     AND (t.origin, t.id) NOT IN (
         SELECT f.origin, f.id
