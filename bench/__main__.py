@@ -120,7 +120,7 @@ def _summary(runs: Runs) -> dict[str, Any]:
             runs["zstd"][0]["payload_bytes"] / batch["json_bytes"], 4
         ),
         "zstd1_over_json": round(runs["zstd"][0]["zstd1_bytes"] / batch["json_bytes"], 4),
-        "extract_median_s_by_connections": {
+        "extract_seconds_by_connections": {
             connections: round(middle[contender], 3)
             for connections, contender in by_connections.items()
             if contender in middle
@@ -151,6 +151,8 @@ def _print_table(name: str, runs: Runs, summary: dict[str, Any]) -> None:
         "zstd1_over_json",
     ):
         say(f"  {key:24}{summary[key]:8.3f}")
+    for connections, seconds in summary["extract_seconds_by_connections"].items():
+        say(f"  extract, connections: {connections:2}{seconds:8.2f} s")
 
 
 def say(text: str) -> None:

@@ -23,10 +23,10 @@ from llm_trace_pipeline.demo_traffic import (
     ORGANIZATIONS,
     SCHEMAS,
     Organization,
-    _chance,
-    _corpus,
-    _uuid,
     billing_details,
+    chance,
+    corpus,
+    random_uuid,
 )
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.source import Source
@@ -217,13 +217,13 @@ def _call(
     prompt, completion = asked // 4, answered // 4
     return Call(
         rng=rng,
-        key=_uuid(rng).hex,
+        key=random_uuid(rng).hex,
         at=at,
         model=recipe.model,
-        system=_corpus()[system : system + min(asked // 5, 2_000)],
+        system=corpus()[system : system + min(asked // 5, 2_000)],
         messages=[_passage(rng, (asked - min(asked // 5, 2_000)) // turns) for _ in range(turns)],
         reply=_passage(rng, int(answered * rng.uniform(0.5, 1.5))),
-        tool=rng.choice(TOOLS) if asked > _ROOM_FOR_TOOLS and _chance(rng, 0.5) else None,
+        tool=rng.choice(TOOLS) if asked > _ROOM_FOR_TOOLS and chance(rng, 0.5) else None,
         tokens=Tokens(prompt, completion, prompt // 2, prompt // 10, completion // 3),
     )
 
@@ -232,15 +232,15 @@ def _trace_and_step(
     call: Call, recipe: Recipe, organization: Organization
 ) -> tuple[dict[str, object], dict[str, object]]:
     rng, tokens = call.rng, call.tokens
-    if _chance(rng, 0.02):
+    if chance(rng, 0.02):
         response = recipe.dialect.failure(call)
     else:
-        is_streamed = recipe.streams and _chance(rng, 0.35)
+        is_streamed = recipe.streams and chance(rng, 0.35)
         body = streamed if is_streamed else recipe.dialect.body
         response = body(call, recipe.dialect.usage(tokens))
     agent = rng.randrange(_AGENTS_PER_ORGANIZATION)
     owner = {"organization_id": organization.id, "created_at": call.at, "updated_at": call.at}
-    step_id = f"step-{_uuid(rng)}"
+    step_id = f"step-{random_uuid(rng)}"
     config = {
         "model": recipe.model,
         "model_endpoint_type": recipe.endpoint_type,
@@ -249,12 +249,12 @@ def _trace_and_step(
         "context_window": 128000,
     }
     trace = owner | {
-        "id": f"provider_trace-{_uuid(rng)}",
+        "id": f"provider_trace-{random_uuid(rng)}",
         "step_id": step_id,
         "agent_id": f"agent-{organization.rank}-{agent}",
         "agent_tags": '["production", "eu"]' if agent % 2 else None,
         "call_type": "agent_step",
-        "run_id": f"run-{_uuid(rng)}",
+        "run_id": f"run-{random_uuid(rng)}",
         "source": "memgpt-server",
         "org_id": organization.id,
         "user_id": f"user-{organization.rank}",
@@ -266,7 +266,7 @@ def _trace_and_step(
     step = owner | {
         "id": step_id,
         "project_id": f"project-{organization.rank}-{agent % 4}",
-        "trace_id": _uuid(rng).hex,
+        "trace_id": random_uuid(rng).hex,
         "provider_name": recipe.provider,
         "provider_category": "base",
         "model": recipe.model,
@@ -281,12 +281,12 @@ def _trace_and_step(
 
 
 def _passage(rng: random.Random, length: int) -> str:
-    corpus = _corpus()
+    text = corpus()
     pieces: list[str] = []
     while length > 0:
         size = min(length, _PIECE_CHARACTERS)
-        start = rng.randrange(len(corpus) - size)
-        pieces.append(corpus[start : start + size])
+        start = rng.randrange(len(text) - size)
+        pieces.append(text[start : start + size])
         length -= size
     return "".join(pieces)
 

@@ -183,8 +183,8 @@ def traffic(hour: datetime) -> dict[str, pa.Table]:
     # Never at the very start or end of the hour, and no two at once.
     for number, offset in enumerate(sorted(rng.sample(range(1, _HOUR_US), count))):
         agent = _agents()[_organization(rng).rank][rng.randrange(5)]
-        if agent.id not in runs or _chance(rng, 0.3):
-            runs[agent.id] = (f"run-{_uuid(rng)}", _uuid(rng).hex)
+        if agent.id not in runs or chance(rng, 0.3):
+            runs[agent.id] = (f"run-{random_uuid(rng)}", random_uuid(rng).hex)
         is_huge = hour.hour == _HUGE_HOUR and number == count // 2
         recipe = rng.choices(RECIPES, cum_weights=_RECIPE_WEIGHTS)[0]
         call = _call(rng, agent, recipe, hour + timedelta(microseconds=offset), is_huge)
@@ -199,55 +199,59 @@ def _add_step(
     call_types = ("agent_step", "summarization", "tool_generation", None)
     call_type = rng.choices(call_types, (86, 8, 4, 2))[0]
     is_byok = agent.organization.is_byok
-    has_step = not _chance(rng, 0.01)
-    step_id = f"step-{_uuid(rng)}"
+    has_step = not chance(rng, 0.01)
+    step_id = f"step-{random_uuid(rng)}"
     trace: Json = {
-        "id": f"provider_trace-{_uuid(rng)}",
-        "step_id": step_id if has_step or _chance(rng, 0.5) else None,
+        "id": f"provider_trace-{random_uuid(rng)}",
+        "step_id": step_id if has_step or chance(rng, 0.5) else None,
         "agent_id": agent.id if call_type else None,
         "agent_tags": None if agent.tags is None else _text(agent.tags),
         "call_type": call_type,
         "run_id": run[0],
-        "source": "lettuce-py" if _chance(rng, 0.1) else "memgpt-server",
-        "org_id": None if _chance(rng, 0.05) else agent.organization.id,
+        "source": "lettuce-py" if chance(rng, 0.1) else "memgpt-server",
+        "org_id": None if chance(rng, 0.05) else agent.organization.id,
         "user_id": agent.user_id,
         "organization_id": agent.organization.id,
         "created_at": at,
         "updated_at": at,
-        "is_deleted": _chance(rng, 0.005),
+        "is_deleted": chance(rng, 0.005),
     }
-    fails = _chance(rng, 0.03)
-    is_cancelled = fails and _chance(rng, 0.15)
-    if has_step and _chance(rng, 0.03):
+    fails = chance(rng, 0.03)
+    is_cancelled = fails and chance(rng, 0.15)
+    if has_step and chance(rng, 0.03):
         rows["provider_trace_metadata"].append(trace)
     else:
         if fails:
-            failure = server_error if _chance(rng, 0.6) else recipe.dialect.failure
+            failure = server_error if chance(rng, 0.6) else recipe.dialect.failure
             response = CANCELLED if is_cancelled else failure(call)
         elif call_type == "summarization" and recipe.provider == "anthropic":
             response = summarized(call)
         else:
             usage = recipe.dialect.usage(call.tokens)
-            is_streamed = recipe.streams and _chance(rng, 0.35)
+            is_streamed = recipe.streams and chance(rng, 0.35)
             response = (streamed if is_streamed else recipe.dialect.body)(call, usage)
-        category = "byok" if is_byok and _chance(rng, 0.7) else None if is_byok else "base"
-        config = None if _chance(rng, 0.02) else _text(_llm_config(recipe, category))
+        category = "byok" if is_byok and chance(rng, 0.7) else None if is_byok else "base"
+        config = None if chance(rng, 0.02) else _text(_llm_config(recipe, category))
         compacts = call_type == "summarization"
         trace |= {
             "request_json": _text(recipe.dialect.request(call)),
             "response_json": _text(response),
             "llm_config": config,
             "compaction_settings": '{"mode":"sliding_window"}' if compacts else None,
-            "billing_context": _text(_billing_context(agent)) if _chance(rng, 0.01) else None,
+            "billing_context": _text(_billing_context(agent)) if chance(rng, 0.01) else None,
         }
         rows["provider_traces"].append(trace)
-        if fails and not is_cancelled and _chance(rng, 0.5):
+        if fails and not is_cancelled and chance(rng, 0.5):
             # The step was tried once more, and that worked.
             fails = False
             later = at + timedelta(microseconds=rng.randrange(500_000, 20_000_000))
             later = min(later, at.replace(minute=59, second=59, microsecond=999_999))
             usage = recipe.dialect.usage(call.tokens)
-            retry = {"id": f"provider_trace-{_uuid(rng)}", "created_at": later, "updated_at": later}
+            retry = {
+                "id": f"provider_trace-{random_uuid(rng)}",
+                "created_at": later,
+                "updated_at": later,
+            }
             retry["response_json"] = _text(recipe.dialect.body(call, usage))
             rows["provider_traces"].append(trace | retry)
     if not has_step:
@@ -271,16 +275,16 @@ def _add_step(
         "updated_at": at + timedelta(microseconds=rng.randrange(900_000)),
     }
     rows["steps"].append(step)
-    if not _chance(rng, 0.06):
+    if not chance(rng, 0.06):
         nanoseconds = int(rng.lognormvariate(21.5, 0.7))  # about 2 s
         metrics = {"id": step_id, "created_at": at, "updated_at": step["updated_at"]}
-        metrics["llm_request_ns"] = None if _chance(rng, 0.03) else nanoseconds
+        metrics["llm_request_ns"] = None if chance(rng, 0.03) else nanoseconds
         rows["step_metrics"].append(metrics)
 
 
 def _call(rng: random.Random, agent: _Agent, recipe: Recipe, at: datetime, is_huge: bool) -> Call:
     asked = int(rng.lognormvariate(6.6, 0.7))
-    if _chance(rng, 0.003):
+    if chance(rng, 0.003):
         asked = rng.randrange(20_000, 90_000)
     if is_huge:
         asked = rng.randrange(300_000, 420_000)
@@ -297,13 +301,13 @@ def _call(rng: random.Random, agent: _Agent, recipe: Recipe, at: datetime, is_hu
         completion = 0
     return Call(
         rng=rng,
-        key=_uuid(rng).hex,
+        key=random_uuid(rng).hex,
         at=at,
         model=recipe.model,
         system=agent.system,
         messages=messages,
         reply=reply,
-        tool=rng.choice(TOOLS) if _chance(rng, 0.4) else None,
+        tool=rng.choice(TOOLS) if chance(rng, 0.4) else None,
         tokens=Tokens(prompt, completion, cached, written, reasoning),
     )
 
@@ -386,7 +390,7 @@ def _random(seed: str) -> random.Random:
 
 
 @cache
-def _corpus() -> str:
+def corpus() -> str:
     """Return text that packs about as well as what people write."""
     rng = _random("corpus")
     words = _WORDS.split()
@@ -395,7 +399,7 @@ def _corpus() -> str:
     length = 0
     while length < _CORPUS_CHARACTERS:
         chosen = rng.choices(words, cum_weights=weights, k=rng.randrange(6, 18))
-        if _chance(rng, 0.35):
+        if chance(rng, 0.35):
             chosen.append(rng.choice(("#", "$", "")) + str(rng.randrange(10, 90_000)))
         sentence = " ".join(chosen)
         end = rng.choice((".", ".", ".", "?", ".\n"))
@@ -406,7 +410,7 @@ def _corpus() -> str:
 
 def _passage(rng: random.Random, length: int) -> str:
     start = rng.randrange(_CORPUS_CHARACTERS - length)
-    return _corpus()[start : start + length].strip()
+    return corpus()[start : start + length].strip()
 
 
 # ---- small things
@@ -416,11 +420,13 @@ def _text(value: Json | Sequence[str]) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _chance(rng: random.Random, probability: float) -> bool:
+def chance(rng: random.Random, probability: float) -> bool:
+    """Return whether something of this probability happens."""
     return rng.random() < probability
 
 
-def _uuid(rng: random.Random) -> UUID:
+def random_uuid(rng: random.Random) -> UUID:
+    """Return a UUID that the generator's seed decides."""
     return UUID(int=rng.getrandbits(128), version=4)
 
 
