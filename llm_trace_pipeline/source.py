@@ -136,15 +136,16 @@ class SourceOfHours(Source):
 
     def _scan_table(self) -> "_Scan | None":
         at = datetime.now(UTC)
-        leader = self._stack.enter_context(self.session())
-        leader.set(tables='{"provider_traces": []}')
-        [table] = leader.rows(read_sql("preflight/tables.sql"))
-        # A view has no places; a table that is missing is for the statements to name.
-        self._needs_scan = table["kind"] in ("r", "p") and not table["has_index"]
-        if not self._needs_scan:
-            self.close()
-            return None
-        rows = Snapshot([leader]).rows_in("places", *self._window)
+        with ExitStack() as stack:
+            leader = stack.enter_context(self.session())
+            leader.set(tables='{"provider_traces": []}')
+            [table] = leader.rows(read_sql("preflight/tables.sql"))
+            # A view has no places; a table that is missing is for the statements to name.
+            self._needs_scan = table["kind"] in ("r", "p") and not table["has_index"]
+            if not self._needs_scan:
+                return None
+            rows = Snapshot([leader]).rows_in("places", *self._window)
+            self._stack = stack.pop_all()
         return _Scan(at, leader, {row["hour"]: (row["first"], row["last"]) for row in rows})
 
     def close(self) -> None:
