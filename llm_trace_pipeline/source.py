@@ -30,6 +30,10 @@ BATCH_BYTES = 8 * 2**20
 # end; few, since each plans its query anew and may scan steps.
 WINDOWS_PER_CONNECTION = 2
 
+# No statement may hold the database's old row versions for ever. The slowest one known, the ledger
+# of 30 days and 10 million traces, takes three minutes.
+STATEMENT_TIMEOUT = "1h"
+
 # Tables that a deployment may lack; an empty relation of the same columns stands in.
 OPTIONAL_TABLES = ("provider_trace_metadata", "step_metrics")
 
@@ -71,6 +75,7 @@ class Source:
             session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             session.run("SET LOCAL TimeZone = 'UTC'")
             session.run("SET LOCAL application_name = 'llm_trace_pipeline'")
+            session.run(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'")
             yield session
 
     @contextmanager
@@ -83,19 +88,23 @@ class Source:
         Raises:
             SourceError: the database cannot be reached.
         """
-        with self.session() as leader, self._snapshot_of(leader) as snapshot:
-            yield snapshot
+        with self.session() as leader:
+            yield Snapshot(self, leader)
 
     @contextmanager
-    def _snapshot_of(
-        self, leader: "Session", places: Mapping[datetime, "Place"] | None = None
-    ) -> Iterator["Snapshot"]:
+    def followers(self, leader: "Session", count: int) -> Iterator[list["Session"]]:
+        """Hold connections that see the snapshot of another one.
+
+        Raises:
+            SourceError: the database cannot be reached.
+        """
         with ExitStack() as stack:
-            followers = [stack.enter_context(self.session()) for _ in range(self.connections - 1)]
-            exported = leader.rows("SELECT pg_export_snapshot()")[0]["pg_export_snapshot"]
-            for follower in followers:
-                follower.run(f"SET TRANSACTION SNAPSHOT '{exported}'")
-            yield Snapshot([leader, *followers], places)
+            followers = [stack.enter_context(self.session()) for _ in range(count)]
+            if followers:
+                [exported] = leader.rows("SELECT pg_export_snapshot() AS name")
+                for follower in followers:
+                    follower.run(f"SET TRANSACTION SNAPSHOT '{exported['name']}'")
+            yield followers
 
 
 class SourceOfHours(Source):
@@ -128,8 +137,7 @@ class SourceOfHours(Source):
                 yield own
             return
         try:
-            with self._snapshot_of(self._scan.leader, self._scan.places) as shared:
-                yield shared
+            yield Snapshot(self, self._scan.leader, self._scan.places)
         except BaseException:  # an hour that fails takes no other with it: the next one scans anew
             self.close()
             raise
@@ -144,7 +152,7 @@ class SourceOfHours(Source):
             self._needs_scan = table["kind"] in ("r", "p") and not table["has_index"]
             if not self._needs_scan:
                 return None
-            rows = Snapshot([leader]).rows_in("places", *self._window)
+            rows = Snapshot(self, leader).rows_in("places", *self._window)
             self._stack = stack.pop_all()
         return _Scan(at, leader, {row["hour"]: (row["first"], row["last"]) for row in rows})
 
@@ -262,21 +270,22 @@ class _Scan:
 
 
 class Snapshot:
-    """Sessions that see the same state of the operational database."""
+    """One state of the operational database, which several connections can see."""
 
     def __init__(
-        self, sessions: Sequence[Session], places: Mapping[datetime, Place] | None = None
+        self, source: Source, leader: Session, places: Mapping[datetime, Place] | None = None
     ) -> None:
         """Find out which optional tables this deployment has.
 
         Args:
-            sessions: connections that see the same state.
+            source: opens more connections, where much is to be read.
+            leader: the connection whose snapshot it is.
             places: where the rows of each hour lie; only hours are then asked for. None: an index
                 finds them, or they are not known.
         """
-        self._sessions = sessions
+        self._source = source
         self._places = places
-        self.leader = sessions[0]
+        self.leader = leader
         shared = {
             name: read_sql(f"operational/absent/{name}.sql")
             for name in OPTIONAL_TABLES
@@ -391,8 +400,11 @@ class Snapshot:
             return tally
 
         total = Tally()
-        with ThreadPoolExecutor(len(writers)) as pool:
-            for tally in pool.map(write_windows, self._sessions, writers):
+        with (
+            self._source.followers(self.leader, len(writers) - 1) as followers,
+            ThreadPoolExecutor(len(writers)) as pool,
+        ):
+            for tally in pool.map(write_windows, [self.leader, *followers], writers):
                 total.add(tally)
         return total
 

@@ -88,3 +88,14 @@ def test_the_loader_is_granted_what_preflight_asks_for(database: Database) -> No
         if (found := re.fullmatch(r"GRANT (.*) TO llm_traces_loader", statement))
     ]
     assert granted == _needed_grants("default")
+
+
+def test_a_statement_is_bounded_and_has_a_name(
+    reader: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = "SELECT current_setting('application_name') AS name"
+    monkeypatch.setattr("llm_trace_pipeline.source.STATEMENT_TIMEOUT", "200ms")
+    with reader.session() as session:
+        assert session.rows(shown) == [{"name": "llm_trace_pipeline"}]
+        with pytest.raises(SourceError, match="canceling statement due to statement timeout"):
+            session.rows("SELECT pg_sleep(60)")
