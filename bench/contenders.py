@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from bench.data import DATA_SETS, START, DataSet
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.extract import capture_billing, extract_hour
+from llm_trace_pipeline.files import LocalFiles
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.schema import PAYLOAD_COLUMNS
 from llm_trace_pipeline.settings import Settings
@@ -199,7 +200,7 @@ def dlt_to_parquet(hour: Hour) -> Figures:
 def extract(hour: Hour, connections: int = CONNECTIONS) -> Figures:
     """Write the hour's batch, as the asset ``trace_batches`` does."""
     started = time.perf_counter()
-    manifest = _extract(hour, BatchStore(hour.fresh("batches")), connections)
+    manifest = _extract(hour, BatchStore(LocalFiles(hour.fresh("batches"))), connections)
     return {
         "seconds": time.perf_counter() - started,
         "rows": manifest.rows,
@@ -210,7 +211,7 @@ def extract(hour: Hour, connections: int = CONNECTIONS) -> Figures:
 
 def load(hour: Hour) -> Figures:
     """Put the batch of the last `extract` into ClickHouse, as the asset ``llm_traces`` does."""
-    store = BatchStore(hour.folder / "batches")
+    store = BatchStore(LocalFiles(hour.folder / "batches"))
     with connect(_clickhouse(hour.fresh("load"))) as database:
         started = time.perf_counter()
         _load(database, store)
@@ -220,7 +221,7 @@ def load(hour: Hour) -> Figures:
 def end_to_end(hour: Hour) -> Figures:
     """Do what both assets do, one after the other; only the opening of the engine is not timed."""
     folder = hour.fresh("end_to_end")
-    store = BatchStore(folder / "batches")
+    store = BatchStore(LocalFiles(folder / "batches"))
     started = time.perf_counter()
     _extract(hour, store, CONNECTIONS)
     seconds = time.perf_counter() - started
@@ -255,7 +256,7 @@ def zstd(hour: Hour) -> Figures:
     window of that level (0.5 MB), so that larger ones would gain nothing. Compared with it is what
     the batch's files keep for the same two columns, the lengths included.
     """
-    store = BatchStore(hour.folder / "batches")
+    store = BatchStore(LocalFiles(hour.folder / "batches"))
     manifest = store.manifest(START)
     assert manifest is not None
     codec = pa.Codec("zstd", compression_level=1)

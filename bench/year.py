@@ -91,7 +91,7 @@ def _measure(port: int, hours: list[datetime]) -> dict[str, Any]:
         browser.close()
     drifted = tuple(hours[-DRIFTED:])
     told: tuple[str, ...] = ("source rows 1001, not 1000",)
-    BatchStore(Settings.from_environment().trace_batch_uri).record_reconciliation(
+    BatchStore.of(Settings.from_environment()).record_reconciliation(
         Reconciliation(
             id=uuid4().hex,
             at=datetime.now(UTC),

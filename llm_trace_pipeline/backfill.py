@@ -52,7 +52,7 @@ def main() -> None:
     settings = Settings.from_environment()
     hours = hours_between(arguments.first, arguments.last, settings)
     if arguments.from_batches:
-        having_batches = set(BatchStore(settings.trace_batch_uri).hours()).intersection(hours)
+        having_batches = set(BatchStore.of(settings).hours()).intersection(hours)
         say(f"{len(having_batches)} of {len(hours)} hours have a batch")
         for first, last in ranges(having_batches):
             load_hours([hour for hour in hours if first <= hour <= last], "llm_traces")

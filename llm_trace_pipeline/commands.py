@@ -56,7 +56,7 @@ def load_hours(hours: Sequence[datetime], *assets: str) -> None:
     progress.setLevel(logging.INFO)
     progress.addHandler(logging.StreamHandler(sys.stdout))
     job = defs.resolve_job_def("hourly_llm_traces")
-    store = BatchStore(Settings.from_environment().trace_batch_uri)
+    store = BatchStore.of(Settings.from_environment())
     failed: list[str] = []
     with DagsterInstance.get() as instance:
         fail_abandoned_runs(instance)

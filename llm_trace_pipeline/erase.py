@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from mmap import ACCESS_READ, mmap
 from typing import Any, NoReturn
 
 import pyarrow as pa
@@ -198,8 +197,7 @@ def search(store: BatchStore, erasure: Erasure) -> Search:
         text = manifest.model_dump_json().encode()
         places = {"manifest.json": text.count(name.encode())}
         for path in store.part_paths(manifest):
-            with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-                places[path.name] = len(re.findall(re.escape(name.encode()), content))
+            places[path.name] = len(re.findall(re.escape(name.encode()), path.content()))
         for rows in store.row_groups(manifest, _TEXT_COLUMNS):
             for column, texts in zip(_TEXT_COLUMNS, rows.columns, strict=True):
                 values = texts.flatten() if pa.types.is_list(texts.type) else texts
@@ -222,7 +220,7 @@ def erase(settings: Settings, erasure: Erasure, *, dry_run: bool = False) -> Non
     Raises:
         PipelineError: something could not be removed; repeating the erasure continues it.
     """
-    store = BatchStore(settings.trace_batch_uri)
+    store = BatchStore.of(settings)
     of_agent = f"agent {erasure.agent_id} of " if erasure.agent_id is not None else ""
     say(
         f"Traces of {of_agent}organization {erasure.organization_id} made before "

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from llm_trace_pipeline.billing import BillingMatcher, unseen_versions
 from llm_trace_pipeline.enrich import billing_is_stale
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.parquet import BatchStore, HourWriter, Manifest, Part
+from llm_trace_pipeline.parquet import BatchStore, HourWriter, Manifest, Part, PartPath
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
 from llm_trace_pipeline.source import Ledger, Snapshot, Source
 from llm_trace_pipeline.statements import read_sql
@@ -191,9 +189,9 @@ def _refuse_steps_without_traces(snapshot: Snapshot, hour: datetime) -> None:
         )
 
 
-def _ids(paths: Sequence[Path]) -> list[str]:
-    return [
-        trace_id
-        for path in paths
-        for trace_id in pq.read_table(path, columns=["id"]).column("id").to_pylist()
-    ]
+def _ids(paths: Sequence[PartPath]) -> list[str]:
+    ids: list[str] = []
+    for path in paths:
+        with path.open() as file:
+            ids += file.read(columns=["id"]).column("id").to_pylist()
+    return ids

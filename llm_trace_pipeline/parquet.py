@@ -1,18 +1,15 @@
 """The batch store: one immutable Parquet batch per hour, and the billing history beside them.
 
-An hour lies under ``<root>/llm_traces/YYYY-MM-DD/HH/``. Its ``manifest.json`` names the part files
-and is switched in one atomic step, last; a reader uses only what the manifest names. Whatever an
-interrupted write left behind is removed by the next write of that folder.
+They lie in a folder or in a bucket (see files.py), an hour under ``llm_traces/YYYY-MM-DD/HH/``. Its
+``manifest.json`` names the part files and is switched in one atomic step, last; a reader uses only
+what the manifest names. Whatever an interrupted write left behind is removed by the next write of
+that folder.
 """
 
-import fcntl
-import mmap
-import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 from uuid import uuid4
@@ -20,21 +17,24 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict
-from xxhash import xxh3_128_hexdigest
 
 from llm_trace_pipeline.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.files import Files, files_of, translated
 from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, PAYLOAD_COLUMNS
-from llm_trace_pipeline.settings import HOUR_FORMAT
+from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 
 ROW_GROUP_BYTES = 32 * 2**20  # of Arrow data: bounds the memory of writer and reader alike
 PART_BYTES = 512 * 2**20
 PAGE_BYTES = 2**18  # a quarter of pyarrow's own: it compresses wide rows in 8 % less time
-LOCK_SECONDS = 600.0  # the largest hour is written, or loaded, in less
 
 _MANIFEST = "manifest.json"
 _RECONCILIATION = "reconciliation.json"
+_ERASURES = "erasures"
+_HISTORY = "billing_history"
+_HOURS = "llm_traces/????-??-??/??"
+_HOUR_FOLDER = "llm_traces/%Y-%m-%d/%H"
 _DICTIONARY_COLUMNS = [
     f"{column.name}.list.element" if pa.types.is_list(column.arrow_type) else column.name
     for column in COLUMNS
@@ -134,19 +134,67 @@ class Reconciliation(BaseModel):
     differences: dict[AwareDatetime, tuple[str, ...]] = {}
 
 
+@dataclass(frozen=True)
+class PartPath:
+    """Where a part file of an hour lies."""
+
+    hour: datetime
+    files: Files
+    key: str
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def url(self) -> str | None:
+        """Where another machine reads it; None: only this one can."""
+        return self.files.url(self.key)
+
+    def __str__(self) -> str:
+        """Return what an operator calls it; on this machine, its path."""
+        return self.files.location(self.key)
+
+    def is_intact(self, part: Part) -> bool:
+        """Whether it is there and as it was written."""
+        return self.files.checksum(self.key) == part.checksum
+
+    def content(self) -> pa.Buffer:
+        """Return all of the file."""
+        return self.files.content(self.key)
+
+    @contextmanager
+    def open(self) -> Iterator[pq.ParquetFile]:
+        """Read the file.
+
+        Raises:
+            BatchError: it is missing or cannot be read.
+        """
+        path, filesystem = self.files.path(self.key), self.files.filesystem
+        try:
+            with pq.ParquetFile(path, filesystem=filesystem) as file:
+                yield file
+        except (OSError, pa.ArrowException) as error:
+            raise BatchError(
+                f"hour {self.hour:{HOUR_FORMAT}}: part {self} cannot be read ({error}); "
+                "materialize trace_batches for this hour again"
+            ) from None
+
+
 class PartWriter:
     """Writes one stream of record batches as part files, bounded by bytes."""
 
-    def __init__(self, folder: Path, prefix: str) -> None:
-        """Write ``<prefix>-0.parquet`` and so on into the folder; nothing is made before a row."""
-        self._folder = folder
+    def __init__(self, files: Files, prefix: str) -> None:
+        """Write ``<prefix>-0.parquet`` and so on; nothing is made before a row."""
+        self._files = files
         self._prefix = prefix
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
         self._part_bytes = 0
         self._part_rows = 0
         self._writer: pq.ParquetWriter | None = None
-        self._path = folder
+        self._key = ""
         self.parts: list[Part] = []
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -157,20 +205,23 @@ class PartWriter:
             self._write_row_group()
 
     def _write_row_group(self) -> None:
-        if self._writer is None:
-            self._path = self._folder / f"{self._prefix}-{len(self.parts)}.parquet"
-            self._writer = pq.ParquetWriter(
-                self._path,
-                ARROW_SCHEMA,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=_DICTIONARY_COLUMNS,
-                data_page_size=PAGE_BYTES,
-                # Of a payload, the smallest and the largest value would be kept whole.
-                write_statistics=_STATISTICS_COLUMNS,
-            )
         table = pa.Table.from_batches(self._pending, ARROW_SCHEMA)
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        if self._writer is None:
+            self._key = f"{self._prefix}-{len(self.parts)}.parquet"
+        with translated(self._files.location(self._key)):
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(
+                    self._files.path(self._key),
+                    ARROW_SCHEMA,
+                    filesystem=self._files.filesystem,
+                    compression="zstd",
+                    compression_level=1,
+                    use_dictionary=_DICTIONARY_COLUMNS,
+                    data_page_size=PAGE_BYTES,
+                    # Of a payload, the smallest and the largest value would be kept whole.
+                    write_statistics=_STATISTICS_COLUMNS,
+                )
+            self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self._part_bytes += self._pending_bytes
         self._part_rows += table.num_rows
         self._pending, self._pending_bytes = [], 0
@@ -179,10 +230,11 @@ class PartWriter:
 
     def _close_part(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with translated(self._files.location(self._key)):
+                self._writer.close()
             self._writer = None
             self._part_bytes = 0
-            self.parts.append(_describe(self._path, self._part_rows))
+            self.parts.append(_describe(self._files, self._key, self._part_rows))
             self._part_rows = 0
 
     def __enter__(self) -> Self:
@@ -207,13 +259,18 @@ class PartWriter:
 class BatchStore:
     """The Parquet batches and the billing history under one root."""
 
-    def __init__(self, root: str | Path) -> None:
-        """Use the folder, which is made by the first write."""
-        self._root = Path(root)
+    def __init__(self, files: Files) -> None:
+        """Use the files below a root."""
+        self._files = files
 
-    def _folder(self, hour: datetime) -> Path:
-        at = hour.astimezone(UTC)
-        return self._root / "llm_traces" / f"{at:%Y-%m-%d}" / f"{at:%H}"
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Use what ``TRACE_BATCH_URI`` names.
+
+        Raises:
+            BatchError: the bucket is missing, or does not let us in.
+        """
+        return cls(files_of(settings))
 
     def manifest(self, hour: datetime) -> Manifest | None:
         """Return the manifest of an hour, None where it was never loaded.
@@ -221,34 +278,38 @@ class BatchStore:
         Raises:
             BatchError: the manifest is damaged.
         """
-        path = self._folder(hour) / _MANIFEST
-        try:
-            return Manifest.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        key = f"{_folder(hour)}/{_MANIFEST}"
+        if (content := self._files.read(key)) is None:
             return None
+        try:
+            return Manifest.model_validate_json(content)
         except ValueError:
             raise BatchError(
-                f"hour {hour:{HOUR_FORMAT}}: {path} is damaged; restore it from a backup. Only "
-                "where the source still has all of this hour: remove it, then materialize "
-                "trace_batches"
+                f"hour {hour:{HOUR_FORMAT}}: {self._files.location(key)} is damaged; "
+                "restore it from a backup. Only where the source still has all of this hour: "
+                "remove it, then materialize trace_batches"
             ) from None
 
-    def part_paths(self, manifest: Manifest) -> list[Path]:
+    def part_paths(self, manifest: Manifest) -> list[PartPath]:
         """Return the files of a batch, after comparing the checksum of each.
 
         Raises:
             BatchError: a file is missing or is not what was written.
         """
-        folder = self._folder(manifest.hour)
-        paths = [folder / part.name for part in manifest.parts]
+        paths = self._paths(manifest)
         for part, path in zip(manifest.parts, paths, strict=True):
-            if not _is_intact(path, part):
-                state = "is damaged" if path.exists() else "is missing"
+            if not path.is_intact(part):
                 raise BatchError(
-                    f"hour {manifest.hour:{HOUR_FORMAT}}: part {path} {state}; "
+                    f"hour {manifest.hour:{HOUR_FORMAT}}: part {path} is missing or damaged; "
                     "materialize trace_batches for this hour again"
+                    if self.manifest(manifest.hour) == manifest
+                    else f"hour {manifest.hour:{HOUR_FORMAT}}: its batch was replaced meanwhile; "
+                    "run it again"
                 )
         return paths
+
+    def _paths(self, manifest: Manifest) -> list[PartPath]:
+        return _paths(self._files, manifest.hour, manifest.parts)
 
     def row_groups(
         self, manifest: Manifest, columns: list[str] | None = None
@@ -259,7 +320,7 @@ class BatchStore:
             BatchError: a part is missing or damaged.
         """
         for path in self.part_paths(manifest):
-            with pq.ParquetFile(path) as file:
+            with path.open() as file:
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group, columns=columns)
                     yield from rows.combine_chunks().to_batches()
@@ -272,23 +333,14 @@ class BatchStore:
         Raises:
             BatchError: a part is missing or cannot be read.
         """
-        for part in manifest.parts:
-            path = self._folder(manifest.hour) / part.name
-            try:
-                with pq.ParquetFile(path) as file:
-                    yield from file.iter_batches(columns=list(columns))
-            except (OSError, pa.ArrowException) as error:
-                raise BatchError(
-                    f"hour {manifest.hour:{HOUR_FORMAT}}: part {path} cannot be read ({error}); "
-                    "materialize trace_batches for this hour again"
-                ) from None
+        for path in self._paths(manifest):
+            with path.open() as file:
+                yield from file.iter_batches(columns=list(columns))
 
-    def intact_paths(self, manifest: Manifest) -> list[Path]:
+    def intact_paths(self, manifest: Manifest) -> list[PartPath]:
         """Return the files of a batch that are there and undamaged."""
-        folder = self._folder(manifest.hour)
-        return [
-            folder / part.name for part in manifest.parts if _is_intact(folder / part.name, part)
-        ]
+        paths = zip(self._paths(manifest), manifest.parts, strict=True)
+        return [path for path, part in paths if path.is_intact(part)]
 
     def is_intact(self, manifest: Manifest) -> bool:
         """Whether every part of a batch is there and undamaged."""
@@ -301,24 +353,21 @@ class BatchStore:
         Raises:
             BatchError: another process writes this hour and did not finish in time.
         """
-        folder = self._folder(hour)
-        with _locked(folder):
-            _remove_litter(folder, self._named_by(self.manifest(hour)))
+        folder = _folder(hour)
+        with self._files.locked(folder):
+            _remove_litter(self._files, folder, self._named_by(self.manifest(hour)))
             try:
-                yield HourWriter(self, folder)
+                yield HourWriter(self, self._files, hour)
             finally:  # a batch that was refused is litter too
-                _remove_litter(folder, self._named_by(self.manifest(hour)))
+                _remove_litter(self._files, folder, self._named_by(self.manifest(hour)))
 
     def remove(self, hour: datetime) -> None:
         """Remove an hour's batch: its manifest first, so that no reader finds half of it."""
-        folder = self._folder(hour)
-        with _locked(folder):
-            (folder / _MANIFEST).unlink(missing_ok=True)
-            _sync(folder)
-            _remove_litter(folder, set())
-            folder.rmdir()
-        with suppress(OSError):  # other hours of the day are kept
-            folder.parent.rmdir()
+        folder = _folder(hour)
+        with self._files.locked(folder):
+            self._files.remove([f"{folder}/{_MANIFEST}"])
+            _remove_litter(self._files, folder, set())
+            self._files.remove_folder(folder)
 
     @staticmethod
     def _named_by(manifest: Manifest | None) -> set[str]:
@@ -326,23 +375,23 @@ class BatchStore:
 
     def erasures(self) -> tuple[Erasure, ...]:
         """Return every erasure that was recorded."""
-        path = self._root / "erasures" / _MANIFEST
-        try:
-            return _ErasureManifest.model_validate_json(path.read_bytes()).erasures
-        except FileNotFoundError:
+        key = f"{_ERASURES}/{_MANIFEST}"
+        if (content := self._files.read(key)) is None:
             return ()
+        try:
+            return _ErasureManifest.model_validate_json(content).erasures
         except ValueError:
             raise BatchError(
-                f"{path} is damaged; restore it from a backup: without it, loads would bring back "
-                "what was erased"
+                f"{self._files.location(key)} is damaged; restore it from a backup: without it, "
+                "loads would bring back what was erased"
             ) from None
 
     def record_erasure(self, erasure: Erasure) -> None:
         """Keep an erasure, so that no later load brings its traces back."""
-        folder = self._root / "erasures"
-        with _locked(folder):
-            _switch_manifest(folder, _ErasureManifest(erasures=(*self.erasures(), erasure)))
-            _remove_litter(folder, set())
+        with self._files.locked(_ERASURES):
+            recorded = _ErasureManifest(erasures=(*self.erasures(), erasure))
+            _switch_manifest(self._files, _ERASURES, recorded)
+            _remove_litter(self._files, _ERASURES, set())
 
     def reconciliation(self) -> Reconciliation | None:
         """Return the result of the last reconciliation, None where there was none.
@@ -350,33 +399,29 @@ class BatchStore:
         Raises:
             BatchError: what was stored is damaged.
         """
-        path = self._root / _RECONCILIATION
-        try:
-            return Reconciliation.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        if (content := self._files.read(_RECONCILIATION)) is None:
             return None
+        try:
+            return Reconciliation.model_validate_json(content)
         except ValueError:
             raise BatchError(
-                f"{path} is damaged; remove it: the next run of reconcile_hours makes it"
+                f"{self._files.location(_RECONCILIATION)} is damaged; remove it: the next run of "
+                "reconcile_hours makes it"
             ) from None
 
     def record_reconciliation(self, reconciliation: Reconciliation) -> None:
         """Keep what a reconciliation found, for the sensor that requests the hours."""
-        self._root.mkdir(parents=True, exist_ok=True)
-        for path in self._root.glob(f"{_RECONCILIATION}.*"):  # of a write that was cut
-            path.unlink()
-        _switch(self._root / _RECONCILIATION, reconciliation)
+        if litter := self._files.glob(f"{_RECONCILIATION}.*"):  # of a write that was cut
+            self._files.remove(litter)
+        _switch(self._files, _RECONCILIATION, reconciliation)
 
     def hours(self) -> list[datetime]:
         """Return the hours that have a batch, in their order."""
-        return [hour for hour in self.begun_hours() if (self._folder(hour) / _MANIFEST).exists()]
+        return _hours_of(self._files.glob(f"{_HOURS}/{_MANIFEST}"))
 
     def begun_hours(self) -> list[datetime]:
         """Return the hours that have a folder: also those whose first batch is being written."""
-        return sorted(
-            datetime.strptime(f"{path.parent.name} {path.name}", "%Y-%m-%d %H").replace(tzinfo=UTC)
-            for path in (self._root / "llm_traces").glob("????-??-??/??")
-        )
+        return _hours_of(self._files.glob(_HOURS))
 
     @contextmanager
     def loading(self, table: str) -> Iterator[None]:
@@ -385,53 +430,53 @@ class BatchStore:
         Raises:
             BatchError: another process loads and did not finish in time.
         """
-        with _locked(self._root / "loading" / table):
+        with self._files.locked(f"loading/{table}"):
             yield
 
     def billing_history(self) -> pa.Table:
         """Return every billing version ever seen: rows of ``billing.HISTORY_SCHEMA``."""
-        folder = self._root / "billing_history"
-        path = folder / _MANIFEST
-        part = None
-        try:
-            part = _HistoryManifest.model_validate_json(path.read_bytes()).part
-        except FileNotFoundError:
+        key = f"{_HISTORY}/{_MANIFEST}"
+        if (content := self._files.read(key)) is None:
             return HISTORY_SCHEMA.empty_table()
-        except ValueError:  # reported below
-            pass
-        else:
-            path = folder / part.name
-        if part is None or not _is_intact(path, part):
+        part = None
+        with suppress(ValueError):  # reported below
+            part = _HistoryManifest.model_validate_json(content).part
+            key = f"{_HISTORY}/{part.name}"
+        if part is None or self._files.checksum(key) != part.checksum:
             raise BatchError(
-                f"billing history: {path} is missing or damaged; restore the folder from a backup: "
-                "versions that the billing table no longer has exist nowhere else"
+                f"billing history: {self._files.location(key)} is missing or damaged; restore the "
+                "folder from a backup: versions that the billing table no longer has exist nowhere "
+                "else"
             )
-        return pq.read_table(path, schema=HISTORY_SCHEMA)
+        with translated(self._files.location(key)):
+            return pq.read_table(
+                self._files.path(key), schema=HISTORY_SCHEMA, filesystem=self._files.filesystem
+            )
 
     @contextmanager
     def extending_billing_history(self) -> Iterator["HistoryWriter"]:
         """Hold the billing history for adding versions to it."""
-        folder = self._root / "billing_history"
-        with _locked(folder):
-            yield HistoryWriter(folder, self.billing_history())
+        with self._files.locked(_HISTORY):
+            yield HistoryWriter(self._files, self.billing_history())
 
 
 class HourWriter:
     """Makes one new batch of an hour."""
 
-    def __init__(self, store: BatchStore, folder: Path) -> None:
+    def __init__(self, store: BatchStore, files: Files, hour: datetime) -> None:
         """Write into the hour's folder, which the caller holds."""
         self._store = store
-        self._folder = folder
+        self._files = files
+        self._hour = hour
         self.batch_id = uuid4().hex
 
     def part_writer(self, stream: int) -> PartWriter:
         """Return the writer of one of the streams that together make the batch."""
-        return PartWriter(self._folder, f"{self.batch_id}-{stream}")
+        return PartWriter(self._files, f"{_folder(self._hour)}/{self.batch_id}-{stream}")
 
-    def paths(self, parts: Sequence[Part]) -> list[Path]:
+    def paths(self, parts: Sequence[Part]) -> list[PartPath]:
         """Return where part files of this hour lie."""
-        return [self._folder / part.name for part in parts]
+        return _paths(self._files, self._hour, parts)
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Switch the hour to a batch; return the manifest that holds now.
@@ -443,107 +488,61 @@ class HourWriter:
             kept = {name: getattr(current, name) for name in ("batch_id", "written_at", "parts")}
             manifest = manifest.model_copy(update=kept)
         if manifest != current:
-            _switch_manifest(self._folder, manifest)
+            _switch_manifest(self._files, _folder(self._hour), manifest)
         return manifest
 
 
 class HistoryWriter:
     """Adds versions to the billing history."""
 
-    def __init__(self, folder: Path, history: pa.Table) -> None:
+    def __init__(self, files: Files, history: pa.Table) -> None:
         """Extend the history read under the lock."""
-        self._folder = folder
+        self._files = files
         self.history = history
 
     def append(self, versions: pa.Table) -> None:
         """Keep the versions beside all earlier ones; a history is small, so it is one file."""
         self.history = pa.concat_tables([self.history, versions])
-        path = self._folder / f"{uuid4().hex}.parquet"
-        pq.write_table(self.history, path, compression="zstd")
-        _switch_manifest(
-            self._folder, _HistoryManifest(part=_describe(path, self.history.num_rows))
-        )
-        _remove_litter(self._folder, {path.name})
-
-
-def _describe(path: Path, rows: int) -> Part:
-    """Read a part file back: what the disk holds is what the manifest will promise."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return Part(name=path.name, rows=rows, bytes=path.stat().st_size, checksum=_checksum(path))
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return ""
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return xxh3_128_hexdigest(content)
-
-
-def _is_intact(path: Path, part: Part) -> bool:
-    return path.exists() and _checksum(path) == part.checksum
-
-
-def _switch_manifest(folder: Path, manifest: BaseModel) -> None:
-    _switch(folder / _MANIFEST, manifest)
-
-
-def _switch(path: Path, content: BaseModel) -> None:
-    """Make a file hold this content, in one atomic step."""
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(content.model_dump_json(indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _remove_litter(folder: Path, named: set[str]) -> None:
-    for path in folder.iterdir():
-        if path.name != _MANIFEST and path.name not in named:
-            path.unlink()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes; the system frees it when this process ends."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while (descriptor := _lock(folder)) is None:
-        if time.monotonic() > deadline:
-            raise BatchError(
-                f"{folder} is being written by another process for over {LOCK_SECONDS:.0f} s; let "
-                "it finish, or end it, then try again"
+        key = f"{_HISTORY}/{uuid4().hex}.parquet"
+        with translated(self._files.location(key)):
+            pq.write_table(
+                self.history,
+                self._files.path(key),
+                filesystem=self._files.filesystem,
+                compression="zstd",
             )
-        time.sleep(0.1)  # flock waits without a bound, or not at all
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+        part = _describe(self._files, key, self.history.num_rows)
+        _switch_manifest(self._files, _HISTORY, _HistoryManifest(part=part))
+        _remove_litter(self._files, _HISTORY, {part.name})
 
 
-def _lock(folder: Path) -> int | None:
-    """Try to lock a folder, which is made where it is missing; return what holds the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # removed by a retention
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A retention may have removed the folder meanwhile, and another may be in its place.
-        if os.path.samestat(os.fstat(descriptor), folder.stat()):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None
+def _folder(hour: datetime) -> str:
+    return f"{hour.astimezone(UTC):{_HOUR_FOLDER}}"
+
+
+def _hours_of(keys: Sequence[str]) -> list[datetime]:
+    folders = {key.removesuffix(f"/{_MANIFEST}") for key in keys}
+    return sorted(datetime.strptime(folder, _HOUR_FOLDER).replace(tzinfo=UTC) for folder in folders)
+
+
+def _paths(files: Files, hour: datetime, parts: Sequence[Part]) -> list[PartPath]:
+    return [PartPath(hour, files, f"{_folder(hour)}/{part.name}") for part in parts]
+
+
+def _describe(files: Files, key: str, rows: int) -> Part:
+    size, checksum = files.seal(key)
+    return Part(name=key.rpartition("/")[2], rows=rows, bytes=size, checksum=checksum)
+
+
+def _switch_manifest(files: Files, folder: str, manifest: BaseModel) -> None:
+    _switch(files, f"{folder}/{_MANIFEST}", manifest)
+
+
+def _switch(files: Files, key: str, content: BaseModel) -> None:
+    files.switch(key, f"{content.model_dump_json(indent=1)}\n".encode())
+
+
+def _remove_litter(files: Files, folder: str, named: set[str]) -> None:
+    kept = {f"{folder}/{name}" for name in (_MANIFEST, *named)}
+    if litter := [key for key in files.glob(f"{folder}/*") if key not in kept]:
+        files.remove(litter)

@@ -30,7 +30,7 @@ class Pipeline(ConfigurableResource):  # type: ignore[type-arg]  # takes no type
 
     def store(self) -> BatchStore:
         """Return the Parquet batches."""
-        return BatchStore(Settings.from_environment().trace_batch_uri)
+        return BatchStore.of(Settings.from_environment())
 
     @contextmanager
     def clickhouse(self) -> Iterator[Database]:

@@ -60,7 +60,7 @@ def print_report(settings: Settings, hours: Sequence[datetime]) -> None:
         say(database.pretty(read_sql("report/by_plan.sql"), window))
         say("The largest organizations")
         say(database.pretty(read_sql("report/largest_organizations.sql"), window))
-        _prove(source_of(settings), BatchStore(settings.trace_batch_uri), database, hours)
+        _prove(source_of(settings), BatchStore.of(settings), database, hours)
 
 
 def _prove(

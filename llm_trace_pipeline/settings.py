@@ -1,11 +1,12 @@
 """Configuration from the environment. The only file that names environment variables."""
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +23,9 @@ from llm_trace_pipeline.errors import SettingsError
 
 HOUR = timedelta(hours=1)
 HOUR_FORMAT = "%Y-%m-%d-%H:%M"  # Dagster's own key format of hourly partitions
+S3_SCHEME = "s3://"
+# What ClickHouse takes for a pattern of names is refused.
+_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._=-]+)*")
 
 
 def parse_hour(text: str) -> datetime:
@@ -43,25 +47,44 @@ def _hour(value: object) -> object:
     return parse_hour(value) if isinstance(value, str) else value
 
 
-def _local_folder(value: str) -> str:
-    if "://" in value:
-        raise ValueError("must be a folder of this machine; object stores are not supported yet")
-    return str(Path(value).absolute())
+def _batch_uri(value: str) -> str:
+    if "://" not in value:
+        return str(Path(value).absolute())
+    uri = value.rstrip("/")
+    if _S3_URI.fullmatch(uri):
+        return uri
+    raise ValueError(
+        "must be a folder of this machine, or s3://bucket/prefix with letters, digits and ._=- in "
+        "the prefix"
+    )
+
+
+def _s3_endpoint(value: str) -> str:
+    url = urlsplit(value)
+    if url.username or url.password:
+        raise ValueError("must not hold credentials; they go into AWS_ACCESS_KEY_ID and others")
+    if not _is_server(url):
+        raise ValueError("must be http(s)://host:port")
+    return value.rstrip("/")
 
 
 def _clickhouse_endpoint(value: str) -> str:
     url = urlsplit(value)
     if url.username or url.password:
         raise ValueError("must not hold credentials; they go into CLICKHOUSE_USERNAME/PASSWORD")
-    try:
-        is_server = url.scheme in ("http", "https") and url.hostname and url.port != 0
-    except ValueError:  # the port is no number
-        is_server = False
-    if is_server and not (url.path.strip("/") or url.query or url.fragment):
+    if _is_server(url):
         return value
     if url.scheme == "chdb" and not url.netloc and url.path.startswith("/"):
         return value
     raise ValueError("must be http(s)://host:port, or chdb:///path for the embedded engine")
+
+
+def _is_server(url: SplitResult) -> bool:
+    try:
+        has_address = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:  # the port is no number
+        return False
+    return bool(has_address) and not (url.path.strip("/") or url.query or url.fragment)
 
 
 class Settings(BaseModel):
@@ -79,8 +102,16 @@ class Settings(BaseModel):
         alias="OPERATIONAL_DATABASE_URL",
         description="libpq URL of the operational PostgreSQL; unset: the demo.",
     )
-    trace_batch_uri: Annotated[str, AfterValidator(_local_folder)] = Field(
-        default="", alias="TRACE_BATCH_URI", description="Folder of the Parquet batches."
+    trace_batch_uri: Annotated[str, AfterValidator(_batch_uri)] = Field(
+        default="",
+        alias="TRACE_BATCH_URI",
+        description="Where the Parquet batches lie: a folder, or s3://bucket/prefix.",
+    )
+    aws_endpoint_url: Annotated[str | None, AfterValidator(_s3_endpoint)] = Field(
+        default=None, alias="AWS_ENDPOINT_URL"
+    )
+    aws_endpoint_url_s3: Annotated[str | None, AfterValidator(_s3_endpoint)] = Field(
+        default=None, alias="AWS_ENDPOINT_URL_S3"
     )
     clickhouse_endpoint: Annotated[str, AfterValidator(_clickhouse_endpoint)] = Field(
         default="", alias="CLICKHOUSE_ENDPOINT"
@@ -149,6 +180,11 @@ class Settings(BaseModel):
             first = error.errors()[0]
             name = f"{first['loc'][0]}: " if first["loc"] else ""
             raise SettingsError(name + first["msg"].removeprefix("Value error, ")) from None
+
+    @property
+    def s3_endpoint(self) -> str | None:
+        """``http(s)://host:port`` of the object store that holds the batches; None: AWS."""
+        return self.aws_endpoint_url_s3 or self.aws_endpoint_url
 
     @property
     def is_demo(self) -> bool:

@@ -1,5 +1,6 @@
 """Real parts for every test: one PostgreSQL per worker, a fresh database and a fresh store each."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import boto3
 import pyarrow as pa
 import pytest
 from adbc_driver_postgresql import dbapi
+from moto.server import ThreadedMotoServer
 
 from llm_trace_pipeline import demo
 from llm_trace_pipeline.clickhouse import Database, connect
@@ -123,17 +126,91 @@ def settings(tmp_path: Path, operational: Operational, monkeypatch: pytest.Monke
         "LLM_TRACES_START": START,
     }
     for name in list(os.environ):
-        if name.startswith(("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_")):
+        if name.startswith(("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_", "AWS_")):
             monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return Settings.from_environment(environment)
 
 
+class Bucket:
+    """A bucket with some of what lies in it, seen by another client than the store's."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.name = f"test-{uuid4().hex}"
+        self.uri = f"s3://{self.name}/some/prefix"
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            aws_access_key_id="reader",
+            aws_secret_access_key="of-tests",  # noqa: S106 -- nobody's
+            region_name="us-east-1",
+        )
+        self.client.create_bucket(Bucket=self.name)
+
+    def keys(self, prefix: str = "") -> set[str]:
+        """Return the keys below the store's root, without the objects that stand for folders."""
+        root = f"some/prefix/{prefix}"
+        found = self.client.list_objects_v2(Bucket=self.name, Prefix=root)
+        keys = {each["Key"].removeprefix(root) for each in found.get("Contents", [])}
+        return {key for key in keys if key and not key.endswith("/")}
+
+    def read(self, key: str) -> bytes:
+        body = self.client.get_object(Bucket=self.name, Key=f"some/prefix/{key}")["Body"]
+        content: bytes = body.read()
+        return content
+
+    def write(self, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=f"some/prefix/{key}", Body=content)
+
+    def remove(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=f"some/prefix/{key}")
+
+    def unfinished_uploads(self) -> list[str]:
+        """Return the keys of multipart uploads that were begun and not completed."""
+        found = self.client.list_multipart_uploads(Bucket=self.name)
+        return [each["Key"] for each in found.get("Uploads", [])]
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server of this test process."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> Bucket:
+    """A fresh bucket."""
+    return Bucket(s3_endpoint)
+
+
+@pytest.fixture
+def s3_settings(settings: Settings, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings with the batches in the bucket; the environment says the same."""
+    environment = {
+        "TRACE_BATCH_URI": bucket.uri,
+        "AWS_ENDPOINT_URL": bucket.endpoint,
+        "AWS_ACCESS_KEY_ID": "loader",
+        "AWS_SECRET_ACCESS_KEY": "of-tests",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return settings.model_copy(
+        update={"trace_batch_uri": bucket.uri, "aws_endpoint_url": bucket.endpoint}
+    )
+
+
 @pytest.fixture
 def store(settings: Settings) -> BatchStore:
     """An empty batch store."""
-    return BatchStore(settings.trace_batch_uri)
+    return BatchStore.of(settings)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from llm_trace_pipeline.erase import erase
 from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
+from llm_trace_pipeline.files import LocalFiles
 from llm_trace_pipeline.parquet import BatchStore, HourWriter, Manifest
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
@@ -47,7 +48,7 @@ class Deployment:
     ) -> None:
         self.operational, self.source = operational, source
         self.settings, self.database = settings, database
-        self.store = BatchStore(settings.trace_batch_uri)
+        self.store = BatchStore.of(settings)
 
     def load(self, *hours: datetime) -> list[Manifest]:
         history = capture_billing(self.source, self.store).history
@@ -419,7 +420,7 @@ def test_a_place_where_nothing_was_loaded_is_an_error(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"nothing was ever loaded into {tmp_path}/elsewhere/batches or ")
-    assert not BatchStore(tmp_path / "elsewhere/batches").erasures()
+    assert not BatchStore(LocalFiles(tmp_path / "elsewhere/batches")).erasures()
 
 
 def test_the_command_erases(

@@ -23,7 +23,7 @@ from llm_trace_pipeline.upsert import HourLoader
 
 settings = Settings.from_environment()
 source = Source(settings.operational_database_url.get_secret_value(), connections=2)
-store = BatchStore(settings.trace_batch_uri)
+store = BatchStore.of(settings)
 hour = datetime(2026, 3, 1, 9, tzinfo=UTC)
 if sys.argv[1] == "extract":
     manifest = extract_hour(source, store, capture_billing(source, store).history, hour)

@@ -141,7 +141,7 @@ class World:
         )
         shutil.rmtree(self._settings.trace_batch_uri, ignore_errors=True)
         self._drop_tables()
-        self._store = BatchStore(self._settings.trace_batch_uri)
+        self._store = BatchStore.of(self._settings)
         self._loader = HourLoader(self._database, self._store)
         self.model = Model()
         self._last_hour = HOURS[0]

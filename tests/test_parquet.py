@@ -1,6 +1,7 @@
-"""The batch store: what a reader sees, whatever happens to a write."""
+"""The batch store, in a folder and in a bucket: what a reader sees, whatever happens to a write."""
 
 import fcntl
+import io
 import os
 from pathlib import Path
 
@@ -10,14 +11,55 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_trace_pipeline import parquet
+from llm_trace_pipeline import files, parquet
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
+from llm_trace_pipeline.files import S3Files
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.schema import ARROW_SCHEMA
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
-from tests.conftest import T0, Operational, trace
+from tests.conftest import T0, Bucket, Operational, trace
+
+FOLDER = "llm_traces/2026-03-01/09"
+MANIFEST = f"{FOLDER}/manifest.json"
+
+
+class Folder:
+    """What lies in a folder, seen without the store: as :class:`Bucket` for a bucket."""
+
+    def __init__(self, root: str) -> None:
+        self._root = Path(root)
+
+    def keys(self, prefix: str = "") -> set[str]:
+        folder = self._root / prefix
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    def read(self, key: str) -> bytes:
+        return (self._root / key).read_bytes()
+
+    def write(self, key: str, content: bytes) -> None:
+        (self._root / key).parent.mkdir(parents=True, exist_ok=True)
+        (self._root / key).write_bytes(content)
+
+    def remove(self, key: str) -> None:
+        (self._root / key).unlink()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest) -> Folder | Bucket:
+    """Where the batches lie: every test is of both kinds."""
+    if request.param == "bucket":
+        bucket: Bucket = request.getfixturevalue("bucket")
+        return bucket
+    settings: Settings = request.getfixturevalue("settings")
+    return Folder(settings.trace_batch_uri)
+
+
+@pytest.fixture
+def store(place: Folder | Bucket, request: pytest.FixtureRequest) -> BatchStore:
+    of = "s3_settings" if isinstance(place, Bucket) else "settings"
+    return BatchStore.of(request.getfixturevalue(of))
 
 
 def extract(source: Source, store: BatchStore) -> Manifest:
@@ -29,17 +71,11 @@ def rows_of(store: BatchStore) -> pa.Table:
     """Return what a reader sees of the hour T0."""
     manifest = store.manifest(T0)
     assert manifest is not None
-    tables = [pq.read_table(path) for path in store.part_paths(manifest)]
-    return pa.concat_tables([ARROW_SCHEMA.empty_table(), *tables]).sort_by("id")
+    return pa.Table.from_batches(list(store.row_groups(manifest)), ARROW_SCHEMA).sort_by("id")
 
 
-def files_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-@pytest.fixture
-def folder(settings: Settings) -> Path:
-    return Path(settings.trace_batch_uri) / "llm_traces" / "2026-03-01" / "09"
+def files_in(place: Folder | Bucket) -> set[str]:
+    return place.keys(f"{FOLDER}/")
 
 
 def test_a_batch_holds_the_declared_columns(
@@ -55,11 +91,16 @@ def test_a_batch_holds_the_declared_columns(
 
 
 def test_a_batch_is_readable_as_it_is(
-    operational: Operational, source: Source, store: BatchStore, folder: Path
+    operational: Operational,
+    source: Source,
+    store: BatchStore,
+    place: Folder | Bucket,
+    tmp_path: Path,
 ) -> None:
     operational.insert("provider_traces", trace(id="a", agent_tags='["x", "y"]'), trace(id="b"))
-    extract(source, store)
-    pattern = f"{folder}/*.parquet"
+    for part in extract(source, store).parts:
+        (tmp_path / part.name).write_bytes(place.read(f"{FOLDER}/{part.name}"))
+    pattern = f"{tmp_path}/*.parquet"
     query = "SELECT id, total_tokens, agent_tags, created_at FROM {} ORDER BY id"
     expected = [("a", 15, ["x", "y"]), ("b", 15, [])]
     assert [
@@ -81,7 +122,7 @@ def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
     operational: Operational,
     source: Source,
     store: BatchStore,
-    folder: Path,
+    place: Folder | Bucket,
     monkeypatch: pytest.MonkeyPatch,
     point: str,
 ) -> None:
@@ -100,59 +141,67 @@ def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
             patch.setattr(parquet, "_describe", stop)
         elif point == "the manifest":
             patch.setattr(parquet, "_switch_manifest", stop)
+        elif isinstance(place, Bucket):
+            patch.setattr(S3Files, "switch", stop)
         else:
             patch.setattr(Path, "replace", stop)
         with pytest.raises(Stop):
             extract(source, store)
     assert store.manifest(T0) == old
     assert rows_of(store).column("id").to_pylist() == ["a"]
-    assert len(files_in(folder)) > 2  # the litter
+    assert len(files_in(place)) > 2  # the litter
 
     new = extract(source, store)
     assert rows_of(store).column("id").to_pylist() == ["a", "b"]
-    assert files_in(folder) == {"manifest.json"} | {part.name for part in new.parts}
+    assert files_in(place) == {"manifest.json"} | {part.name for part in new.parts}
 
 
 def test_a_write_that_ends_before_its_clean_up_has_switched(
-    operational: Operational, source: Source, store: BatchStore, folder: Path
+    operational: Operational, source: Source, store: BatchStore, place: Folder | Bucket
 ) -> None:
     operational.insert("provider_traces", trace(id="a"))
     extract(source, store)
-    (folder / "left-by-a-killed-process.parquet").write_bytes(b"PAR1")
+    place.write(f"{FOLDER}/left-by-a-killed-process.parquet", b"PAR1")
     manifest = extract(source, store)
-    assert files_in(folder) == {"manifest.json"} | {part.name for part in manifest.parts}
+    assert files_in(place) == {"manifest.json"} | {part.name for part in manifest.parts}
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
 def test_a_damaged_part_is_refused(
-    operational: Operational, source: Source, store: BatchStore, folder: Path, damage: str
+    operational: Operational, source: Source, store: BatchStore, place: Folder | Bucket, damage: str
 ) -> None:
     operational.insert("provider_traces", trace(id="a"))
     manifest = extract(source, store)
-    path = folder / manifest.parts[0].name
-    content = bytearray(path.read_bytes())
+    key = f"{FOLDER}/{manifest.parts[0].name}"
+    content = bytearray(place.read(key))
     if damage == "flipped":
         content[len(content) // 2] ^= 1
-        path.write_bytes(content)
+        place.write(key, bytes(content))
     elif damage == "truncated":
-        path.write_bytes(content[:100])
+        place.write(key, bytes(content[:100]))
     else:
-        path.unlink()
+        place.remove(key)
     with pytest.raises(BatchError, match=r"hour 2026-03-01-09:00: .*materialize trace_batches"):
         store.part_paths(manifest)
 
 
-def test_a_damaged_manifest_is_refused(store: BatchStore, folder: Path) -> None:
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text('{"version": 1')
+def test_a_damaged_manifest_is_refused(store: BatchStore, place: Folder | Bucket) -> None:
+    place.write(MANIFEST, b'{"version": 1')
     with pytest.raises(BatchError, match=r"hour 2026-03-01-09:00: .*manifest.json is damaged"):
         store.manifest(T0)
 
 
 def test_one_process_at_a_time_writes_an_hour(
-    store: BatchStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+    store: BatchStore,
+    place: Folder | Bucket,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parquet, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.3)
+    root = Path(settings.trace_batch_uri)
+    if isinstance(place, Bucket):
+        root = settings.state_dir / "locks" / place.uri.removeprefix("s3://")
+    folder = root / FOLDER
     folder.mkdir(parents=True)
     other = os.open(folder, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
@@ -167,7 +216,7 @@ def test_large_rows_make_row_groups_and_parts_bounded_by_bytes(
     operational: Operational,
     source: Source,
     store: BatchStore,
-    folder: Path,
+    place: Folder | Bucket,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 200_000)
@@ -181,30 +230,29 @@ def test_large_rows_make_row_groups_and_parts_bounded_by_bytes(
     assert rows_of(store).num_rows == 300
     assert len(manifest.parts) == 3
     for part in manifest.parts:
-        groups = pq.read_metadata(folder / part.name)
+        groups = pq.read_metadata(io.BytesIO(place.read(f"{FOLDER}/{part.name}")))
         for number in range(groups.num_row_groups):
             assert groups.row_group(number).num_rows <= 30
 
 
 def test_an_empty_hour_is_a_batch_without_parts(
-    operational: Operational, source: Source, store: BatchStore, folder: Path
+    operational: Operational, source: Source, store: BatchStore, place: Folder | Bucket
 ) -> None:
     operational.insert("provider_traces", trace(T0.replace(hour=1)))
     manifest = extract(source, store)
     assert (manifest.rows, manifest.parts) == (0, ())
-    assert files_in(folder) == {"manifest.json"}
+    assert files_in(place) == {"manifest.json"}
     assert store.manifest(T0) == manifest
 
 
 def test_a_history_that_is_damaged_is_never_started_anew(
-    operational: Operational, source: Source, store: BatchStore, settings: Settings
+    operational: Operational, source: Source, store: BatchStore, place: Folder | Bucket
 ) -> None:
     operational.insert(
         "organization_billing_details", {"organization_id": "org-1", "plan_type": "pro"}
     )
     capture_billing(source, store)
-    root = Path(settings.trace_batch_uri) / "billing_history"
-    for path in root.glob("*.parquet"):
-        path.unlink()
+    for name in place.keys("billing_history/") - {"manifest.json"}:
+        place.remove(f"billing_history/{name}")
     with pytest.raises(BatchError, match="restore the folder from a backup"):
         capture_billing(source, store)

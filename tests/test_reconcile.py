@@ -58,7 +58,7 @@ class Deployment:
         self, operational: Operational, settings: Settings, instance: DagsterInstance
     ) -> None:
         self.operational, self.settings, self.instance = operational, settings, instance
-        self.store = BatchStore(settings.trace_batch_uri)
+        self.store = BatchStore.of(settings)
         self.cursor: str | None = None
 
     def load(self, first: datetime = H0, last: datetime = H3) -> None:

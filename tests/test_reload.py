@@ -87,7 +87,7 @@ def test_a_damaged_batch_is_replaced_although_the_content_is_the_same(
 ) -> None:
     operational.insert("provider_traces", trace(id="a"))
     old = pipeline.extract()
-    pipeline.store.part_paths(old)[0].write_bytes(b"no parquet")
+    Path(str(pipeline.store.part_paths(old)[0])).write_bytes(b"no parquet")
     new = pipeline.extract()
     assert new.batch_id != old.batch_id
     assert pipeline.store.is_intact(new)
@@ -146,7 +146,8 @@ def test_rows_that_the_source_lost_are_not_given_up_for_a_damaged_part(
         "provider_traces", *(trace(id=f"deleted-{n}", is_deleted=True) for n in range(5))
     )
     [part] = pipeline.store.part_paths(pipeline.load())
-    part.write_bytes(part.read_bytes()[:-1])
+    path = Path(str(part))
+    path.write_bytes(path.read_bytes()[:-1])
     operational.execute("DELETE FROM provider_traces WHERE id IN ('0', '1', '2', '3', '4')")
     with pytest.raises(SourceError, match=r"the batch 10, and 5 of the batch's are gone"):
         pipeline.extract()
@@ -221,7 +222,7 @@ def test_enriching_changes_billing_and_nothing_else(
     assert plans() == {"a": ("restated", "as_of"), "b": ("restated", "as_of"), "c": own}
     assert pipeline.rows(untouched) == before
     payloads = [
-        pq.read_table(path, columns=["id", "request_json", "payload_hash"]).to_pylist()
+        pq.read_table(str(path), columns=["id", "request_json", "payload_hash"]).to_pylist()
         for path in pipeline.store.part_paths(manifest)
     ]
     assert sum(map(len, payloads)) == 3

@@ -37,7 +37,7 @@ class Deployment:
         self, operational: Operational, source: Source, settings: Settings, database: Database
     ) -> None:
         self.settings, self.database = settings, database
-        self.store = BatchStore(settings.trace_batch_uri)
+        self.store = BatchStore.of(settings)
         microsecond = timedelta(microseconds=1)
         for hour in HOURS:
             operational.insert("provider_traces", trace(hour), trace(hour + HOUR - microsecond))
@@ -211,7 +211,7 @@ class Run:
         """Return what ClickHouse holds, and the hours that have a batch."""
         with connect(self.settings) as database:
             rows = database.rows("SELECT id FROM llm_traces ORDER BY id")
-        return [row["id"] for row in rows], BatchStore(self.settings.trace_batch_uri).hours()
+        return [row["id"] for row in rows], BatchStore.of(self.settings).hours()
 
 
 @pytest.fixture

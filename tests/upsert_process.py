@@ -166,7 +166,7 @@ def load_until_killed(state: str, seed: int) -> None:
     load of any hour made every hour of the partition exact again.
     """
     settings = Settings.from_environment({"LLM_TRACES_STATE": state})
-    store = BatchStore(settings.trace_batch_uri)
+    store = BatchStore.of(settings)
     chance = random.Random(seed)  # noqa: S311
     sys.stdin.readline()
     with connect(settings) as database, small_blocks():
