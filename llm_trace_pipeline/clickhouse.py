@@ -127,6 +127,10 @@ class Database:
             table: where the rows go.
             paths: the files.
             row_bytes: the mean size of a row's payload.
+
+        Raises:
+            BatchError: a file was removed meanwhile.
+            ClickHouseError: the engine refused it.
         """
         names = ", ".join(quote_identifier(column.name) for column in COLUMNS)
         for path in paths:
@@ -134,12 +138,13 @@ class Database:
                 # With the engine's own access to the bucket, so that no secret is in a statement.
                 function = "s3" if path.url else "file"
                 # One file at a time: the engine would read ahead in all of them at once.
-                self.execute(
-                    f"INSERT INTO {self.qualified(table)} ({names}) "
-                    f"SELECT {names} FROM {function}({{place:String}}, Parquet)",
-                    {"place": path.url or str(path)},
-                    _insert_settings(row_bytes),
-                )
+                with path.required():
+                    self.execute(
+                        f"INSERT INTO {self.qualified(table)} ({names}) "
+                        f"SELECT {names} FROM {function}({{place:String}}, Parquet)",
+                        {"place": path.url or str(path)},
+                        _insert_settings(row_bytes),
+                    )
                 continue
             with path.open() as file:
                 for group in range(file.num_row_groups):

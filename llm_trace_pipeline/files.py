@@ -17,7 +17,7 @@ from typing import Protocol
 from uuid import uuid4
 
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, S3FileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from llm_trace_pipeline.errors import BatchError
@@ -87,7 +87,7 @@ def files_of(settings: Settings) -> Files:
         return LocalFiles(uri)
     root = uri.removeprefix(S3_SCHEME)
     files = S3Files(root, settings.s3_endpoint, LocalFiles(settings.state_dir / "locks" / root))
-    files.glob("*")  # of a bucket that is missing, every file would seem to be merely missing too
+    files.check()
     return files
 
 
@@ -214,6 +214,22 @@ class S3Files:
             endpoint_override=endpoint, allow_delayed_open=True
         )
         self._endpoint = endpoint or f"https://s3.{self.filesystem.region}.amazonaws.com"
+
+    def check(self) -> None:
+        """See that the bucket is there: of one that is not, each file would merely seem missing.
+
+        Raises:
+            BatchError: the bucket is missing, or does not let us in.
+        """
+        bucket = self._root.partition("/")[0]
+        with translated(f"{S3_SCHEME}{self._root}"):
+            selector = FileSelector(self._root, allow_not_found=True)
+            is_missing = (
+                not self.filesystem.get_file_info(selector)
+                and self.filesystem.get_file_info(bucket).type is FileType.NotFound
+            )
+        if is_missing:
+            raise BatchError(f"{S3_SCHEME}{bucket}: {self._endpoint} has no such bucket")
 
     def path(self, key: str) -> str:
         """Return bucket and key of an object."""

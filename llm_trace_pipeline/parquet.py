@@ -20,7 +20,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from llm_trace_pipeline.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.erasure import Erasure
-from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.files import Files, files_of, translated
 from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, PAYLOAD_COLUMNS
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
@@ -163,6 +163,23 @@ class PartPath:
     def content(self) -> pa.Buffer:
         """Return all of the file."""
         return self.files.content(self.key)
+
+    @contextmanager
+    def required(self) -> Iterator[None]:
+        """Let ClickHouse read the file; where it failed because the file is gone, say so.
+
+        Raises:
+            BatchError: the file was removed since its checksum was compared.
+        """
+        try:
+            yield
+        except ClickHouseError:
+            if self.files.checksum(self.key) is None:
+                raise BatchError(
+                    f"hour {self.hour:{HOUR_FORMAT}}: part {self} was removed meanwhile; "
+                    "run it again"
+                ) from None
+            raise
 
     @contextmanager
     def open(self) -> Iterator[pq.ParquetFile]:

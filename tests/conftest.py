@@ -5,7 +5,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -133,20 +136,32 @@ def settings(tmp_path: Path, operational: Operational, monkeypatch: pytest.Monke
     return Settings.from_environment(environment)
 
 
-class Bucket:
-    """A bucket with some of what lies in it, seen by another client than the store's."""
+@dataclass(frozen=True)
+class S3Server:
+    """An S3 server, which checks every signature, and who may use it."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-        self.name = f"test-{uuid4().hex}"
-        self.uri = f"s3://{self.name}/some/prefix"
-        self.client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            aws_access_key_id="reader",
-            aws_secret_access_key="of-tests",  # noqa: S106 -- nobody's
+    endpoint: str
+    key_id: str
+    secret: str
+
+    def client(self, service: str) -> Any:
+        return boto3.client(
+            service,
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.key_id,
+            aws_secret_access_key=self.secret,
             region_name="us-east-1",
         )
+
+
+class Bucket:
+    """A bucket, and what lies in it below the store's root, seen by another client."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.server = server
+        self.name = f"test-{uuid4().hex}"
+        self.uri = f"s3://{self.name}/some/prefix"
+        self.client = server.client("s3")
         self.client.create_bucket(Bucket=self.name)
 
     def keys(self, prefix: str = "") -> set[str]:
@@ -173,21 +188,36 @@ class Bucket:
         return [each["Key"] for each in found.get("Uploads", [])]
 
 
+_ANY_USE_OF_S3 = (
+    '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}'
+)
+
+
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
+def s3_server() -> Iterator[S3Server]:
     """An S3 server of this test process."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    threads = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    threads.start()
+    host, port = threads.get_host_and_port()
+    anyone = S3Server(f"http://{host}:{port}", "anyone", "anything")
+    iam = anyone.client("iam")
+    iam.create_user(UserName="loader")
+    iam.put_user_policy(UserName="loader", PolicyName="all", PolicyDocument=_ANY_USE_OF_S3)
+    key = iam.create_access_key(UserName="loader")["AccessKey"]
+    with closing(HTTPConnection(host, port)) as connection:
+        connection.request(
+            "POST", "/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"}
+        )  # after so many requests, signatures are checked
+        assert connection.getresponse().status == 200
+    yield S3Server(anyone.endpoint, key["AccessKeyId"], key["SecretAccessKey"])
+    threads.stop()
 
 
 @pytest.fixture
-def bucket(s3_endpoint: str) -> Bucket:
+def bucket(s3_server: S3Server) -> Bucket:
     """A fresh bucket."""
-    return Bucket(s3_endpoint)
+    return Bucket(s3_server)
 
 
 @pytest.fixture
@@ -195,15 +225,15 @@ def s3_settings(settings: Settings, bucket: Bucket, monkeypatch: pytest.MonkeyPa
     """The settings with the batches in the bucket; the environment says the same."""
     environment = {
         "TRACE_BATCH_URI": bucket.uri,
-        "AWS_ENDPOINT_URL": bucket.endpoint,
-        "AWS_ACCESS_KEY_ID": "loader",
-        "AWS_SECRET_ACCESS_KEY": "of-tests",
+        "AWS_ENDPOINT_URL": bucket.server.endpoint,
+        "AWS_ACCESS_KEY_ID": bucket.server.key_id,
+        "AWS_SECRET_ACCESS_KEY": bucket.server.secret,
         "AWS_REGION": "us-east-1",
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return settings.model_copy(
-        update={"trace_batch_uri": bucket.uri, "aws_endpoint_url": bucket.endpoint}
+        update={"trace_batch_uri": bucket.uri, "aws_endpoint_url": bucket.server.endpoint}
     )
 
 
