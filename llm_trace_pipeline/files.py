@@ -82,10 +82,9 @@ def files_of(settings: Settings) -> Files:
     Raises:
         BatchError: the bucket is missing, or does not let us in.
     """
-    uri = settings.trace_batch_uri
-    if not uri.startswith(S3_SCHEME):
-        return LocalFiles(uri)
-    root = uri.removeprefix(S3_SCHEME)
+    if not settings.is_in_bucket:
+        return LocalFiles(settings.trace_batch_uri)
+    root = settings.trace_batch_uri.removeprefix(S3_SCHEME)
     files = S3Files(root, settings.s3_endpoint, LocalFiles(settings.state_dir / "locks" / root))
     files.check()
     return files

@@ -14,7 +14,8 @@ import pyarrow as pa
 from llm_trace_pipeline.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.commands import run_command, say
-from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SourceError
+from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError, SourceError
+from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.resources import source_of
 from llm_trace_pipeline.schema import COLUMNS, Column
 from llm_trace_pipeline.settings import HOUR, Settings
@@ -79,7 +80,13 @@ def check_before_first_load(settings: Settings, hours: Sequence[datetime]) -> No
     Raises:
         PipelineError: something must be mended first.
     """
-    _report([*check_source(source_of(settings), hours[-1] + HOUR), *check_target(settings)])
+    _report(
+        [
+            *check_source(source_of(settings), hours[-1] + HOUR),
+            *check_batches(settings),
+            *check_target(settings),
+        ]
+    )
 
 
 def main() -> None:
@@ -91,6 +98,8 @@ def main() -> None:
     else:
         this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         found += _announced("operational database", check_source(source_of(settings), this_hour))
+    if settings.is_in_bucket:
+        found += _announced("batches", check_batches(settings))
     found += _announced("ClickHouse", check_target(settings))
     _report(found)
 
@@ -148,6 +157,19 @@ def check_source(source: Source, until: datetime) -> list[Problem]:
             *_check_indexes(tables),
             *_check_billing(session, answers[read_sql(_BILLING)]),
         ]
+
+
+def check_batches(settings: Settings) -> list[Problem]:
+    """Return what is wrong with the place of the batches."""
+    try:
+        BatchStore.of(settings)
+    except BatchError as error:
+        repair = (
+            "check TRACE_BATCH_URI, AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and whether that key may list, read, write and delete there"
+        )
+        return [Problem(str(error), repair)]
+    return []
 
 
 def _check_encoding(encoding: str) -> Iterator[Problem]:

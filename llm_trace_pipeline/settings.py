@@ -25,7 +25,7 @@ HOUR = timedelta(hours=1)
 HOUR_FORMAT = "%Y-%m-%d-%H:%M"  # Dagster's own key format of hourly partitions
 S3_SCHEME = "s3://"
 # What ClickHouse takes for a pattern of names is refused.
-_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._=-]+)*")
+_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*")
 
 
 def parse_hour(text: str) -> datetime:
@@ -54,8 +54,8 @@ def _batch_uri(value: str) -> str:
     if _S3_URI.fullmatch(uri):
         return uri
     raise ValueError(
-        "must be a folder of this machine, or s3://bucket/prefix with letters, digits and ._=- in "
-        "the prefix"
+        "must be a folder of this machine, or s3://bucket/prefix; a prefix has letters, digits and "
+        "._=- only, and no dot first"
     )
 
 
@@ -180,6 +180,11 @@ class Settings(BaseModel):
             first = error.errors()[0]
             name = f"{first['loc'][0]}: " if first["loc"] else ""
             raise SettingsError(name + first["msg"].removeprefix("Value error, ")) from None
+
+    @property
+    def is_in_bucket(self) -> bool:
+        """Whether the batches lie in a bucket; else in a folder of this machine."""
+        return self.trace_batch_uri.startswith(S3_SCHEME)
 
     @property
     def s3_endpoint(self) -> str | None:

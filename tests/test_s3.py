@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from llm_trace_pipeline import preflight
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.enrich import enrich_hour
 from llm_trace_pipeline.erase import erase
 from llm_trace_pipeline.erasure import Erasure
-from llm_trace_pipeline.errors import BatchError, ClickHouseError
+from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.files import LocalFiles
 from llm_trace_pipeline.parquet import BatchStore, Manifest, Reconciliation
@@ -290,6 +291,19 @@ def test_a_missing_bucket_is_one_clear_line(s3_settings: Settings) -> None:
     missing = s3_settings.model_copy(update={"trace_batch_uri": "s3://no-such-bucket/traces"})
     with pytest.raises(BatchError, match=r"^s3://no-such-bucket: http://\S+ has no such bucket$"):
         BatchStore.of(missing)
+
+
+def test_preflight_names_the_bucket(
+    s3_settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preflight.main()
+    assert "\nbatches: OK\n" in capsys.readouterr().out
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    with pytest.raises(PipelineError, match="SIGNATURE_DOES_NOT_MATCH") as refused:
+        preflight.main()
+    assert SECRET not in str(refused.value)
+    assert "repair: check TRACE_BATCH_URI" in str(refused.value)
+    assert s3_settings.trace_batch_uri in str(refused.value)
 
 
 def test_an_endpoint_that_is_away_is_one_clear_line(s3_settings: Settings) -> None:

@@ -16,7 +16,19 @@ URL = f"postgresql://reader:{SECRET}@db.internal/letta"
 VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
 
 WRONG = [
-    ("TRACE_BATCH_URI", "s3://bucket/traces"),
+    ("TRACE_BATCH_URI", "gs://bucket/traces"),
+    ("TRACE_BATCH_URI", "abfs://container/traces"),
+    ("TRACE_BATCH_URI", "s3://"),
+    ("TRACE_BATCH_URI", "s3:///traces"),
+    ("TRACE_BATCH_URI", "s3://Bucket/traces"),
+    ("TRACE_BATCH_URI", "s3://bucket/tra ces"),
+    ("TRACE_BATCH_URI", "s3://bucket/*"),
+    ("TRACE_BATCH_URI", "s3://bucket//traces"),
+    ("TRACE_BATCH_URI", "s3://bucket/../traces"),
+    ("TRACE_BATCH_URI", f"s3://key:{SECRET}@bucket/traces"),
+    ("AWS_ENDPOINT_URL", "minio.internal:9000"),
+    ("AWS_ENDPOINT_URL", f"https://key:{SECRET}@minio.internal:9000"),
+    ("AWS_ENDPOINT_URL_S3", "https://minio.internal/traces"),
     ("LLM_TRACES_RECONCILE_DAYS", "0"),
     ("LLM_TRACES_RETENTION_DAYS", "0"),
     ("TRACE_BATCH_RETENTION_DAYS", "a week"),
@@ -143,6 +155,27 @@ def test_a_relative_folder_becomes_absolute(
     settings = Settings.from_environment({"LLM_TRACES_STATE": "state", "TRACE_BATCH_URI": "traces"})
     assert settings.clickhouse_endpoint == f"chdb://{tmp_path}/state/clickhouse"
     assert settings.trace_batch_uri == str(tmp_path / "traces")
+
+
+@pytest.mark.parametrize(
+    ("uri", "kept"),
+    [
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/", "s3://bucket"),
+        ("s3://my.bucket-1/some/pre_fix=1.0/", "s3://my.bucket-1/some/pre_fix=1.0"),
+    ],
+)
+def test_a_bucket_may_have_a_prefix(uri: str, kept: str) -> None:
+    assert Settings.from_environment({"TRACE_BATCH_URI": uri}).trace_batch_uri == kept
+
+
+def test_the_endpoint_of_s3_comes_before_that_of_all_services() -> None:
+    of_all, of_s3 = "http://localhost:9000", "https://minio.internal"
+    assert Settings.from_environment({}).s3_endpoint is None
+    one = {"AWS_ENDPOINT_URL": f"{of_all}/"}
+    assert Settings.from_environment(one).s3_endpoint == of_all
+    both = one | {"AWS_ENDPOINT_URL_S3": of_s3}
+    assert Settings.from_environment(both).s3_endpoint == of_s3
 
 
 def test_dagster_shows_a_wrong_first_hour_as_the_last_line() -> None:
