@@ -34,7 +34,7 @@ KEPT = (
 )
 OUT_OF_REACH = (
     "the operational database: the traces are still there; later loads leave them out",
-    "backups of PostgreSQL, of ClickHouse and of the batch folder",
+    "backups of PostgreSQL, of ClickHouse and of the batches; old versions of a bucket's objects",
     "inactive parts: ClickHouse removes them some minutes later (old_parts_lifetime) while it runs",
     "logs, the metadata of Dagster's runs, and ClickHouse's system tables, which may name ids",
 )
