@@ -189,8 +189,11 @@ class PartPath:
             BatchError: it is missing or cannot be read.
         """
         path, filesystem = self.files.path(self.key), self.files.filesystem
+        # Of a bucket, a row group is fetched as a whole: 163 MB at 30 ms a request took 8 s, and
+        # 74 s column by column.
+        is_remote = self.url is not None
         try:
-            with pq.ParquetFile(path, filesystem=filesystem) as file:
+            with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=is_remote) as file:
                 yield file
         except (OSError, pa.ArrowException) as error:
             raise BatchError(

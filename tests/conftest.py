@@ -143,6 +143,7 @@ class S3Server:
     endpoint: str
     key_id: str
     secret: str
+    temporary: dict[str, str]  # credentials that come with a token, as environment
 
     def client(self, service: str) -> Any:
         return boto3.client(
@@ -188,7 +189,7 @@ class Bucket:
         return [each["Key"] for each in found.get("Uploads", [])]
 
 
-_ANY_USE_OF_S3 = (
+_ANY_USE = (
     '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}'
 )
 
@@ -200,17 +201,26 @@ def s3_server() -> Iterator[S3Server]:
     threads = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     threads.start()
     host, port = threads.get_host_and_port()
-    anyone = S3Server(f"http://{host}:{port}", "anyone", "anything")
+    anyone = S3Server(f"http://{host}:{port}", "anyone", "anything", {})
     iam = anyone.client("iam")
     iam.create_user(UserName="loader")
-    iam.put_user_policy(UserName="loader", PolicyName="all", PolicyDocument=_ANY_USE_OF_S3)
+    iam.put_user_policy(UserName="loader", PolicyName="all", PolicyDocument=_ANY_USE)
     key = iam.create_access_key(UserName="loader")["AccessKey"]
+    role = iam.create_role(RoleName="loader", AssumeRolePolicyDocument="{}")["Role"]
+    iam.put_role_policy(RoleName="loader", PolicyName="all", PolicyDocument=_ANY_USE)
+    sts = anyone.client("sts")
+    assumed = sts.assume_role(RoleArn=role["Arn"], RoleSessionName="loader")["Credentials"]
+    temporary = {
+        "AWS_ACCESS_KEY_ID": assumed["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": assumed["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": assumed["SessionToken"],
+    }
     with closing(HTTPConnection(host, port)) as connection:
         connection.request(
             "POST", "/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"}
         )  # after so many requests, signatures are checked
         assert connection.getresponse().status == 200
-    yield S3Server(anyone.endpoint, key["AccessKeyId"], key["SecretAccessKey"])
+    yield S3Server(anyone.endpoint, key["AccessKeyId"], key["SecretAccessKey"], temporary)
     threads.stop()
 
 

@@ -212,6 +212,13 @@ def test_one_process_at_a_time_writes_an_hour(
         pass
 
 
+def test_an_hour_that_is_being_written_is_begun_and_has_no_batch(store: BatchStore) -> None:
+    with store.writing(T0):
+        assert (store.begun_hours(), store.hours()) == ([T0], [])
+    store.remove(T0)
+    assert store.begun_hours() == []
+
+
 def test_large_rows_make_row_groups_and_parts_bounded_by_bytes(
     operational: Operational,
     source: Source,

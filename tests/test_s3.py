@@ -293,6 +293,22 @@ def test_a_missing_bucket_is_one_clear_line(s3_settings: Settings) -> None:
         BatchStore.of(missing)
 
 
+def test_temporary_credentials_will_do(
+    operational: Operational,
+    pipeline: Pipeline,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    for name, value in bucket.server.temporary.items():
+        monkeypatch.setenv(name, value)
+        if name != "AWS_SESSION_TOKEN":  # without which the others are worth nothing
+            with pytest.raises(BatchError):
+                pipeline.load()
+    pipeline.load()
+    assert pipeline.rows() == [("a",)]
+
+
 def test_preflight_names_the_bucket(
     s3_settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
