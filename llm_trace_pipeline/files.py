@@ -268,7 +268,8 @@ class S3Files:
     def read(self, key: str) -> bytes | None:
         """Return a small object; None where there is none."""
         with translated(self.location(key)), suppress(FileNotFoundError):
-            content: bytes = self.filesystem.open_input_stream(self.path(key)).read()
+            with self.filesystem.open_input_file(self.path(key)) as file:
+                content: bytes = file.read()  # one request, so of one state of the object
             return content
         return None
 

@@ -183,6 +183,11 @@ class Bucket:
     def remove(self, key: str) -> None:
         self.client.delete_object(Bucket=self.name, Key=f"some/prefix/{key}")
 
+    def is_one_put(self, key: str) -> bool:
+        """Whether an object came as a whole; the tag of one that came in parts counts them."""
+        found = self.client.head_object(Bucket=self.name, Key=f"some/prefix/{key}")
+        return "-" not in found["ETag"]
+
     def unfinished_uploads(self) -> list[str]:
         """Return the keys of multipart uploads that were begun and not completed."""
         found = self.client.list_multipart_uploads(Bucket=self.name)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_an_hour_goes_through_the_bucket_and_comes_out_the_same(
         "manifest.json",
         *(part.name for part in manifest.parts),
     }
+    assert bucket.is_one_put("llm_traces/2026-03-01/09/manifest.json")
     assert not Path(settings.trace_batch_uri).exists()
     # The same hour by way of a folder, into a ClickHouse of its own.
     rows = pipeline.rows("*")
@@ -236,6 +238,31 @@ def test_a_process_killed_while_it_uploads_leaves_nothing_that_is_read(
     assert pipeline.rows() == [("a",), ("b",)]
     # What was uploaded is seen by nobody, and for the bucket's lifecycle rule to remove.
     assert len(bucket.unfinished_uploads()) == 1
+
+
+def test_a_manifest_that_is_switched_while_it_is_read_is_the_old_or_the_new(
+    store: BatchStore,
+) -> None:
+    results = [
+        Reconciliation(id="short", at=T0),
+        Reconciliation(id="long", at=T0, loaded=tuple(T0 + n * HOUR for n in range(50))),
+    ]
+    store.record_reconciliation(results[0])
+    is_over = threading.Event()
+
+    def switch() -> None:
+        while not is_over.is_set():
+            for result in reversed(results):
+                store.record_reconciliation(result)
+
+    switching = threading.Thread(target=switch)
+    switching.start()
+    try:
+        for _ in range(100):
+            assert store.reconciliation() in results
+    finally:
+        is_over.set()
+        switching.join()
 
 
 def test_a_part_that_another_machine_replaced_asks_for_another_run(
