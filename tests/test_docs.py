@@ -208,13 +208,23 @@ def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: st
         assert text in done.stdout
 
 
-def test_the_configuration_of_an_own_database_works(of_demo: Demo, first_run: str) -> None:
-    assert PROOF in first_run
-    [block] = [block for block in blocks("sh") if "export " in block]
+def exports_with(name: str) -> tuple[str, dict[str, str]]:
+    """Return the block that sets a variable, and all that it sets."""
+    [block] = [block for block in blocks("sh") if f"export {name}=" in block]
     exports = [line for line in block.splitlines() if line.startswith("export ")]
     words = [word for line in exports for word in shlex.split(line)[1:]]
-    names = [word.partition("=")[0] for word in words]
-    assert Settings.from_environment(dict(word.split("=", 1) for word in words)).first_hour
+    return block, dict(word.split("=", 1) for word in words)
+
+
+def test_the_configuration_of_a_bucket_is_accepted() -> None:
+    _, exported = exports_with("TRACE_BATCH_URI")
+    assert Settings.from_environment(exported).is_in_bucket
+
+
+def test_the_configuration_of_an_own_database_works(of_demo: Demo, first_run: str) -> None:
+    assert PROOF in first_run
+    block, exported = exports_with("OPERATIONAL_DATABASE_URL")
+    assert Settings.from_environment(exported).first_hour
     mine = {
         "OPERATIONAL_DATABASE_URL": demo.embedded_postgres(of_demo.state),
         "LLM_TRACES_START": of_demo.key(HOURS - 1),
@@ -222,7 +232,7 @@ def test_the_configuration_of_an_own_database_works(of_demo: Demo, first_run: st
         "CLICKHOUSE_USERNAME": "default",
         "CLICKHOUSE_PASSWORD": "",
     }
-    assert sorted(names) == sorted(mine)
+    assert sorted(exported) == sorted(mine)
     try:
         for command in ("make preflight", "make run"):
             assert command in block.splitlines()
