@@ -263,7 +263,7 @@ def zstd(hour: Hour) -> Figures:
     size = 0
     for rows in store.row_groups(manifest, list(PAYLOAD_COLUMNS)):
         size += sum(codec.compress(column.buffers()[2]).size for column in rows.columns)
-    kept = sum(map(_payload_bytes, store.part_paths(manifest)))
+    kept = sum(_payload_bytes(Path(str(path))) for path in store.part_paths(manifest))
     return {"rows": manifest.rows, "seconds": 0, "zstd1_bytes": size, "payload_bytes": kept}
 
 

@@ -15,6 +15,7 @@ from bench.__main__ import DATA, say
 from bench.data import execute, start_server
 from bench.ledger import DAYS, START, TRACES, ensure_rows
 from llm_trace_pipeline.extract import capture_billing, extract_hour
+from llm_trace_pipeline.files import LocalFiles
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.source import Source, SourceOfHours
@@ -45,7 +46,7 @@ def _measure(title: str, source: Source) -> None:
     for _ in range(RUNS + 1):
         folder = DATA / "hours"
         shutil.rmtree(folder, ignore_errors=True)
-        store = BatchStore(folder)
+        store = BatchStore(LocalFiles(folder))
         history = capture_billing(source, store).history
         started = time.perf_counter()
         rows = sum(extract_hour(source, store, history, hour).rows for hour in HOURS)

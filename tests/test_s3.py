@@ -49,7 +49,8 @@ class Pipeline:
 
     def load(self, hour: datetime = T0) -> Manifest:
         manifest = self.extract(hour)
-        assert HourLoader(self.database, self.store).load(manifest).differences == ()
+        [result] = HourLoader(self.database, self.store).load([hour])
+        assert result.differences == ()
         return manifest
 
     def rows(self, columns: str = "id") -> list[tuple[Any, ...]]:
@@ -104,7 +105,8 @@ def test_a_second_run_changes_nothing_and_a_changed_hour_is_replaced(
     first, later = pipeline.load(), pipeline.load(H1)
     before = bucket.keys()
     assert pipeline.load() == first
-    assert not HourLoader(pipeline.database, pipeline.store).load(first).was_written
+    [again] = HourLoader(pipeline.database, pipeline.store).load([T0])
+    assert not again.was_written
     assert bucket.keys() == before
     operational.insert("provider_traces", trace(id="b"))
     second = pipeline.load()
@@ -117,10 +119,8 @@ def test_a_second_run_changes_nothing_and_a_changed_hour_is_replaced(
     }
     assert pipeline.store.hours() == [T0, H1]
     pipeline.database.execute("DROP TABLE llm_traces")
-    for hour in pipeline.store.hours():  # restored from the bucket alone
-        restored = pipeline.store.manifest(hour)
-        assert restored
-        HourLoader(pipeline.database, pipeline.store).load(restored)
+    # Restored from the bucket alone.
+    HourLoader(pipeline.database, pipeline.store).load(pipeline.store.hours())
     assert pipeline.rows() == [("a",), ("b",), ("later",)]
 
 
@@ -134,8 +134,8 @@ def test_billing_is_renewed_and_reconciliations_are_kept(
     )
     history = capture_billing(pipeline.source, pipeline.store).history
     assert pipeline.store.billing_history() == history
-    enriched = enrich_hour(pipeline.store, history, T0)
-    HourLoader(pipeline.database, pipeline.store).load(enriched)
+    enrich_hour(pipeline.store, history, T0)
+    HourLoader(pipeline.database, pipeline.store).load([T0])
     assert pipeline.rows("id, billing_plan_type") == [("a", "pro")]
     for number in range(2):
         result = Reconciliation(id=f"{number}", at=T0, drifted=(T0,))
@@ -305,7 +305,7 @@ def test_two_machines_that_write_an_hour_end_exact(
         )
         writer.publish(lost)
     with pytest.raises(BatchError, match="materialize trace_batches for this hour again"):
-        HourLoader(pipeline.database, pipeline.store).load(lost)
+        HourLoader(pipeline.database, pipeline.store).load([T0])
     pipeline.load()
     assert pipeline.rows() == [("a",), ("b",)]
 

@@ -9,6 +9,7 @@ import pytest
 from llm_trace_pipeline import extract
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
+from llm_trace_pipeline.files import LocalFiles
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.source import Source, SourceOfHours
 from tests.conftest import HOUR, T0, Operational, trace
@@ -66,7 +67,7 @@ def test_hours_are_the_same_with_and_without_an_index(
     """)
 
     def of_all(source: Source, name: str) -> list[Manifest]:
-        store = BatchStore(tmp_path / name)
+        store = BatchStore(LocalFiles(tmp_path / name))
         return [extracted(source, store, hour) for hour in HOURS]
 
     by_index = of_all(run, "by index")
