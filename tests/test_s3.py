@@ -124,6 +124,34 @@ def test_a_second_run_changes_nothing_and_a_changed_hour_is_replaced(
     assert pipeline.rows() == [("a",), ("b",), ("later",)]
 
 
+def test_clickhouse_reads_the_bucket_without_being_told_a_secret(
+    operational: Operational,
+    pipeline: Pipeline,
+    bucket: Bucket,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a server does too, for which the embedded engine stands in here."""
+    operational.insert("provider_traces", trace(id="a"))
+    manifest = pipeline.extract()
+    said: list[str] = []
+    execute = Database.execute
+
+    def listen(self: Database, sql: str, *arguments: Any) -> None:
+        said.append(f"{sql} {arguments}")
+        execute(self, sql, *arguments)
+
+    monkeypatch.setattr(Database, "execute", listen)
+    client = pipeline.database._client  # noqa: SLF001 -- to say what stands behind it
+    server = Database(client, settings.clickhouse_database, is_embedded=False)
+    assert HourLoader(server, pipeline.store).load(manifest).was_written
+    assert pipeline.rows() == [("a",)]
+    [reading] = [text for text in said if "FROM s3(" in text]
+    assert bucket.server.endpoint in reading
+    for word in (bucket.server.key_id, bucket.server.secret):
+        assert word not in " ".join(said)
+
+
 def test_billing_is_renewed_and_reconciliations_are_kept(
     operational: Operational, pipeline: Pipeline
 ) -> None:
