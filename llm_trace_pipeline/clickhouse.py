@@ -2,22 +2,25 @@
 
 import logging
 import os
+import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import clickhouse_connect
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError as DriverError
+from clickhouse_connect.driver.exceptions import StreamFailureError
+from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError, SSLError
 
-from llm_trace_pipeline.errors import ClickHouseError
+from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hashes import row_hash_sql
 from llm_trace_pipeline.parquet import PartPath
 from llm_trace_pipeline.schema import COLUMNS, TOKEN_COLUMNS
@@ -34,8 +37,41 @@ _BLOCK_BYTES_OF_WIDE_ROWS = 24 * 2**20
 # back at once it is 0.70 GB and 1.4 s, a second later 0.99 GB and 1.1 s.
 _ALLOCATOR = "dirty_decay_ms:200"
 
-# What it logs when it cannot connect is what our error says.
-logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
+# What is transient is tried again for a minute or so: a server restarts in less. The waits double,
+# from 1 s on, and each is shortened at random, so that many loads do not come back at once.
+ATTEMPTS = 7
+_LONGEST_RETRY_SECONDS = 600.0  # after the first failure; attempts of big hours are long themselves
+# How long one statement may take. A peer that is gone is noticed by TCP's keep-alive long before.
+STATEMENT_SECONDS = 1800
+
+_TRANSIENT = frozenset(
+    {
+        *("MEMORY_LIMIT_EXCEEDED", "CANNOT_ALLOCATE_MEMORY", "TOO_MANY_PARTS", "SERVER_OVERLOADED"),
+        *("TOO_MANY_SIMULTANEOUS_QUERIES", "CANNOT_SCHEDULE_TASK", "DEADLOCK_AVOIDED"),
+        *("TABLE_IS_READ_ONLY", "KEEPER_EXCEPTION", "NO_ZOOKEEPER", "ALL_CONNECTION_TRIES_FAILED"),
+        *("NETWORK_ERROR", "SOCKET_TIMEOUT", "NO_FREE_CONNECTION", "TOO_FEW_LIVE_REPLICAS"),
+        *("UNKNOWN_STATUS_OF_INSERT", "UNFINISHED", "CANNOT_ASSIGN_ALTER"),
+        *("ABORTED", "QUERY_WAS_CANCELLED", "QUERY_WAS_CANCELLED_BY_CLIENT"),
+    }
+)
+_TRANSIENT_STATUS = re.compile(r"HTTP status (?:429|502|503|504)\b")
+_REPAIRS = {
+    "AUTHENTICATION_FAILED": "set CLICKHOUSE_USERNAME and CLICKHOUSE_PASSWORD to those of a user "
+    "of that server",
+    "READONLY": "let CLICKHOUSE_USERNAME be a user whose profile does not set readonly",
+    "ACCESS_DENIED": "run make preflight, which names the grants that are missing",
+    "MEMORY_LIMIT_EXCEEDED": "raise the memory limit that it names, or load when less is running",
+    "TOO_MANY_PARTS": "let its merges catch up; another writer inserts too often",
+    "TABLE_IS_READ_ONLY": "see why the replica has no session with Keeper",
+    "NOT_ENOUGH_SPACE": "free space on the server's disk",
+}
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+# What they log when they cannot connect is what our error says.
+for _name in ("clickhouse_connect", "urllib3.connectionpool"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 IN_WINDOW = "created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}"
 _OTHER_PROCESS = ("Cannot lock file", "Error initializing EmbeddedServer")
@@ -76,28 +112,45 @@ class Database:
         parameters: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """Execute a statement that returns nothing.
+        """Execute a statement that returns nothing, once.
+
+        It is not repeated where its outcome is unknown: ATTACH PARTITION, say, would double rows.
 
         Raises:
             ClickHouseError: the engine refused it.
+            TransientClickHouseError: it failed, or its answer was lost: it may have taken effect.
         """
         with _translated():
             self._client.command(
                 sql, parameters=dict(parameters or {}), settings=dict(settings or {})
             )
 
+    def execute_until_done(
+        self, sql: str, parameters: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> None:
+        """Execute a statement that leaves the same behind however often it runs.
+
+        Raises:
+            ClickHouseError: the engine refused it, or failed again and again.
+        """
+        retried(lambda: self.execute(sql, parameters, settings))
+
     def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Execute a query; one dict per row. Times come timezone-aware.
 
         Raises:
-            ClickHouseError: the engine refused it.
+            ClickHouseError: the engine refused it, or failed again and again.
         """
-        with _translated():
-            result = self._client.query(sql, parameters=dict(parameters or {}))
-            return list(result.named_results())
+
+        def read() -> list[dict[str, Any]]:
+            with _translated():
+                result = self._client.query(sql, parameters=dict(parameters or {}))
+                return list(result.named_results())
+
+        return retried(read)
 
     def value(self, sql: str) -> object:
-        """Execute a statement that answers with one value.
+        """Execute a statement that answers with one value, once.
 
         Raises:
             ClickHouseError: the engine refused it.
@@ -106,7 +159,7 @@ class Database:
             return self._client.command(sql)
 
     def pretty(self, sql: str, parameters: Mapping[str, Any] | None = None) -> str:
-        """Execute a statement and return its result as a table for a terminal.
+        """Execute a statement once, and return its result as a table for a terminal.
 
         Raises:
             ClickHouseError: the engine refused it.
@@ -152,7 +205,9 @@ class Database:
 
     def _insert_arrow(self, table: str, rows: pa.Table) -> None:
         with _translated():
-            self._client.insert_arrow(table, rows, database=self.name)
+            # The client never sends a block twice, since it cannot know whether it went in. Rows
+            # are to be there when the statement ends, whatever the user's profile says.
+            self._client.insert_arrow(table, rows, database=self.name, settings={"async_insert": 0})
 
     def hour_totals(
         self,
@@ -187,13 +242,21 @@ class Database:
 
     def define_table(self, table: str) -> None:
         """Make the target where it is missing; bring an older one up to date in place."""
-        known = {"database": self.name}
-        if not self.rows("SELECT 1 FROM system.databases WHERE name = {database:String}", known):
+        if not self.use():
             self.execute(f"CREATE DATABASE IF NOT EXISTS {quote_identifier(self.name)}")
+            self.use()
         for name in ("llm_traces", "upgrade"):
             self.execute(
                 read_sql(f"clickhouse/{name}.sql").replace("{table}", self.qualified(table))
             )
+
+    def use(self) -> bool:
+        """Let names without a database mean the tables of this one; False: it does not exist."""
+        known = {"database": self.name}
+        if self.rows("SELECT 1 FROM system.databases WHERE name = {database:String}", known):
+            self._client.database = self.name
+            return True
+        return False
 
     def has_table(self, table: str) -> bool:
         """Whether the table exists."""
@@ -218,20 +281,30 @@ class Database:
 
 
 @contextmanager
-def connect(settings: Settings) -> Iterator[Database]:
+def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
     """Hold a connection to the configured ClickHouse.
 
     Only one process can hold the embedded engine: a second one waits for its turn, which is why
     this is opened late and closed early.
+
+    Args:
+        settings: where it is.
+        attempts: how often a server that does not answer is tried.
 
     Raises:
         ClickHouseError: it cannot be reached, or another process keeps the embedded engine.
     """
     url = urlsplit(settings.clickhouse_endpoint)
     is_embedded = url.scheme == "chdb"
-    client = _embedded_client(url.path) if is_embedded else _server_client(settings)
+    client = (
+        _embedded_client(url.path)
+        if is_embedded
+        else retried(lambda: _server_client(settings), attempts)
+    )
     try:
-        yield Database(client, settings.clickhouse_database, is_embedded=is_embedded)
+        database = Database(client, settings.clickhouse_database, is_embedded=is_embedded)
+        database.use()
+        yield database
     finally:
         client.close()
 
@@ -247,7 +320,41 @@ def _server_client(settings: Settings) -> Client:
             password=settings.clickhouse_password.get_secret_value(),
             client_name="llm_trace_pipeline",
             tz_mode="aware",
+            send_receive_timeout=STATEMENT_SECONDS,
+            query_retries=0,  # retried() does it
+            # A session is bound to one node; behind a load balancer the next statement may reach
+            # another one.
+            autogenerate_session_id=False,
         )
+
+
+def retried(run: Callable[[], _Result], attempts: int = ATTEMPTS) -> _Result:
+    """Run what may be repeated, until it does not fail transiently.
+
+    Args:
+        run: leaves the same behind whether it ran once or, in part or in whole, several times.
+        attempts: how often it is tried.
+
+    Raises:
+        ClickHouseError: it failed for another reason, or as often as it may.
+    """
+    attempt = 0
+    until = None
+    while True:
+        attempt += 1
+        try:
+            return run()
+        except TransientClickHouseError as error:
+            now = time.monotonic()
+            until = until or now + _LONGEST_RETRY_SECONDS
+            if attempt >= attempts or now > until:
+                times = f" ({attempt} times)" if attempt > 1 else ""
+                raise ClickHouseError(f"{error.message}{times}", error.repair) from error
+            seconds = 2 ** (attempt - 1) * random.uniform(0.5, 1)  # noqa: S311 -- no secret
+            _log.warning(
+                "%s; attempt %d of %d, again in %.1f s", error.message, attempt, attempts, seconds
+            )
+            time.sleep(seconds)
 
 
 def _embedded_client(path: str) -> Client:
@@ -272,14 +379,42 @@ def _embedded_client(path: str) -> Client:
 
 @contextmanager
 def _translated() -> Iterator[None]:
+    """Turn the driver's errors into ours: the one place where they are told apart."""
     try:
         yield
     except DriverError as error:
-        # The engine repeats the statement and its stack; the first line says what is wrong.
-        message = re.split(r"\n|\s*Stack trace:|\s*\(for url", str(error).strip())[0]
-        if cause := re.search(r"\[Errno -?\d+\] [\w ]+", message):  # of many wrapped errors
-            message = f"cannot be reached: {cause[0]}"
-        raise ClickHouseError(f"ClickHouse: {message}") from error
+        raise _translation(error) from error
+
+
+def _translation(error: DriverError) -> ClickHouseError:
+    if isinstance(error.__cause__, HTTPError):
+        return _transport_error(error.__cause__)
+    # The engine repeats the statement and its stack; the first line says what is wrong.
+    message = re.split(r"\n|\s*Stack trace:|\s*\(for url", str(error).strip())[0]
+    name = getattr(error, "name", None)
+    is_transient = (
+        name in _TRANSIENT
+        or (name is None and isinstance(error, StreamFailureError))  # the connection was cut
+        or (name is None and _TRANSIENT_STATUS.search(message) is not None)  # a proxy's answer
+    )
+    kind = TransientClickHouseError if is_transient else ClickHouseError
+    return kind(f"ClickHouse: {message}", _REPAIRS.get(name or "", ""))
+
+
+def _transport_error(error: HTTPError) -> ClickHouseError:
+    reason = error.reason if isinstance(error, MaxRetryError) else error
+    if isinstance(reason, SSLError):
+        return ClickHouseError(
+            f"ClickHouse: no TLS connection: {reason}",
+            "see CLICKHOUSE_CA_CERT, CLICKHOUSE_CLIENT_CERT and CLICKHOUSE_CLIENT_KEY",
+        )
+    if isinstance(reason, ReadTimeoutError):
+        return TransientClickHouseError(f"ClickHouse: no answer within {STATEMENT_SECONDS} s")
+    # Of many wrapped errors, the one of the operating system.
+    found = re.search(r"\[Errno -?\d+\] [\w ]+|(?<=Error\()\d+, '[\w ]+", str(reason))
+    return TransientClickHouseError(
+        f"ClickHouse: cannot be reached: {found[0] if found else reason}"
+    )
 
 
 def _insert_settings(row_bytes: float) -> dict[str, Any]:

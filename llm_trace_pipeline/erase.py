@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_trace_pipeline.clickhouse import Database, connect
+from llm_trace_pipeline.clickhouse import Database, connect, retried
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
@@ -157,16 +157,18 @@ def remove_from_clickhouse(
     condition, parameters = _condition(erasure)
     touched: set[datetime] = set()
     with store.loading(TABLE):
-        loader.recover()  # its journal holds rows too
+        retried(loader.recover)  # its journal holds rows too
         if not database.has_table(TABLE):
             return []
         touched |= _count_in_clickhouse(database, erasure).keys()
         if touched:
-            database.execute(f"ALTER TABLE {table} DELETE WHERE {condition}", parameters, _WAIT)
+            database.execute_until_done(
+                f"ALTER TABLE {table} DELETE WHERE {condition}", parameters, _WAIT
+            )
         # Rows that an upsert masked are seen by no query, and by no ALTER TABLE … DELETE either:
         # it takes a part without visible rows for one that it need not write anew.
         for partition in _count_on_disk(database, erasure):
-            database.execute(
+            database.execute_until_done(
                 f"ALTER TABLE {table} APPLY DELETED MASK IN PARTITION ID {{partition:String}}",
                 {"partition": partition},
                 _WAIT,

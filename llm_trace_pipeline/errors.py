@@ -19,3 +19,16 @@ class BatchError(PipelineError):
 
 class ClickHouseError(PipelineError):
     """ClickHouse refused a statement, or its rows are not what the batch says."""
+
+    def __init__(self, message: str, repair: str = "") -> None:
+        """Say what happened, and what to do where that is known."""
+        super().__init__(f"{message}; {repair}" if repair else message)
+        self.message = message
+        self.repair = repair
+
+
+class TransientClickHouseError(ClickHouseError):
+    """What may be gone in a moment: a lost connection, a server that restarts or is overloaded.
+
+    Whether the statement took effect is not known.
+    """

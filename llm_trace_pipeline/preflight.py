@@ -314,19 +314,17 @@ def check_target(settings: Settings) -> list[Problem]:
     """Return what is wrong with ClickHouse."""
     with ExitStack() as stack:
         try:
-            database = stack.enter_context(connect(settings))
+            database = stack.enter_context(connect(settings, attempts=1))
         except ClickHouseError as error:
-            return [Problem(str(error), _way_in(settings, str(error)))]
+            return [Problem(error.message, error.repair or _way_in(settings))]
         name = settings.clickhouse_database
         refused = list(_check_grants(database, name))
         return [*_check_version(database.version), *(refused or _check_table(database, name))]
 
 
-def _way_in(settings: Settings, error: str) -> str:
+def _way_in(settings: Settings) -> str:
     if settings.clickhouse_endpoint.startswith("chdb:"):
         return "let the process that uses it end, or set CLICKHOUSE_ENDPOINT to another folder"
-    if "AUTHENTICATION_FAILED" in error:
-        return "set CLICKHOUSE_USERNAME and CLICKHOUSE_PASSWORD to those of a user of that server"
     return "start the server, or set CLICKHOUSE_ENDPOINT to its HTTP port: 8123, with TLS 8443"
 
 

@@ -7,7 +7,7 @@ before it is dropped. With 30 days, on 31 March at any time, everything since 1 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from llm_trace_pipeline.clickhouse import Database
+from llm_trace_pipeline.clickhouse import Database, retried
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upsert import TABLE, HourLoader
@@ -54,7 +54,7 @@ def apply_retention(
 
 def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> list[str]:
     # The journal of a swap that was cut would bring a partition back.
-    HourLoader(database, store, TABLE).recover()
+    retried(HourLoader(database, store, TABLE).recover)
     if not database.has_table(TABLE):
         return []
     table = database.qualified(TABLE)
@@ -64,7 +64,7 @@ def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> l
         {"line": line},
     )
     for partition in past:
-        database.execute(
+        database.execute_until_done(
             f"ALTER TABLE {table} DROP PARTITION ID {{partition:String}}",
             {"partition": partition["id"]},
             {"alter_sync": 2},

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, HourTotals
+from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, HourTotals, retried
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.schema import TOKEN_COLUMNS
@@ -117,7 +117,10 @@ class HourLoader:
         # The pool serializes loads under Dagster; this does where two are started by hand.
         with self._store.loading(self._table):
             # Read only now: before this load had its turn, they may have been older ones.
-            return self._load_serialized([self._batch_of(hour) for hour in hours], awaiting, force)
+            manifests = [self._batch_of(hour) for hour in hours]
+            # The whole load is what can be repeated: it begins with recover(), and is exact from
+            # any state that statements whose answer was lost leave behind.
+            return retried(lambda: self._load_serialized(manifests, awaiting, force=force))
 
     def _batch_of(self, hour: datetime) -> Manifest:
         if manifest := self._store.manifest(hour):
@@ -127,7 +130,7 @@ class HourLoader:
         )
 
     def _load_serialized(
-        self, manifests: Sequence[Manifest], awaiting: frozenset[datetime], force: bool
+        self, manifests: Sequence[Manifest], awaiting: frozenset[datetime], *, force: bool
     ) -> list[LoadResult]:
         self.recover()  # before the upgrade: a journal has the columns of its day
         self._database.define_table(self._table)

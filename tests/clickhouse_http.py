@@ -1,0 +1,378 @@
+"""ClickHouse's HTTP interface in front of the embedded engine: real SQL, formats and errors.
+
+A process of its own, since an engine takes one folder per process. Every request has a connection
+of its own, as if each one landed on another node of a cluster: nothing of a session survives.
+
+Faults are put in by ``POST /faults`` with a JSON list of :class:`Fault`; the answer is the SQL of
+the statements that the engine has executed since the last such call.
+"""
+
+import argparse
+import gzip
+import json
+import re
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import chdb
+import lz4.frame
+import pyarrow as pa
+
+# What the interface takes for itself; every other parameter is a setting of the statement.
+_PARAMETERS = frozenset(
+    {"query", "database", "query_id", "wait_end_of_query", "client_protocol_version"}
+)
+_FAULTS_PATH = "/faults"
+_READY = "ready on port "
+# As the server maps errors to statuses; 500 is all others.
+_STATUSES = {60: 404, 62: 400, 81: 404, 115: 404, 209: 503, 497: 403, 516: 403}
+_INSERT = re.compile(r"\s*INSERT\s+INTO\s.*\sFORMAT\s+\w+\s*", re.DOTALL | re.IGNORECASE)
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.decompress,
+    "lz4": lz4.frame.decompress,
+    "identity": bytes,
+}
+_ROWS_OF_A_CUT_INSERT = 5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with the statements that a pattern is found in.
+
+    Kinds: ``status`` (a proxy's answer), ``error`` (the engine's), ``reset`` (of the connection),
+    ``stall`` (no answer for so many seconds), ``break`` (an error in the middle of the answer),
+    ``cut`` (an insert ends after some of its rows, and the connection is reset).
+    """
+
+    kind: str
+    matching: str = ""
+    times: int = 1
+    skip: int = 0  # so many such statements are left alone first
+    is_executed: bool = False  # whether the statement takes effect although its answer is lost
+    status: int = 503
+    code: int = 0
+    text: str = ""  # such as "Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED)"
+    seconds: float = 0
+
+
+class EngineError(Exception):
+    """The engine refused a statement; the text is as it writes it."""
+
+    @property
+    def code(self) -> int:
+        found = re.match(r"Code: (\d+)\.", str(self))
+        return int(found[1]) if found else 0
+
+
+class Server(ThreadingHTTPServer):
+    """The interface, its users, its faults, and what it has executed."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], path: str, users: dict[str, str]) -> None:
+        super().__init__(address, Handler)
+        self.path = path
+        self.users = users  # name: password; a name that begins with "reader" is read-only
+        self._engine = _open(path)  # keeps the engine between requests
+        self._lock = Lock()
+        self._faults: list[dict[str, Any]] = []
+        self._executed: list[str] = []
+
+    def put(self, faults: list[dict[str, Any]]) -> list[str]:
+        """Replace the faults; return what was executed since the last time."""
+        with self._lock:
+            self._faults = faults
+            executed, self._executed = self._executed, []
+        return executed
+
+    def fault_of(self, sql: str) -> Fault | None:
+        """Return what goes wrong with this statement, and count it."""
+        with self._lock:
+            for fault in self._faults:
+                if not fault["times"] or not re.search(fault["matching"], sql):
+                    continue
+                if fault["skip"]:
+                    fault["skip"] -= 1
+                    continue
+                fault["times"] -= 1
+                return Fault(**fault)
+        return None
+
+    def execute(self, request: "Request") -> tuple[bytes, dict[str, str]]:
+        """Execute a statement; return its result and the headers that describe it.
+
+        Raises:
+            EngineError: the engine refused it.
+        """
+        with closing(_open(self.path)) as connection:
+            try:
+                for statement in request.preparation():
+                    connection.query(statement)
+                result = connection.query(
+                    request.sql, "TabSeparatedWithNames", params=request.values
+                )
+            except RuntimeError as error:
+                raise EngineError(str(error)) from None
+            body = result.bytes() or b""
+            figures = {
+                "read_rows": result.rows_read(),
+                "written_rows": result.rows_written(),
+                "written_bytes": result.bytes_written(),
+            }
+        with self._lock:
+            self._executed.append(request.sql)
+        headers = {
+            "X-ClickHouse-Summary": json.dumps({name: str(n) for name, n in figures.items()})
+        }
+        if body and not request.has_format:
+            # A statement without result answers nothing, not even the names.
+            body = body.partition(b"\n")[2]
+            headers["X-ClickHouse-Format"] = "TabSeparated"
+        return body, headers
+
+
+class Request:
+    """A statement with what came along with it."""
+
+    def __init__(self, parameters: dict[str, str], body: bytes, *, is_read_only: bool) -> None:
+        self.is_read_only = is_read_only
+        self.database = parameters.get("database")
+        self.values = {
+            name.removeprefix("param_"): value
+            for name, value in parameters.items()
+            if name.startswith("param_")
+        }
+        self.settings = {
+            name: value
+            for name, value in parameters.items()
+            if name not in _PARAMETERS and not name.startswith("param_")
+        }
+        query = parameters.get("query", "")
+        self.data = body if _INSERT.fullmatch(query) else None
+        self.sql = query if self.data is not None else f"{query}{body.decode()}"
+        self.has_format = bool(re.search(r"\bFORMAT\s+\w+\s*;?\s*$", self.sql))
+
+    def preparation(self) -> Iterator[str]:
+        """Return the statements that make a connection what the request wants."""
+        if self.database:
+            yield f"USE {_quoted(self.database, '`')}"
+        if self.settings:
+            values = (f"{name} = {_quoted(value)}" for name, value in self.settings.items())
+            yield f"SET {', '.join(values)}"
+        if self.is_read_only:
+            yield "SET readonly = 1"
+
+    @contextmanager
+    def with_data_in_a_file(self) -> Iterator[None]:
+        """Let the engine read what is to be inserted from a file: it has no other way."""
+        if self.data is None:
+            yield
+            return
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(self.data)
+            file.flush()
+            before, _, form = self.sql.rpartition(" FORMAT ")
+            self.sql = f"{before} FROM INFILE {_quoted(file.name)} FORMAT {form}"
+            yield
+
+    def cut(self) -> None:
+        """Keep the first rows of what is to be inserted."""
+        with pa.ipc.open_file(self.data) as reader:
+            rows = reader.read_all()[:_ROWS_OF_A_CUT_INSERT]
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        self.data = sink.getvalue().to_pybytes()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer(200, b"Ok.\n")
+
+    def do_POST(self) -> None:
+        url = urlsplit(self.path)
+        encoding = self.headers.get("Content-Encoding", "identity")
+        body = _DECODERS[encoding](self.rfile.read(int(self.headers["Content-Length"])))
+        if url.path == _FAULTS_PATH:
+            self._answer(200, json.dumps(self.server.put(json.loads(body))).encode())
+            return
+        try:
+            user = self._user()
+            parameters = dict(parse_qsl(url.query, keep_blank_values=True))
+            if "session_id" in parameters:
+                raise _error(372, "Session not found. (SESSION_NOT_FOUND)")
+            request = Request(parameters, body, is_read_only=user.startswith("reader"))
+            fault = self.server.fault_of(request.sql)
+            if fault is None or fault.is_executed or fault.kind in ("break", "cut"):
+                if fault and fault.kind == "cut":
+                    request.cut()
+                with request.with_data_in_a_file():
+                    answer, headers = self.server.execute(request)
+            if fault is None:
+                self._answer(200, answer, headers)
+            elif fault.kind == "error":
+                raise _error(fault.code, fault.text)
+            elif fault.kind == "status":
+                self._answer(fault.status, b"<html>the proxy is sorry</html>\n")
+            elif fault.kind == "break":
+                self._break(answer)
+            else:
+                time.sleep(fault.seconds)
+                self._reset()
+        except EngineError as error:
+            code = {"X-ClickHouse-Exception-Code": str(error.code)}
+            self._answer(_STATUSES.get(error.code, 500), f"{error}\n".encode(), code)
+
+    def _user(self) -> str:
+        """Return who asks: by name and password, or by the certificate that TLS has checked."""
+        scheme, _, encoded = self.headers.get("Authorization", "").partition(" ")
+        if scheme == "Basic":
+            name, _, password = b64decode(encoded).decode().partition(":")
+            is_known = self.server.users.get(name) == password
+        else:
+            name = self.headers.get("X-ClickHouse-User", "default")
+            is_known = (
+                self.headers.get("X-ClickHouse-SSL-Certificate-Auth") == "on"
+                and isinstance(self.connection, ssl.SSLSocket)
+                and bool(self.connection.getpeercert())
+            )
+        if not is_known:
+            raise _error(
+                516,
+                f"{name}: Authentication failed: password is incorrect, or there is no user with "
+                "such name. (AUTHENTICATION_FAILED)",
+            )
+        return name
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        if "lz4" in self.headers.get("Accept-Encoding", "") and status == 200:
+            body = lz4.frame.compress(body)
+            self.send_header("Content-Encoding", "lz4")
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _break(self, body: bytes) -> None:
+        """Send half of an answer, then an error in the way of servers since 25.11."""
+        tag = "tagtagtagtagtagt"
+        text = "Code: 241. DB::Exception: Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED)\n"
+        half = body[: len(body) // 2]
+        end = f"\r\n__exception__\r\n{tag}\r\n{text}{len(text)} {tag}\r\n__exception__\r\n"
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.send_header("X-ClickHouse-Exception-Tag", tag)
+        self.end_headers()
+        for chunk in (half, end.encode()):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+        self.close_connection = True  # without the last chunk, which would mean success
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+        self.wfile = open("/dev/null", "wb")  # noqa: SIM115, PTH123 -- what is flushed at the end
+
+
+def _open(path: str) -> Any:
+    return chdb.connect(path)  # type: ignore[no-untyped-call]  # has no types
+
+
+def _error(code: int, text: str) -> EngineError:
+    return EngineError(f"Code: {code}. DB::Exception: {text} (version 26.9.1.1)")
+
+
+def _quoted(text: str, quote: str = "'") -> str:
+    escaped = text.replace("\\", "\\\\").replace(quote, f"\\{quote}")
+    return f"{quote}{escaped}{quote}"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server in a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    def put(self, *faults: Fault) -> list[str]:
+        """Replace the faults; return what was executed since the last time."""
+        with closing(HTTPConnection("127.0.0.1", self.port)) as connection:
+            connection.request(
+                "POST", _FAULTS_PATH, json.dumps([asdict(fault) for fault in faults])
+            )
+            executed: list[str] = json.loads(connection.getresponse().read())
+        return executed
+
+
+@contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[Running]:
+    """Run a server on this folder until the end of the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.clickhouse_http", str(folder), *arguments],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        assert line.startswith(_READY), "the server ended; its error is above"
+        yield Running(process, int(line.removeprefix(_READY)))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--user", action="append", default=[], help="name:password")
+    parser.add_argument("--certificate", help="a PEM file of certificate and key: speak TLS")
+    parser.add_argument("--client-ca", help="demand client certificates of this authority")
+    given = parser.parse_args(arguments)
+    users = dict(user.split(":", 1) for user in given.user) or {"default": ""}
+    with Server(("127.0.0.1", given.port), given.folder, users) as server:
+        if given.certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(given.certificate)
+            if given.client_ca:
+                context.load_verify_locations(given.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        sys.stdout.write(f"{_READY}{server.server_port}\n")
+        sys.stdout.flush()
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
