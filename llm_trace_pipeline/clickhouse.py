@@ -311,13 +311,20 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
 
 def _server_client(settings: Settings) -> Client:
     url = urlsplit(settings.clickhouse_endpoint)
+    password = settings.clickhouse_password.get_secret_value()
     with _translated():
         return clickhouse_connect.get_client(
             interface=url.scheme,
             host=url.hostname,
             port=url.port or (8443 if url.scheme == "https" else 8123),
             username=settings.clickhouse_username,
-            password=settings.clickhouse_password.get_secret_value(),
+            password=password,
+            ca_cert=_text(settings.clickhouse_ca_cert),
+            client_cert=_text(settings.clickhouse_client_cert),
+            client_cert_key=_text(settings.clickhouse_client_key),
+            verify=settings.clickhouse_verify,
+            # A client certificate alone says who the user is; with a password it is TLS's matter.
+            tls_mode="strict" if password else "mutual",
             client_name="llm_trace_pipeline",
             tz_mode="aware",
             send_receive_timeout=STATEMENT_SECONDS,
@@ -326,6 +333,10 @@ def _server_client(settings: Settings) -> Client:
             # another one.
             autogenerate_session_id=False,
         )
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path else None
 
 
 def retried(run: Callable[[], _Result], attempts: int = ATTEMPTS) -> _Result:

@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FilePath,
     SecretStr,
     ValidationError,
     model_validator,
@@ -119,6 +120,10 @@ class Settings(BaseModel):
     clickhouse_username: str = Field(default="default", alias="CLICKHOUSE_USERNAME")
     clickhouse_password: SecretStr = Field(default=SecretStr(""), alias="CLICKHOUSE_PASSWORD")
     clickhouse_database: str = Field(default="default", alias="CLICKHOUSE_DATABASE")
+    clickhouse_ca_cert: FilePath | None = Field(default=None, alias="CLICKHOUSE_CA_CERT")
+    clickhouse_client_cert: FilePath | None = Field(default=None, alias="CLICKHOUSE_CLIENT_CERT")
+    clickhouse_client_key: FilePath | None = Field(default=None, alias="CLICKHOUSE_CLIENT_KEY")
+    clickhouse_verify: bool = Field(default=True, alias="CLICKHOUSE_VERIFY")
     first_hour: Annotated[datetime | None, BeforeValidator(_hour)] = Field(
         default=None,
         alias="LLM_TRACES_START",

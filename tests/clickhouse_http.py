@@ -4,12 +4,14 @@ A process of its own, since an engine takes one folder per process. Every reques
 of its own, as if each one landed on another node of a cluster: nothing of a session survives.
 
 Faults are put in by ``POST /faults`` with a JSON list of :class:`Fault`; the answer is the SQL of
-the statements that the engine has executed since the last such call.
+the statements that the engine has executed since the last such call. ``GET`` answers how many
+faults have not happened yet.
 """
 
 import argparse
 import gzip
 import json
+import os
 import re
 import socket
 import ssl
@@ -25,7 +27,7 @@ from dataclasses import asdict, dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -93,6 +95,26 @@ class Server(ThreadingHTTPServer):
         self._lock = Lock()
         self._faults: list[dict[str, Any]] = []
         self._executed: list[str] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that are gone: tests kill them."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Let a client read why TLS was refused, which a connection closed at once would hide."""
+        if isinstance(request, ssl.SSLSocket):
+            try:
+                request.do_handshake()
+            except ssl.SSLError:
+                socket.socket.recv(request, 2**16)
+                return
+        super().finish_request(request, client_address)
+
+    @property
+    def faults_left(self) -> int:
+        """How many faults have not happened."""
+        return sum(fault["times"] for fault in self._faults)
 
     def put(self, faults: list[dict[str, Any]]) -> list[str]:
         """Replace the faults; return what was executed since the last time."""
@@ -212,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer(200, b"Ok.\n")
+        self._answer(200, str(self.server.faults_left).encode())
 
     def do_POST(self) -> None:
         url = urlsplit(self.path)
@@ -330,12 +352,18 @@ class Running:
             executed: list[str] = json.loads(connection.getresponse().read())
         return executed
 
+    def faults_left(self) -> int:
+        """Return how many faults have not happened."""
+        with closing(HTTPConnection("127.0.0.1", self.port)) as connection:
+            connection.request("GET", _FAULTS_PATH)
+            return int(connection.getresponse().read())
+
 
 @contextmanager
 def running(folder: Path, *arguments: str) -> Iterator[Running]:
     """Run a server on this folder until the end of the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.clickhouse_http", str(folder), *arguments],
+        [sys.executable, "-m", "tests.clickhouse_http", *arguments, str(folder)],
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.PIPE,
         text=True,
@@ -353,6 +381,7 @@ def running(folder: Path, *arguments: str) -> Iterator[Running]:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="run it against this server")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--user", action="append", default=[], help="name:password")
     parser.add_argument("--certificate", help="a PEM file of certificate and key: speak TLS")
@@ -369,6 +398,14 @@ def main(arguments: Sequence[str]) -> None:
             server.socket = context.wrap_socket(
                 server.socket, server_side=True, do_handshake_on_connect=False
             )
+        if given.command:
+            Thread(target=server.serve_forever, daemon=True).start()
+            endpoint = {
+                "CLICKHOUSE_TEST_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                "CLICKHOUSE_TEST_USERNAME": "default",
+            }
+            done = subprocess.run(given.command, env=os.environ | endpoint, check=False)
+            sys.exit(done.returncode)
         sys.stdout.write(f"{_READY}{server.server_port}\n")
         sys.stdout.flush()
         server.serve_forever()

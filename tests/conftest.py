@@ -25,6 +25,7 @@ from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.statements import read_sql
+from tests.target import drop_database, environment_of, make_database
 
 START = "2026-01-01-00:00"
 os.environ["LLM_TRACES_START"] = START  # what the partitions read when they are imported
@@ -121,10 +122,12 @@ def source(operational: Operational) -> Source:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, operational: Operational, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(
+    tmp_path: Path, operational: Operational, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Settings]:
     """Settings of a deployment of its own; the environment says the same."""
     environment = {
-        "LLM_TRACES_STATE": str(tmp_path),
+        **environment_of(tmp_path),
         "OPERATIONAL_DATABASE_URL": operational.url,
         "LLM_TRACES_START": START,
     }
@@ -133,7 +136,9 @@ def settings(tmp_path: Path, operational: Operational, monkeypatch: pytest.Monke
             monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return Settings.from_environment(environment)
+    settings = Settings.from_environment(environment)
+    yield settings
+    drop_database(settings)
 
 
 @dataclass(frozen=True)
@@ -261,5 +266,6 @@ def store(settings: Settings) -> BatchStore:
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
     """A fresh ClickHouse."""
+    make_database(settings)
     with connect(settings) as database:
         yield database

@@ -305,7 +305,8 @@ def test_the_variables_are_those_of_the_settings(
         if value is None or hasattr(value, "get_secret_value"):  # said in words
             assert "`" not in documented[str(field.alias)]
         else:
-            shown = str(value).replace(f"chdb://{tmp_path}", "chdb://…")
+            text = str(value).lower() if value is True else str(value)
+            shown = text.replace(f"chdb://{tmp_path}", "chdb://…")
             assert documented[str(field.alias)] == f"`{shown.replace(str(tmp_path), '…')}`"
 
 

@@ -35,6 +35,7 @@ from llm_trace_pipeline.source import Session, Source
 from llm_trace_pipeline.upsert import HourLoader
 from tests.conftest import Operational
 from tests.model import COLUMNS, HOURS, MOMENTS, Erased, Model, Rows, Trace
+from tests.target import drop_database, environment_of, make_database
 
 SEQUENCES = int(os.environ.get("SOAK_SEQUENCES") or 200)
 SEED = int(os.environ.get("MODEL_SEED") or time.time_ns() % 10**6)
@@ -125,7 +126,8 @@ class World:
         self._source = KeptSource(reading)
         self._cursor = self._opened.enter_context(writing.cursor())
         self.folder = folder
-        self._settings = Settings.from_environment({"LLM_TRACES_STATE": str(folder)})
+        self._settings = Settings.from_environment(environment_of(folder))
+        make_database(self._settings)
         self._database = self._engine.enter_context(connect(self._settings))
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.counts: Counter[str] = Counter()
@@ -133,6 +135,7 @@ class World:
     def close(self) -> None:
         self._engine.close()
         self._opened.close()
+        drop_database(self._settings)
 
     def reset(self) -> None:
         """Begin anew, without anything."""

@@ -21,6 +21,7 @@ from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 from llm_trace_pipeline.source import Session
 from llm_trace_pipeline.upsert import HourLoader
 from tests.conftest import HOUR, T0, Operational, trace
+from tests.target import ENDPOINT, drop_database
 from tests.test_pipeline import Pipeline, billing, pipeline
 
 __all__ = ["pipeline"]  # the fixture
@@ -29,14 +30,19 @@ __all__ = ["pipeline"]  # the fixture
 def statements_of(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list that every statement which may write goes into from now on."""
     executed: list[str] = []
-    execute = Database.execute
+    execute, insert_arrow = Database.execute, Database._insert_arrow  # noqa: SLF001
 
     def record(self: Database, sql: str, *arguments: Any) -> None:
         executed.append(sql.split(maxsplit=1)[0])
         execute(self, sql, *arguments)
 
+    def record_insert(self: Database, *arguments: Any) -> None:
+        executed.append("INSERT")
+        insert_arrow(self, *arguments)
+
     assert database
     monkeypatch.setattr(Database, "execute", record)
+    monkeypatch.setattr(Database, "_insert_arrow", record_insert)
     return executed
 
 
@@ -288,7 +294,10 @@ def test_a_fresh_clickhouse_is_restored_from_the_batches_alone(
         for hour in hours:
             pipeline.load(hour)
         before = pipeline.rows()
-    shutil.rmtree(urlsplit(settings.clickhouse_endpoint).path)
+    if ENDPOINT:
+        drop_database(settings)
+    else:
+        shutil.rmtree(urlsplit(settings.clickhouse_endpoint).path)
     operational.execute("DROP TABLE provider_traces")
     done = subprocess.run(
         [sys.executable, "-m", "llm_trace_pipeline.backfill", "--from-batches"]

@@ -25,6 +25,7 @@ from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.statements import read_sql
 from llm_trace_pipeline.upsert import ATTEMPTS, HourLoader, LoadResult
+from tests.target import ENDPOINT, drop_database, environment_of, make_database
 from tests.upsert_process import (
     KILLED_HOURS,
     READY,
@@ -40,7 +41,8 @@ from tests.upsert_process import (
 )
 
 DAY = timedelta(days=1)
-KILLS = 50
+# On a server only the client is killed, while the statement that it sent runs on.
+KILLS = 15 if ENDPOINT else 50
 SEED = int(os.environ.get("UPSERT_TEST_SEED") or time.time_ns() % 10**6)
 ROOT = Path(__file__).parent.parent
 
@@ -66,9 +68,10 @@ CREATE TABLE {table} (
 class Warehouse:
     """A ClickHouse and a batch store of their own, and the rows that the table has to hold."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
-        self.settings = Settings.from_environment({"LLM_TRACES_STATE": str(folder)})
+        self.settings = Settings.from_environment(environment)
+        make_database(self.settings)
         self.store = BatchStore.of(self.settings)
         self.expected: dict[datetime, list[Row]] = {}
         self._opened = ExitStack()
@@ -101,14 +104,7 @@ class Warehouse:
         self.insert_table(pa.Table.from_pylist(rows, ARROW_SCHEMA))
 
     def insert_table(self, rows: pa.Table) -> None:
-        path = self.folder / "inserted.parquet"
-        pq.write_table(rows, path)
-        names = ", ".join(rows.column_names)
-        self.database.execute(
-            f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM file({{path:String}}, Parquet)",
-            {"path": str(path)},
-            {"schema_inference_make_columns_nullable": 3},
-        )
+        self.database._client.insert_arrow(TABLE, rows, database=self.database.name)  # noqa: SLF001 -- no part of the path under test
 
     def rows(self) -> list[Row]:
         return self.database.rows(f"SELECT * FROM {TABLE} ORDER BY created_at, id")
@@ -132,9 +128,10 @@ def _by_hour(rows: list[Row]) -> dict[str, int]:
 
 @pytest.fixture
 def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
-    warehouse = Warehouse(tmp_path)
+    warehouse = Warehouse(tmp_path, environment_of(tmp_path))
     yield warehouse
     warehouse.close()
+    drop_database(warehouse.settings)
 
 
 def hours_of(result: LoadResult) -> tuple[datetime, ...]:
@@ -599,8 +596,8 @@ def test_the_host_may_live_in_another_time_zone(warehouse: Warehouse) -> None:
 def columns_of(database: Database, table: str = TABLE) -> list[dict[str, Any]]:
     return database.rows(
         "SELECT name, type, comment FROM system.columns WHERE table = {table:String} "
-        "AND database = 'default' ORDER BY position",
-        {"table": table},
+        "AND database = {database:String} ORDER BY position",
+        {"table": table, "database": database.name},
     )
 
 
@@ -715,9 +712,10 @@ def another_writer(
             acted += 1
 
     def acting(self: Database, sql: str, *arguments: Any) -> None:
-        act_at(before, sql)
+        tables = sql.replace(f"`{self.name}`.", "")
+        act_at(before, tables)
         execute(self, sql, *arguments)
-        act_at(after, sql)
+        act_at(after, tables)
 
     with monkeypatch.context() as context:
         context.setattr(Database, "execute", acting)
@@ -725,8 +723,8 @@ def another_writer(
     assert acted == times
 
 
-STAGING_INTO_CLONE = "ATTACH PARTITION ID {partition:String} FROM `default`.`llm_traces__staging`"
-TARGET_INTO_CLONE = "ATTACH PARTITION ID {partition:String} FROM `default`.`llm_traces`"
+STAGING_INTO_CLONE = "ATTACH PARTITION ID {partition:String} FROM `llm_traces__staging`"
+TARGET_INTO_CLONE = "ATTACH PARTITION ID {partition:String} FROM `llm_traces`"
 MOMENTS = [
     pytest.param(TARGET_INTO_CLONE, id="before the partition is cloned"),
     pytest.param("DELETE FROM", id="before the hour is taken out of the clone"),
@@ -977,18 +975,21 @@ class StoppedError(Exception):
 @contextmanager
 def stopping_after(monkeypatch: pytest.MonkeyPatch, statements: int) -> Iterator[None]:
     """Stop after so many statements."""
-    execute = Database.execute
     remaining = statements
 
-    def stopping(self: Database, sql: str, *arguments: Any) -> None:
-        nonlocal remaining
-        execute(self, sql, *arguments)
-        remaining -= 1
-        if not remaining:
-            raise StoppedError
+    def stopping(statement: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            nonlocal remaining
+            statement(*arguments)
+            remaining -= 1
+            if not remaining:
+                raise StoppedError
+
+        return run
 
     with monkeypatch.context() as context:
-        context.setattr(Database, "execute", stopping)
+        for name in ("execute", "_insert_arrow"):  # which a server is sent
+            context.setattr(Database, name, stopping(getattr(Database, name)))
         yield
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 from uuid import NAMESPACE_OID, uuid5
@@ -19,6 +20,7 @@ from llm_trace_pipeline.schema import ARROW_SCHEMA, TOKEN_COLUMNS
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.transform import tally_of
 from llm_trace_pipeline.upsert import HourLoader, describe_differences
+from tests.target import environment_of
 
 TABLE = "llm_traces"
 READY = "llm_traces__ready"
@@ -30,7 +32,11 @@ UNLOADED_ROWS = 25
 NOTHING = HourTotals(0, 0, dict.fromkeys(TOKEN_COLUMNS, 0), f"{0:016x}")
 
 # Blocks of a few rows, so that an hour becomes several parts, as a large one does.
-_SMALL_BLOCKS = {"min_insert_block_size_bytes": 1, "input_format_parquet_max_block_size": 24}
+_BLOCK_ROWS = 24
+_SMALL_BLOCKS = {
+    "min_insert_block_size_bytes": 1,
+    "input_format_parquet_max_block_size": _BLOCK_ROWS,
+}
 
 Row = dict[str, Any]
 
@@ -116,7 +122,7 @@ def publish(store: BatchStore, hour: datetime, rows: list[Row]) -> Manifest:
 @contextmanager
 def small_blocks() -> Iterator[None]:
     """Insert in blocks of a few rows."""
-    execute = Database.execute
+    execute, insert_arrow = Database.execute, Database._insert_arrow  # noqa: SLF001
 
     def inserting(self: Database, sql: str, *arguments: Any) -> None:
         if sql.startswith("INSERT INTO"):
@@ -124,7 +130,14 @@ def small_blocks() -> Iterator[None]:
             arguments = (parameters, {**settings, **_SMALL_BLOCKS})
         execute(self, sql, *arguments)
 
-    with patch.object(Database, "execute", inserting):
+    def inserting_arrow(self: Database, table: str, rows: pa.Table) -> None:
+        for start in range(0, rows.num_rows, _BLOCK_ROWS):
+            insert_arrow(self, table, rows[start : start + _BLOCK_ROWS])
+
+    with (
+        patch.object(Database, "execute", inserting),
+        patch.object(Database, "_insert_arrow", inserting_arrow),
+    ):
         yield
 
 
@@ -149,7 +162,9 @@ def differing_hours(database: Database, store: BatchStore) -> list[str]:
 def left_over_tables(database: Database) -> list[str]:
     """Return the tables of an upsert that are still there."""
     tables = database.rows(
-        "SELECT name FROM system.tables WHERE name LIKE {name:String}", {"name": f"{TABLE}\\_\\_%"}
+        "SELECT name FROM system.tables WHERE database = {database:String} "
+        "AND name LIKE {name:String}",
+        {"database": database.name, "name": f"{TABLE}\\_\\_%"},
     )
     return [table["name"] for table in tables]
 
@@ -165,7 +180,7 @@ def load_until_killed(state: str, seed: int) -> None:
     First report, as one line of JSON, what the process before has left behind, and whether one
     load of any hour made every hour of the partition exact again.
     """
-    settings = Settings.from_environment({"LLM_TRACES_STATE": state})
+    settings = Settings.from_environment(environment_of(Path(state)))
     store = BatchStore.of(settings)
     chance = random.Random(seed)  # noqa: S311
     sys.stdin.readline()
