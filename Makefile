@@ -42,8 +42,21 @@ lint: .venv/installed  ## ruff and the strict type checker
 	.venv/bin/mypy
 
 .PHONY: test
-test: .venv/installed  ## the whole test suite
-	.venv/bin/pytest -n 2 --dist loadgroup
+test: .venv/installed  ## the whole test suite, but for what needs a server
+	.venv/bin/pytest -n 2 --dist loadgroup --ignore tests/test_faults.py
+
+# What loads, with fewer random histories than "make test" has: the engine is the same.
+.PHONY: test-server
+test-server: .venv/installed  ## what loads, on the server that CLICKHOUSE_TEST_ENDPOINT names
+	@test -n "$$CLICKHOUSE_TEST_ENDPOINT" || { echo "set CLICKHOUSE_TEST_ENDPOINT" >&2; exit 2; }
+	SOAK_SEQUENCES="$${SEQUENCES:-24}" .venv/bin/pytest -n 2 tests/test_upsert.py \
+		tests/test_reload.py tests/test_model.py tests/test_erase.py tests/test_retention.py
+
+.PHONY: test-http
+test-http: .venv/installed  ## the same over HTTP on the embedded engine, then what goes wrong there
+	@state="$$(mktemp -d)"; trap 'rm -rf "$$state"' EXIT; \
+		$(PY) -m tests.clickhouse_http "$$state" $(MAKE) test-server
+	.venv/bin/pytest -n 2 tests/test_faults.py
 
 .PHONY: soak
 soak: .venv/installed  ## random histories against the model (SEQUENCES=5000)

@@ -48,6 +48,7 @@ from llm_trace_pipeline.resources import Pipeline
 from llm_trace_pipeline.retention import line_before
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
 from llm_trace_pipeline.source import SourceOfHours
+from llm_trace_pipeline.standby import wait_until_replayed
 from llm_trace_pipeline.transform import EXAMPLES
 from llm_trace_pipeline.upsert import HourLoader, LoadResult
 
@@ -131,6 +132,7 @@ def trace_batches(
     else:
         source = SourceOfHours(pipeline.source(), hours[0], hours[-1] + HOUR)
         stack.callback(source.close)
+        wait_until_replayed(source, hours[-1] + HOUR)
         # Also where this asset runs alone: a plan that changed must be known to the match.
         history = capture_billing(source, store).history
         done = _done_before(context)

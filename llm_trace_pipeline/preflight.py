@@ -20,6 +20,7 @@ from llm_trace_pipeline.resources import source_of
 from llm_trace_pipeline.schema import COLUMNS, Column
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.source import OPTIONAL_TABLES, Session, Source, files_that_name
+from llm_trace_pipeline.standby import lag_of
 from llm_trace_pipeline.statements import quote_identifier, read_sql
 
 _TRACE = (
@@ -185,30 +186,13 @@ def _check_standby(session: Session, until: datetime) -> list[Problem]:
     answer = _ask(session, read_sql("preflight/standby.sql"))
     if isinstance(answer, pa.Table):
         [state] = answer.to_pylist()
-        return standby_problems(until=until, **state)
+        lag = lag_of(until=until, **state)
+        return [Problem(lag.message, lag.repair)] if lag else []
     return [  # Amazon Aurora lacks these functions
         Problem(
             f"whether this standby lags cannot be told: {answer}",
             "load an hour only after this standby has all of it, or use the primary",
             is_fatal=False,
-        )
-    ]
-
-
-def standby_problems(
-    *, until: datetime, replayed_until: datetime | None, is_caught_up: bool, is_paused: bool
-) -> list[Problem]:
-    """Return what is wrong with a standby whose state is that of ``sql/preflight/standby.sql``."""
-    if is_caught_up or (replayed_until and replayed_until >= until):
-        return []
-    lag = f"{until - replayed_until} behind" if replayed_until else "an unknown time behind"
-    repair = "SELECT pg_wal_replay_resume(); then wait" if is_paused else "wait"
-    return [
-        Problem(
-            f"the operational database is a standby, {lag} the end of the last hour to load, "
-            f"{until:%Y-%m-%d %H:%M} UTC: what it has not replayed yet would be missing",
-            f"{repair} until SELECT pg_last_xact_replay_timestamp(); is later, or set "
-            "OPERATIONAL_DATABASE_URL to the primary",
         )
     ]
 

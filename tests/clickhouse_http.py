@@ -96,6 +96,10 @@ class Server(ThreadingHTTPServer):
         self._faults: list[dict[str, Any]] = []
         self._executed: list[str] = []
 
+    def server_close(self) -> None:
+        super().server_close()
+        self._engine.close()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that are gone: tests kill them."""
         if not isinstance(sys.exception(), ConnectionError):

@@ -12,10 +12,12 @@ from dagster import (
     ExecuteInProcessResult,
 )
 
+from llm_trace_pipeline import assets
 from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
+from llm_trace_pipeline.source import Source
 from tests.conftest import HOUR, T0, Operational, trace
 
 RANGE = "dagster/asset_partition_range_"
@@ -69,6 +71,26 @@ def evaluations(result: ExecuteInProcessResult, check: str) -> dict[str | None, 
 def table(settings: Settings, columns: str = "id") -> list[dict[str, Any]]:
     with connect(settings) as database:
         return database.rows(f"SELECT {columns} FROM llm_traces ORDER BY created_at, id")
+
+
+def test_a_run_reads_nothing_before_a_standby_has_all_of_its_hours(
+    operational: Operational,
+    settings: Settings,
+    store: BatchStore,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert settings
+
+    def wait(source: Source, until: datetime) -> None:
+        assert source
+        assert until == T0 + 2 * HOUR
+        operational.insert("provider_traces", trace(T0, id="a"), trace(T0 + HOUR, id="b"))
+
+    monkeypatch.setattr(assets, "wait_until_replayed", wait)
+    assert run(T0, T0 + HOUR).success
+    found = [store.manifest(hour) for hour in (T0, T0 + HOUR)]
+    assert [manifest.rows for manifest in found if manifest] == [1, 1]
 
 
 @pytest.mark.parametrize("has_index", [True, False], ids=["indexed", "without an index"])

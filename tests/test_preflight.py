@@ -16,21 +16,23 @@ import pytest
 from adbc_driver_postgresql import dbapi
 from pydantic import SecretStr
 
-from llm_trace_pipeline import demo, preflight
+from llm_trace_pipeline import demo, preflight, standby
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.commands import run_command
-from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.errors import PipelineError, SourceError
+from llm_trace_pipeline.extract import capture_billing, extract_hour
+from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.preflight import (
     Problem,
     check_before_first_load,
     check_source,
     check_target,
-    standby_problems,
 )
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
+from llm_trace_pipeline.standby import lag_of
 from llm_trace_pipeline.statements import read_sql
-from tests.conftest import HOUR, T0, Operational
+from tests.conftest import HOUR, T0, Operational, trace
 
 HOURS = [T0]
 UNTIL = T0 + HOUR
@@ -303,6 +305,46 @@ def test_a_standby_that_lags_is_refused_until_it_has_caught_up(
     wait_until(lambda: check_source(source, until) == [])
 
 
+def test_an_hour_is_extracted_once_the_standby_has_all_of_it(
+    primary_and_standby: tuple[Operational, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary, url = primary_and_standby
+    source, store = Source(url), BatchStore(str(tmp_path))
+    primary.insert("provider_traces", trace(id="early"))
+    wait_until(lambda: ask(url, "count(*) FROM provider_traces") == 1)
+    ask(url, "pg_wal_replay_pause()")
+    received = ask(url, "pg_last_wal_receive_lsn()::text")
+    primary.insert("provider_traces", trace(id="late"))
+    wait_until(lambda: ask(url, "pg_last_wal_receive_lsn()::text") != received)
+    until = ask(url, "pg_last_xact_replay_timestamp()") + HOUR
+    with monkeypatch.context() as context:
+        context.setattr(standby, "WAIT_SECONDS", 0)
+        with pytest.raises(
+            SourceError, match=r"^the operational database is a standby, 1:00:00 behind .*; SELECT"
+        ):
+            standby.wait_until_replayed(source, until)
+    waited = 0
+
+    def resume(_: float) -> None:
+        nonlocal waited
+        waited += 1
+        if waited == 3:
+            ask(url, "pg_wal_replay_resume()")
+            monkeypatch.undo()
+
+    monkeypatch.setattr(time, "sleep", resume)
+    standby.wait_until_replayed(source, until)
+    assert waited == 3
+    assert extract_hour(source, store, capture_billing(source, store).history, T0).rows == 2
+
+
+def test_a_primary_is_not_waited_for(
+    operational: Operational, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby, "WAIT_SECONDS", 0)
+    standby.wait_until_replayed(Source(operational.url), datetime.now(UTC) + HOUR)
+
+
 def ask(url: str, expression: str) -> Any:
     with dbapi.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT {expression}")
@@ -330,13 +372,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_standby_is_refused_where_the_hour_is_not_replayed(
     replayed_until: datetime | None, is_caught_up: bool, lag: str | None
 ) -> None:
-    problems = standby_problems(
+    found = lag_of(
         until=UNTIL, replayed_until=replayed_until, is_caught_up=is_caught_up, is_paused=False
     )
-    assert bool(problems) == bool(lag)
-    if lag:
+    assert bool(found) == bool(lag)
+    if found:
         assert f"a standby, {lag} the end of the last hour to load, 2026-03-01 10:00 UTC" in (
-            problems[0].message
+            found.message
         )
 
 
