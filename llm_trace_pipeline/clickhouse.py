@@ -271,6 +271,26 @@ class Database:
         )
         return found[0] if found else {}
 
+    def wait_for_statements_on(self, name: str) -> None:
+        """Wait until no statement whose text has this name in it is running.
+
+        Raises:
+            ClickHouseError: one runs for longer than a statement may.
+        """
+        deadline = time.monotonic() + STATEMENT_SECONDS
+        while running := self.rows(
+            "SELECT query_id FROM system.processes WHERE position(query, {name:String}) > 0 "
+            "AND position(query, 'system.processes') = 0",
+            {"name": name},
+        ):
+            if time.monotonic() > deadline:
+                ids = ", ".join(f"'{row['query_id']}'" for row in running)
+                raise ClickHouseError(
+                    "ClickHouse: a statement of an earlier load still runs",
+                    f"wait, or KILL QUERY WHERE query_id IN ({ids})",
+                )
+            time.sleep(0.2)  # nothing tells when it ends
+
     def parts(self, table: str, partition_id: str) -> list[dict[str, Any]]:
         """Return the active parts of a partition: their names and largest block numbers."""
         return self.rows(

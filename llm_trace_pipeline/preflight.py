@@ -340,7 +340,7 @@ def _needed_grants(name: str) -> list[str]:
         # CREATE DATABASE IF NOT EXISTS needs its privilege also where there is nothing to create.
         *([f"CREATE DATABASE ON {everything}"] if name != "default" else []),
         f"SELECT, INSERT, ALTER ADD COLUMN, ALTER DELETE, CREATE TABLE, DROP TABLE ON {everything}",
-        *(f"SELECT ON system.{table}" for table in ("tables", "columns", "parts")),
+        *(f"SELECT ON system.{table}" for table in ("tables", "columns", "parts", "processes")),
     ]
 
 

@@ -171,7 +171,13 @@ class HourLoader:
         return found, partitions
 
     def recover(self) -> None:
-        """Finish a swap that was cut, and drop what an interrupted load left behind."""
+        """Finish a swap that was cut, and drop what an interrupted load left behind.
+
+        Raises:
+            ClickHouseError: a statement failed, or one of an earlier load does not end.
+        """
+        # On a server it runs on after its load was killed or lost the connection.
+        self._database.wait_for_statements_on(f"{self._table}__")
         if self._database.has_table(self._table) and self._database.has_table(self._ready):
             for partition in self._partitions(self._ready, "1", {}):
                 self._replay(partition)

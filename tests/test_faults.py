@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
+from threading import Thread
 from uuid import uuid4
 
 import clickhouse_connect
 import pytest
 
 from llm_trace_pipeline import clickhouse
-from llm_trace_pipeline.clickhouse import ATTEMPTS, connect
+from llm_trace_pipeline.clickhouse import ATTEMPTS, Database, connect
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.preflight import check_target
 from llm_trace_pipeline.settings import HOUR, Settings
@@ -341,6 +342,42 @@ def test_no_session_is_needed(
     ):
         pass
     assert server.put()
+
+
+def test_a_statement_of_an_earlier_load_is_waited_for(
+    warehouse: Warehouse, server: Running
+) -> None:
+    """On a server it runs on, although its load is gone."""
+    warehouse.load(T0, 10)
+    warehouse.database.execute(f"CREATE TABLE {TABLE}__staging AS {TABLE}")
+    left = f"INSERT INTO {TABLE}__staging SELECT * FROM {TABLE} WHERE sleepEachRow(0.1) = 0"
+
+    def run() -> None:
+        with connect(warehouse.settings) as earlier:
+            earlier.execute(left)
+
+    earlier = Thread(target=run)
+    earlier.start()
+    while not warehouse.database.rows(
+        "SELECT 1 FROM system.processes WHERE startsWith(query, {sql:String})", {"sql": left}
+    ):
+        pass
+    server.put()
+    warehouse.load(T0, 12, 2)
+    earlier.join()
+    executed = server.put()
+    [dropped, *_] = [number for number, sql in enumerate(executed) if sql.startswith("DROP TABLE")]
+    assert executed.index(left) < dropped
+    warehouse.check()
+
+
+def test_an_earlier_statement_that_does_not_end_is_named(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clickhouse, "STATEMENT_SECONDS", -1)
+    monkeypatch.setattr(Database, "rows", lambda *_: [{"query_id": "q-1"}])
+    with pytest.raises(ClickHouseError, match=r"; wait, or KILL QUERY .* IN \('q-1'\)$"):
+        warehouse.database.wait_for_statements_on(TABLE)
 
 
 def test_a_repeatable_statement_is_repeated(
