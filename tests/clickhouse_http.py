@@ -57,8 +57,9 @@ class Fault:
     """What goes wrong with the statements that a pattern is found in.
 
     Kinds: ``status`` (a proxy's answer), ``error`` (the engine's), ``reset`` (of the connection),
-    ``stall`` (no answer for so many seconds), ``break`` (an error in the middle of the answer),
-    ``cut`` (an insert ends after some of its rows, and the connection is reset).
+    ``stall`` (no answer for so many seconds), ``break`` (the answer ends in the middle, with the
+    error's text if there is one), ``cut`` (an insert ends after some of its rows, and the
+    connection is reset).
     """
 
     kind: str
@@ -266,7 +267,7 @@ class Handler(BaseHTTPRequestHandler):
             elif fault.kind == "status":
                 self._answer(fault.status, b"<html>the proxy is sorry</html>\n")
             elif fault.kind == "break":
-                self._break(answer)
+                self._break(answer, fault.text)
             else:
                 time.sleep(fault.seconds)
                 self._reset()
@@ -306,17 +307,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _break(self, body: bytes) -> None:
-        """Send half of an answer, then an error in the way of servers since 25.11."""
+    def _break(self, body: bytes, text: str) -> None:
+        """Send half of an answer, then an error in the way of servers since 25.11, or nothing."""
         tag = "tagtagtagtagtagt"
-        text = "Code: 241. DB::Exception: Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED)\n"
         half = body[: len(body) // 2]
-        end = f"\r\n__exception__\r\n{tag}\r\n{text}{len(text)} {tag}\r\n__exception__\r\n"
+        end = f"\r\n__exception__\r\n{tag}\r\n{text}\n{len(text) + 1} {tag}\r\n__exception__\r\n"
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.send_header("X-ClickHouse-Exception-Tag", tag)
         self.end_headers()
-        for chunk in (half, end.encode()):
+        for chunk in (half, end.encode()) if text else (half,):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
         self.close_connection = True  # without the last chunk, which would mean success
 

@@ -243,14 +243,30 @@ def test_attempts_that_take_long_are_not_all_made(
     assert len(waits) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(
+            "Code: 241. DB::Exception: Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED)",
+            "MEMORY_LIMIT_EXCEEDED",
+            id="with an error",
+        ),
+        pytest.param("", "connection closed by server", id="without a word"),
+    ],
+)
 def test_an_answer_that_breaks_off_is_read_again(
-    warehouse: Warehouse, server: Running, waits: list[float], caplog: pytest.LogCaptureFixture
+    warehouse: Warehouse,
+    server: Running,
+    waits: list[float],
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+    said: str,
 ) -> None:
     warehouse.load(T0, 50)
-    server.put(Fault("break", r"SELECT \*"))
+    server.put(Fault("break", r"SELECT \*", text=text))
     warehouse.check()
     assert len(waits) == 1
-    assert "MEMORY_LIMIT_EXCEEDED" in retries(caplog)[0]
+    assert said in retries(caplog)[0]
 
 
 def test_a_statement_that_does_not_answer_in_time_is_made_good(
@@ -491,19 +507,19 @@ def strict_server(
         yield server
 
 
-def user_over_tls(folder: Path, port: int, **values: Path | str) -> str:
-    """Return whom the server takes us for."""
+def one_over_tls(folder: Path, port: int, **values: Path | str) -> object:
+    """Ask a server that speaks TLS for the number 1."""
     environment = environment_of(folder, port, CLICKHOUSE_DATABASE="default")
     environment["CLICKHOUSE_ENDPOINT"] = f"https://127.0.0.1:{port}"
     environment |= {f"CLICKHOUSE_{name}": str(value) for name, value in values.items()}
     with connect(Settings.from_environment(environment)) as database:
-        return str(database.value("SELECT 'loader'"))
+        return database.value("SELECT 1")
 
 
 def test_a_server_of_the_named_authority_is_trusted(
     tmp_path: Path, tls_server: Running, certificates: Path
 ) -> None:
-    assert user_over_tls(tmp_path, tls_server.port, CA_CERT=certificates / "ca.pem")
+    assert one_over_tls(tmp_path, tls_server.port, CA_CERT=certificates / "ca.pem") == 1
 
 
 @pytest.mark.parametrize("authority", ["other-ca.pem", ""], ids=["another", "the usual ones"])
@@ -515,28 +531,27 @@ def test_a_server_of_another_authority_is_refused_at_once(
         ClickHouseError,
         match=r"^ClickHouse: no TLS connection: .*certificate verify failed.*; see CLICKHOUSE_CA_C",
     ) as caught:
-        user_over_tls(tmp_path, tls_server.port, CA_CERT=ca_cert)
+        one_over_tls(tmp_path, tls_server.port, CA_CERT=ca_cert)
     assert "\n" not in str(caught.value)
     assert waits == []
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 def test_without_verification_any_server_is_taken(tmp_path: Path, tls_server: Running) -> None:
-    assert user_over_tls(tmp_path, tls_server.port, VERIFY="false")
+    assert one_over_tls(tmp_path, tls_server.port, VERIFY="false") == 1
+
+
+CLIENT_FILES = {"CLIENT_CERT": "crt", "CLIENT_KEY": "key"}
 
 
 @pytest.mark.parametrize("password", [SECRET, ""], ids=["beside a password", "alone"])
 def test_a_client_certificate_is_shown(
     tmp_path: Path, strict_server: Running, certificates: Path, password: str
 ) -> None:
-    assert user_over_tls(
-        tmp_path,
-        strict_server.port,
-        PASSWORD=password,
-        CA_CERT=certificates / "ca.pem",
-        CLIENT_CERT=certificates / "client.crt",
-        CLIENT_KEY=certificates / "client.key",
-    )
+    options = {name: certificates / f"client.{end}" for name, end in CLIENT_FILES.items()}
+    ca_cert = certificates / "ca.pem"
+    port = strict_server.port
+    assert one_over_tls(tmp_path, port, PASSWORD=password, CA_CERT=ca_cert, **options) == 1
 
 
 def test_without_the_client_certificate_that_is_demanded_the_error_names_it(
@@ -545,5 +560,5 @@ def test_without_the_client_certificate_that_is_demanded_the_error_names_it(
     with pytest.raises(
         ClickHouseError, match=r"no TLS connection: .*CERTIFICATE_REQUIRED.*; .*CLIENT_CERT"
     ):
-        user_over_tls(tmp_path, strict_server.port, CA_CERT=certificates / "ca.pem")
+        one_over_tls(tmp_path, strict_server.port, CA_CERT=certificates / "ca.pem")
     assert waits == []
