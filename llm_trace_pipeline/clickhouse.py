@@ -271,17 +271,18 @@ class Database:
         )
         return found[0] if found else {}
 
-    def wait_for_statements_on(self, name: str) -> None:
-        """Wait until no statement whose text has this name in it is running.
+    def wait_for_statements_on(self, *tables: str) -> None:
+        """Wait until no statement that names one of these tables is running.
 
         Raises:
             ClickHouseError: one runs for longer than a statement may.
         """
         deadline = time.monotonic() + STATEMENT_SECONDS
         while running := self.rows(
-            "SELECT query_id FROM system.processes WHERE position(query, {name:String}) > 0 "
-            "AND position(query, 'system.processes') = 0",
-            {"name": name},
+            "SELECT query_id FROM system.processes "
+            "WHERE multiSearchAny(query, {tables:Array(String)}) "
+            "AND position(query, 'system.processes') = 0",  # the embedded engine shows values too
+            {"tables": [self.qualified(table) for table in tables]},
         ):
             if time.monotonic() > deadline:
                 ids = ", ".join(f"'{row['query_id']}'" for row in running)

@@ -177,7 +177,7 @@ class HourLoader:
             ClickHouseError: a statement failed, or one of an earlier load does not end.
         """
         # On a server it runs on after its load was killed or lost the connection.
-        self._database.wait_for_statements_on(f"{self._table}__")
+        self._database.wait_for_statements_on(self._staging, self._clone, self._ready)
         if self._database.has_table(self._table) and self._database.has_table(self._ready):
             for partition in self._partitions(self._ready, "1", {}):
                 self._replay(partition)

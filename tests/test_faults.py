@@ -365,8 +365,9 @@ def test_a_statement_of_an_earlier_load_is_waited_for(
 ) -> None:
     """On a server it runs on, although its load is gone."""
     warehouse.load(T0, 10)
-    warehouse.database.execute(f"CREATE TABLE {TABLE}__staging AS {TABLE}")
-    left = f"INSERT INTO {TABLE}__staging SELECT * FROM {TABLE} WHERE sleepEachRow(0.1) = 0"
+    staging = warehouse.database.qualified(f"{TABLE}__staging")
+    warehouse.database.execute(f"CREATE TABLE {staging} AS {TABLE}")
+    left = f"INSERT INTO {staging} SELECT * FROM {TABLE} WHERE sleepEachRow(0.1) = 0"
 
     def run() -> None:
         with connect(warehouse.settings) as earlier:
