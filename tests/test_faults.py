@@ -439,7 +439,7 @@ def test_a_wrong_password_is_said_at_once(
 def test_a_read_only_user_is_said_at_once(
     tmp_path: Path, warehouse: Warehouse, server: Running, waits: list[float]
 ) -> None:
-    manifest = warehouse.publish(T0, 10)
+    warehouse.publish(T0, 10)
     reader = Settings.from_environment(
         environment_of(
             tmp_path,
@@ -452,7 +452,7 @@ def test_a_read_only_user_is_said_at_once(
         connect(reader) as database,
         pytest.raises(ClickHouseError, match=r"READONLY.*; let CLICKHOUSE_USERNAME be a user"),
     ):
-        HourLoader(database, warehouse.store).load(manifest)
+        HourLoader(database, warehouse.store).load([T0])
     assert waits == []
     assert left_over_tables(warehouse.database) == []
 

@@ -21,6 +21,7 @@ from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.commands import run_command
 from llm_trace_pipeline.errors import PipelineError, SourceError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
+from llm_trace_pipeline.files import LocalFiles
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.preflight import (
     Problem,
@@ -309,7 +310,7 @@ def test_an_hour_is_extracted_once_the_standby_has_all_of_it(
     primary_and_standby: tuple[Operational, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     primary, url = primary_and_standby
-    source, store = Source(url), BatchStore(str(tmp_path))
+    source, store = Source(url), BatchStore(LocalFiles(tmp_path))
     primary.insert("provider_traces", trace(id="early"))
     wait_until(lambda: ask(url, "count(*) FROM provider_traces") == 1)
     ask(url, "pg_wal_replay_pause()")

@@ -133,7 +133,7 @@ def test_clickhouse_reads_the_bucket_without_being_told_a_secret(
 ) -> None:
     """As a server does too, for which the embedded engine stands in here."""
     operational.insert("provider_traces", trace(id="a"))
-    manifest = pipeline.extract()
+    pipeline.extract()
     said: list[str] = []
     execute = Database.execute
 
@@ -144,7 +144,8 @@ def test_clickhouse_reads_the_bucket_without_being_told_a_secret(
     monkeypatch.setattr(Database, "execute", listen)
     client = pipeline.database._client  # noqa: SLF001 -- to say what stands behind it
     server = Database(client, settings.clickhouse_database, is_embedded=False)
-    assert HourLoader(server, pipeline.store).load(manifest).was_written
+    [result] = HourLoader(server, pipeline.store).load([T0])
+    assert result.was_written
     assert pipeline.rows() == [("a",)]
     [reading] = [text for text in said if "FROM s3(" in text]
     assert bucket.server.endpoint in reading

@@ -6,3 +6,4 @@ GRANT SELECT, INSERT, ALTER ADD COLUMN, ALTER DELETE, CREATE TABLE, DROP TABLE O
 GRANT SELECT ON system.tables TO llm_traces_loader;
 GRANT SELECT ON system.columns TO llm_traces_loader;
 GRANT SELECT ON system.parts TO llm_traces_loader;
+GRANT SELECT ON system.processes TO llm_traces_loader;
