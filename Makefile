@@ -34,6 +34,9 @@ lock: .venv/installed  ## pin the newest versions that pyproject.toml allows
 	.venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url \
 		--no-header --python-version 3.11 --group pyproject.toml:bench -c requirements.lock \
 		-o bench/requirements.lock
+	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
+		--no-header --python-version 3.11 --group deploy pyproject.toml -c requirements.lock \
+		-o deploy/requirements.lock
 
 .PHONY: lint
 lint: .venv/installed  ## ruff and the strict type checker

@@ -55,3 +55,16 @@ def _has_run_since(pid: int, timestamp: float) -> bool:
         return bool(is_the_same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def main() -> None:
+    """Fail what an earlier code server left behind: its runs were its processes, and ended with it.
+
+    Called before a code server starts (see deploy/Dockerfile), while no run of its own goes on.
+    """
+    with DagsterInstance.get() as instance:
+        fail_abandoned_runs(instance)
+
+
+if __name__ == "__main__":
+    main()

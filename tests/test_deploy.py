@@ -1,0 +1,380 @@
+"""What ``deploy/`` holds: run as far as that goes without Docker and Kubernetes, else held to the code."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import boto3
+import pytest
+import yaml
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
+from moto.server import ThreadedMotoServer
+
+from llm_trace_pipeline.clickhouse import connect
+from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
+from tests.conftest import T0, Operational, execute, trace
+
+# Starting Dagster takes 20 s: one worker runs these tests where pytest-xdist is told to group.
+pytestmark = pytest.mark.xdist_group("dagster")
+
+T = TypeVar("T")
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+INSTANCE: dict[str, Any] = yaml.safe_load((DEPLOY / "dagster.yaml").read_text(encoding="utf-8"))
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+HOME_IN_IMAGE = "/opt/dagster/dagster_home"
+PATIENCE_SECONDS = 120.0  # a bound against hanging, on a machine that runs other tests too
+
+FIRST = T0.replace(hour=0)
+HOURS = [FIRST + HOUR * n for n in range(48)]
+NEXT_DAY = [FIRST + HOUR * n for n in range(48, 72)]
+ROWS_PER_HOUR = 3
+ASSETS = ("trace_batches", "llm_traces")
+
+LAUNCH = """mutation ($backfill: LaunchBackfillParams!) {
+    launchPartitionBackfill(backfillParams: $backfill) { __typename
+        ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+LAUNCH_RUN = """mutation ($run: ExecutionParams!) { launchRun(executionParams: $run) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+
+
+def json_of(instruction: str) -> list[str]:
+    """Return the words of the Dockerfile's one instruction of a name."""
+    [words] = re.findall(rf"^{instruction} .*?(\[.*\])$", DOCKERFILE, re.MULTILINE)
+    found: list[str] = json.loads(words)
+    return found
+
+
+def command_of(service: str) -> list[str]:
+    command: list[str] | None = COMPOSE["services"][service].get("command")
+    return command or json_of("CMD")
+
+
+def health_check_of(service: str) -> list[str]:
+    check = COMPOSE["services"][service].get("healthcheck")
+    return check["test"][1:] if check else json_of("HEALTHCHECK")
+
+
+def scheme_in_compose() -> str:
+    """Return the scheme of the instance's database, which names the driver."""
+    url: str = COMPOSE["x-instance"]["DAGSTER_POSTGRES_URL"]
+    return url.partition("://")[0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(claim: Callable[[], T], what: str) -> T:
+    """Return what the claim says once it is true.
+
+    Raises:
+        AssertionError: it does not become true.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (result := claim()):
+        assert time.monotonic() < deadline, f"not in {PATIENCE_SECONDS:.0f} s: {what}"
+        time.sleep(0.2)  # what is claimed happens in other processes
+    return result
+
+
+@dataclass
+class Deployment:
+    """The three services of the image, as compose.yaml starts them, on ports of their own."""
+
+    folder: Path
+    values: Mapping[str, str]  # what deploy/.env and compose.yaml would say
+    ports: Mapping[str, int]  # by the port in the files
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def here(self, text: str) -> str:
+        """Return a command's word or a file as it must be on this machine."""
+        for port, ours in self.ports.items():
+            text = re.sub(rf"\b{port}\b", str(ours), text)
+        text = text.replace("0.0.0.0", "127.0.0.1").replace("code-server\n", "127.0.0.1\n")
+        return text.replace(HOME_IN_IMAGE, str(self.folder / "home"))
+
+    def environment(self, service: str) -> dict[str, str]:
+        """Return all that a service's container has: what the image sets, and what it is given."""
+        given = COMPOSE["services"][service]
+        names = set(given["environment"]) | (set(self.values) if "env_file" in given else set())
+        return {name: self.values[name] for name in names} | {
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "HOME": str(self.folder),
+            "DAGSTER_HOME": str(self.folder / "home"),
+            "LLM_TRACES_STATE": str(self.folder / "state"),
+        }
+
+    def start(self, service: str) -> None:
+        """Start a service, and wait until it is healthy."""
+        log = (self.folder / f"{service}.log").open("ab")
+        process = self.running[service] = subprocess.Popen(
+            [self.here(word) for word in command_of(service)],
+            cwd=self.folder,
+            env=self.environment(service),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        log.close()
+        check = [self.here(word) for word in health_check_of(service)]
+
+        def is_healthy() -> bool:
+            assert process.poll() is None, self.logs()
+            done = subprocess.run(
+                check,
+                cwd=self.folder,
+                env=self.environment(service),
+                capture_output=True,
+                check=False,
+            )
+            return done.returncode == 0
+
+        wait_for(is_healthy, f"{service} is healthy")
+
+    def kill(self, service: str) -> None:
+        """End a service with all its processes, as when its container is killed."""
+        process = self.running.pop(service)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text() for path in self.folder.glob("*.log"))
+
+    def query(self, text: str, **variables: Any) -> Any:
+        """Return what the web server's GraphQL answers."""
+        with closing(
+            http.client.HTTPConnection("127.0.0.1", self.ports["3000"], timeout=PATIENCE_SECONDS)
+        ) as connection:
+            body = json.dumps({"query": text, "variables": variables})
+            connection.request("POST", "/graphql", body, {"Content-Type": "application/json"})
+            answer = json.loads(connection.getresponse().read())
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def launch_backfill(self, hours: Sequence[datetime]) -> str:
+        """Launch a backfill as the UI does, and return its id."""
+        backfill = {
+            "assetSelection": [{"path": [asset]} for asset in ASSETS],
+            "partitionNames": [f"{hour:{HOUR_FORMAT}}" for hour in hours],
+        }
+        launched = self.query(LAUNCH, backfill=backfill)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        return str(launched["backfillId"])
+
+    def launch_run(self, first: datetime, last: datetime) -> str:
+        """Launch a run of the job over a range of hours, and return its id."""
+        bounds = {"start": first, "end": last}
+        tags = [
+            {"key": f"dagster/asset_partition_range_{name}", "value": f"{hour:{HOUR_FORMAT}}"}
+            for name, hour in bounds.items()
+        ]
+        run = {
+            "selector": {
+                "repositoryLocationName": "llm_traces",
+                "repositoryName": "__repository__",
+                "jobName": "hourly_llm_traces",
+            },
+            "executionMetadata": {"tags": tags},
+        }
+        launched = self.query(LAUNCH_RUN, run=run)["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        return str(launched["run"]["runId"])
+
+
+@pytest.fixture(scope="module")
+def operational(postgres_url: str) -> Iterator[Operational]:
+    """Three days of calls."""
+    execute(postgres_url, "CREATE DATABASE test_deploy_source")
+    operational = Operational(postgres_url.replace("/postgres?", "/test_deploy_source?", 1))
+    operational.insert(
+        "provider_traces",
+        *(trace(hour + HOUR / 7 * n) for hour in HOURS + NEXT_DAY for n in range(ROWS_PER_HOUR)),
+    )
+    yield operational
+    execute(postgres_url, "DROP DATABASE test_deploy_source WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def logs_server() -> Iterator[str]:
+    """A server that speaks S3, with the bucket in it."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def deployment(
+    postgres_url: str, operational: Operational, logs_server: str
+) -> Iterator[Deployment]:
+    """The services, running; embedded stores are in the place of ClickHouse and the bucket."""
+    folder = Path(tempfile.mkdtemp(prefix="llm-traces-deploy-"))
+    execute(postgres_url, "CREATE DATABASE test_deploy_dagster")
+    values = {
+        "DAGSTER_POSTGRES_URL": postgres_url.replace(
+            "postgresql://", f"{scheme_in_compose()}://", 1
+        ).replace("/postgres?", "/test_deploy_dagster?", 1),
+        "DAGSTER_LOG_BUCKET": f"logs-{uuid4().hex}",
+        "AWS_ENDPOINT_URL": logs_server,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "loader",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "OPERATIONAL_DATABASE_URL": operational.url,
+        "LLM_TRACES_START": f"{FIRST:{HOUR_FORMAT}}",
+        "TRACE_BATCH_URI": str(folder / "batches"),
+        "CLICKHOUSE_ENDPOINT": f"chdb://{folder}/clickhouse",
+    }
+    ports = {"3000": free_port(), "4000": free_port()}
+    deployment = Deployment(folder, values, ports)
+    (folder / "home").mkdir()
+    for name in ("dagster.yaml", "workspace.yaml"):
+        text = (DEPLOY / name).read_text(encoding="utf-8")
+        (folder / "home" / name).write_text(deployment.here(text), encoding="utf-8")
+    s3_of(values).create_bucket(Bucket=values["DAGSTER_LOG_BUCKET"])
+    try:
+        for service in ("code-server", "dagster-daemon", "dagster-webserver"):
+            deployment.start(service)
+        yield deployment
+    finally:
+        for service in list(deployment.running):
+            deployment.kill(service)
+        shutil.rmtree(folder, ignore_errors=True)
+    execute(postgres_url, "DROP DATABASE test_deploy_dagster WITH (FORCE)")
+
+
+def s3_of(values: Mapping[str, str]) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=values["AWS_ENDPOINT_URL"],
+        region_name=values["AWS_DEFAULT_REGION"],
+        aws_access_key_id=values["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=values["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+@pytest.fixture
+def instance(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+    """The instance of the deployment, from its own file."""
+    for name, value in deployment.environment("dagster-daemon").items():
+        monkeypatch.setenv(name, value)
+    with DagsterInstance.from_config(str(deployment.folder / "home")) as instance:
+        yield instance
+
+
+def ended_runs(instance: DagsterInstance, backfill: str, count: int) -> list[RunRecord]:
+    """Return the runs of a backfill once there are so many and all have ended."""
+    records = instance.get_run_records(RunsFilter(tags={"dagster/backfill": backfill}))
+    ended = [record for record in records if record.dagster_run.is_finished]
+    return ended if len(ended) == count else []
+
+
+def steps_in(instance: DagsterInstance, runs: Sequence[RunRecord], asset: str) -> list[Any]:
+    """Return when the steps of an asset began and ended, in their order."""
+    stats = [
+        each
+        for run in runs
+        for each in instance.get_run_step_stats(run.dagster_run.run_id)
+        if each.step_key == asset
+    ]
+    return sorted((each.start_time, each.end_time) for each in stats)
+
+
+def rows_by_hour(deployment: Deployment) -> dict[datetime, tuple[int, int]]:
+    """Return the rows and the distinct ids that ClickHouse has of every hour."""
+    with connect(Settings.from_environment(deployment.values)) as database:
+        found = database.rows(
+            "SELECT toStartOfHour(created_at) AS hour, count() AS rows, uniqExact(id) AS ids "
+            "FROM llm_traces GROUP BY hour"
+        )
+    return {row["hour"].astimezone(FIRST.tzinfo): (row["rows"], row["ids"]) for row in found}
+
+
+def test_two_runs_at_once_load_every_hour_once(
+    deployment: Deployment, instance: DagsterInstance
+) -> None:
+    backfill = deployment.launch_backfill(HOURS)
+    # Not for the backfill itself: Dagster looks after it every 30 s.
+    runs = wait_for(lambda: ended_runs(instance, backfill, 2), "two runs end")
+    assert [run.dagster_run.status for run in runs] == [DagsterRunStatus.SUCCESS] * 2
+    first, second = sorted(runs, key=lambda run: run.start_time or 0.0)
+    assert second.start_time < first.end_time  # both went on
+    for asset in ASSETS:
+        for (_, ended), (began, _) in pairwise(steps_in(instance, runs, asset)):
+            assert ended <= began, asset  # but one step at a time was in each pool
+
+    assert rows_by_hour(deployment) == {hour: (ROWS_PER_HOUR, ROWS_PER_HOUR) for hour in HOURS}
+    keys = [f"{hour:{HOUR_FORMAT}}" for hour in HOURS]
+    for asset in ASSETS:
+        loaded = instance.fetch_materializations(AssetKey(asset), limit=1_000).records
+        assert Counter(each.partition_key for each in loaded) == Counter(keys)
+
+    # What runs print is in the bucket.
+    listed = s3_of(deployment.values).list_objects_v2(
+        Bucket=deployment.values["DAGSTER_LOG_BUCKET"]
+    )
+    for run in runs:
+        assert any(
+            each["Key"].startswith(f"compute-logs/storage/{run.dagster_run.run_id}/")
+            for each in listed["Contents"]
+        )
+
+
+def test_a_run_that_died_with_its_code_server_is_retried(
+    deployment: Deployment, instance: DagsterInstance
+) -> None:
+    pool = "operational_database"
+    run = deployment.launch_run(NEXT_DAY[0], NEXT_DAY[-1])
+    wait_for(lambda: run in holders(instance, pool), "the run holds a pool")
+    deployment.kill("code-server")
+    assert status_of(instance, run) is DagsterRunStatus.STARTED
+
+    deployment.start("code-server")
+    assert status_of(instance, run) is DagsterRunStatus.FAILURE
+    assert run not in holders(instance, pool)
+    retry = wait_for(lambda: retries_of(instance, run), "the run is retried")[0]
+    wait_for(lambda: status_of(instance, retry) is DagsterRunStatus.SUCCESS, "its retry succeeds")
+    found = rows_by_hour(deployment)
+    assert {hour: found.get(hour) for hour in NEXT_DAY} == {
+        hour: (ROWS_PER_HOUR, ROWS_PER_HOUR) for hour in NEXT_DAY
+    }
+
+
+def holders(instance: DagsterInstance, pool: str) -> set[str]:
+    """Return the runs that hold a pool."""
+    info = instance.event_log_storage.get_concurrency_info(pool)
+    return {slot.run_id for slot in info.claimed_slots}
+
+
+def status_of(instance: DagsterInstance, run: str) -> DagsterRunStatus:
+    found = instance.get_run_by_id(run)
+    assert found is not None
+    return found.status
+
+
+def retries_of(instance: DagsterInstance, run: str) -> list[str]:
+    return [
+        retry.run_id for retry in instance.get_runs(RunsFilter(tags={"dagster/parent_run_id": run}))
+    ]
