@@ -2,13 +2,20 @@
 
 Dagster leaves that to the code server, the parent of its runs. When that is gone too (a power cut,
 a kill -9 of `make run`), the run would count as started and hold its place in the pools for ever.
-For one machine: whoever asks must see the processes of the runs.
+For one machine: whoever asks must see the processes of the runs. Where containers keep them from
+that, the next code server asks, by `main`.
 """
+
+import os
+import sys
+import time
 
 import psutil
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
+from dagster._grpc.client import DagsterGrpcClient
 
 _CLOCK_TOLERANCE_SECONDS = 10.0
 
@@ -32,8 +39,7 @@ def fail_abandoned_runs(instance: DagsterInstance) -> None:
     """Fail the runs whose process is gone, and free their pools: where no daemon does it."""
     for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED])):
         if is_abandoned(instance, run):
-            instance.report_run_failed(run, "Its process is gone.")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            _fail(instance, run)
 
 
 def is_abandoned(instance: DagsterInstance, run: DagsterRun) -> bool:
@@ -58,12 +64,33 @@ def _has_run_since(pid: int, timestamp: float) -> bool:
 
 
 def main() -> None:
-    """Fail what an earlier code server left behind: its runs were its processes, and ended with it.
+    """Fail the runs of an earlier code server, whose processes ended with it.
 
-    Called before a code server starts (see deploy/Dockerfile), while no run of its own goes on.
+    Started beside a code server, as its child and with its port (see deploy/Dockerfile). It waits
+    until the server answers, since Dagster gives up a retry for which no server does.
     """
+    began = psutil.Process(os.getppid()).create_time()
+    server = DagsterGrpcClient(port=int(sys.argv[1]))
+    while not _answers(server):
+        time.sleep(1)  # nobody tells when it does
     with DagsterInstance.get() as instance:
-        fail_abandoned_runs(instance)
+        started = RunsFilter(statuses=[DagsterRunStatus.STARTED])
+        for record in instance.get_run_records(started):
+            if record.start_time is not None and record.start_time < began:
+                _fail(instance, record.dagster_run)
+
+
+def _answers(server: DagsterGrpcClient) -> bool:
+    try:
+        server.ping("")
+    except DagsterUserCodeUnreachableError:
+        return False
+    return True
+
+
+def _fail(instance: DagsterInstance, run: DagsterRun) -> None:
+    instance.report_run_failed(run, "Its process is gone.")
+    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 if __name__ == "__main__":

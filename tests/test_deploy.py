@@ -1,4 +1,4 @@
-"""What ``deploy/`` holds: run as far as that goes without Docker and Kubernetes, else held to the code."""
+"""What ``deploy/`` holds: run as far as that goes without Docker, else held to the code."""
 
 import http.client
 import json
@@ -111,7 +111,8 @@ class Deployment:
         """Return a command's word or a file as it must be on this machine."""
         for port, ours in self.ports.items():
             text = re.sub(rf"\b{port}\b", str(ours), text)
-        text = text.replace("0.0.0.0", "127.0.0.1").replace("code-server\n", "127.0.0.1\n")
+        for host in ("0.0.0.0", "code-server"):  # noqa: S104 -- what is not bound here
+            text = re.sub(rf"\b{host}(?=\s|$)", "127.0.0.1", text)
         return text.replace(HOME_IN_IMAGE, str(self.folder / "home"))
 
     def environment(self, service: str) -> dict[str, str]:
@@ -319,13 +320,13 @@ def test_two_runs_at_once_load_every_hour_once(
     # Not for the backfill itself: Dagster looks after it every 30 s.
     runs = wait_for(lambda: ended_runs(instance, backfill, 2), "two runs end")
     assert [run.dagster_run.status for run in runs] == [DagsterRunStatus.SUCCESS] * 2
-    first, second = sorted(runs, key=lambda run: run.start_time or 0.0)
-    assert second.start_time < first.end_time  # both went on
+    spans = [(run.start_time or 0.0, run.end_time or 0.0) for run in runs]
+    assert max(began for began, _ in spans) < min(ended for _, ended in spans)  # both went on
     for asset in ASSETS:
         for (_, ended), (began, _) in pairwise(steps_in(instance, runs, asset)):
             assert ended <= began, asset  # but one step at a time was in each pool
 
-    assert rows_by_hour(deployment) == {hour: (ROWS_PER_HOUR, ROWS_PER_HOUR) for hour in HOURS}
+    assert rows_by_hour(deployment) == dict.fromkeys(HOURS, (ROWS_PER_HOUR, ROWS_PER_HOUR))
     keys = [f"{hour:{HOUR_FORMAT}}" for hour in HOURS]
     for asset in ASSETS:
         loaded = instance.fetch_materializations(AssetKey(asset), limit=1_000).records
@@ -352,14 +353,12 @@ def test_a_run_that_died_with_its_code_server_is_retried(
     assert status_of(instance, run) is DagsterRunStatus.STARTED
 
     deployment.start("code-server")
-    assert status_of(instance, run) is DagsterRunStatus.FAILURE
-    assert run not in holders(instance, pool)
     retry = wait_for(lambda: retries_of(instance, run), "the run is retried")[0]
+    assert status_of(instance, run) is DagsterRunStatus.FAILURE
     wait_for(lambda: status_of(instance, retry) is DagsterRunStatus.SUCCESS, "its retry succeeds")
     found = rows_by_hour(deployment)
-    assert {hour: found.get(hour) for hour in NEXT_DAY} == {
-        hour: (ROWS_PER_HOUR, ROWS_PER_HOUR) for hour in NEXT_DAY
-    }
+    loaded = {hour: found.get(hour) for hour in NEXT_DAY}
+    assert loaded == dict.fromkeys(NEXT_DAY, (ROWS_PER_HOUR, ROWS_PER_HOUR))
 
 
 def holders(instance: DagsterInstance, pool: str) -> set[str]:
