@@ -376,6 +376,12 @@ def test_the_layout_names_every_module() -> None:
     )
 
 
+def test_every_file_of_the_deployment_is_listed() -> None:
+    files = {path.name for path in (ROOT / "deploy").iterdir() if path.name != ".env"}
+    listed = {row[0].partition("]")[0].strip("[") for row in rows_of_table("file")}
+    assert listed == files - {"README.md"}
+
+
 def test_every_file_that_is_linked_or_named_exists() -> None:
     named = re.findall(r"\]\(([^):#]+)\)", README) + re.findall(r"`(sql/[\w/]+\.sql)`", README)
     assert named
