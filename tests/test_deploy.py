@@ -19,21 +19,25 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 from xml.etree import ElementTree as ET
 
-import boto3
 import pytest
 import yaml
-from dagster import AssetKey, DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
+from dagster import (
+    AssetKey,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRunStatus,
+    RunRecord,
+    RunsFilter,
+)
 from dagster import __version__ as dagster_version
 from dagster._config import process_config
 from dagster_k8s import K8sRunLauncher
-from moto.server import ThreadedMotoServer
 
 from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
-from tests.conftest import T0, Operational, execute, trace
+from tests.conftest import T0, Operational, S3Server, execute, trace
 
 # Starting Dagster takes 20 s: one worker runs these tests where pytest-xdist is told to group.
 pytestmark = pytest.mark.xdist_group("dagster")
@@ -52,7 +56,7 @@ PATIENCE_SECONDS = 120.0  # a bound against hanging, on a machine that runs othe
 
 FIRST = T0.replace(hour=0)
 HOURS = [FIRST + HOUR * n for n in range(48)]
-NEXT_DAY = [FIRST + HOUR * n for n in range(48, 72)]
+NEXT_DAYS = [FIRST + HOUR * n for n in range(48, 73)]
 ROWS_PER_HOUR = 3
 ASSETS = ("trace_batches", "llm_traces")
 
@@ -213,46 +217,36 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def operational(postgres_url: str) -> Iterator[Operational]:
-    """Three days of calls."""
+    """Three days of calls, and an hour."""
     execute(postgres_url, "CREATE DATABASE test_deploy_source")
     operational = Operational(postgres_url.replace("/postgres?", "/test_deploy_source?", 1))
     operational.insert(
         "provider_traces",
-        *(trace(hour + HOUR / 7 * n) for hour in HOURS + NEXT_DAY for n in range(ROWS_PER_HOUR)),
+        *(trace(hour + HOUR / 7 * n) for hour in HOURS + NEXT_DAYS for n in range(ROWS_PER_HOUR)),
     )
     yield operational
     execute(postgres_url, "DROP DATABASE test_deploy_source WITH (FORCE)")
 
 
 @pytest.fixture(scope="module")
-def logs_server() -> Iterator[str]:
-    """A server that speaks S3, with the bucket in it."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def deployment(
-    postgres_url: str, operational: Operational, logs_server: str
+    postgres_url: str, operational: Operational, s3_server: S3Server
 ) -> Iterator[Deployment]:
-    """The services, running; embedded stores are in the place of ClickHouse and the bucket."""
+    """The services, running; the embedded engine is in the place of the ClickHouse server."""
     folder = Path(tempfile.mkdtemp(prefix="llm-traces-deploy-"))
     execute(postgres_url, "CREATE DATABASE test_deploy_dagster")
     values = {
         "DAGSTER_POSTGRES_URL": postgres_url.replace(
             "postgresql://", f"{scheme_in_compose()}://", 1
         ).replace("/postgres?", "/test_deploy_dagster?", 1),
-        "DAGSTER_LOG_BUCKET": f"logs-{uuid4().hex}",
-        "AWS_ENDPOINT_URL": logs_server,
+        "DAGSTER_LOG_BUCKET": "llm-traces",
+        "AWS_ENDPOINT_URL": s3_server.endpoint,
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "loader",
-        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ACCESS_KEY_ID": s3_server.key_id,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret,
         "OPERATIONAL_DATABASE_URL": operational.url,
         "LLM_TRACES_START": f"{FIRST:{HOUR_FORMAT}}",
-        "TRACE_BATCH_URI": str(folder / "batches"),
+        "TRACE_BATCH_URI": "s3://llm-traces/batches",
         "CLICKHOUSE_ENDPOINT": f"chdb://{folder}/clickhouse",
     }
     ports = {"3000": free_port(), "4000": free_port()}
@@ -261,7 +255,7 @@ def deployment(
     for name in ("dagster.yaml", "workspace.yaml"):
         text = (DEPLOY / name).read_text(encoding="utf-8")
         (folder / "home" / name).write_text(deployment.here(text), encoding="utf-8")
-    s3_of(values).create_bucket(Bucket=values["DAGSTER_LOG_BUCKET"])
+    s3_server.client("s3").create_bucket(Bucket="llm-traces")
     try:
         for service in SERVICES:
             deployment.start(service)
@@ -271,16 +265,6 @@ def deployment(
             deployment.kill(service)
         shutil.rmtree(folder, ignore_errors=True)
     execute(postgres_url, "DROP DATABASE test_deploy_dagster WITH (FORCE)")
-
-
-def s3_of(values: Mapping[str, str]) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=values["AWS_ENDPOINT_URL"],
-        region_name=values["AWS_DEFAULT_REGION"],
-        aws_access_key_id=values["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=values["AWS_SECRET_ACCESS_KEY"],
-    )
 
 
 @pytest.fixture
@@ -321,7 +305,7 @@ def rows_by_hour(deployment: Deployment) -> dict[datetime, tuple[int, int]]:
 
 
 def test_two_runs_at_once_load_every_hour_once(
-    deployment: Deployment, instance: DagsterInstance
+    deployment: Deployment, instance: DagsterInstance, s3_server: S3Server
 ) -> None:
     backfill = deployment.launch_backfill(HOURS)
     # Not for the backfill itself: Dagster looks after it every 30 s.
@@ -340,32 +324,33 @@ def test_two_runs_at_once_load_every_hour_once(
         assert Counter(each.partition_key for each in loaded) == Counter(keys)
 
     # What runs print is in the bucket.
-    listed = s3_of(deployment.values).list_objects_v2(
-        Bucket=deployment.values["DAGSTER_LOG_BUCKET"]
-    )
-    for run in runs:
-        assert any(
-            each["Key"].startswith(f"compute-logs/storage/{run.dagster_run.run_id}/")
-            for each in listed["Contents"]
-        )
+    found = s3_server.client("s3").list_objects_v2(Bucket="llm-traces", Prefix="compute-logs/")
+    folders = {each["Key"].rpartition("/compute_logs/")[0] for each in found["Contents"]}
+    assert {f"compute-logs/storage/{run.dagster_run.run_id}" for run in runs} <= folders
 
 
-def test_a_run_that_died_with_its_code_server_is_retried(
-    deployment: Deployment, instance: DagsterInstance
-) -> None:
-    pool = "operational_database"
-    run = deployment.launch_run(NEXT_DAY[0], NEXT_DAY[-1])
-    wait_for(lambda: run in holders(instance, pool), "the run holds a pool")
+def test_runs_outlive_their_code_server(deployment: Deployment, instance: DagsterInstance) -> None:
+    day, last = NEXT_DAYS[:24], NEXT_DAYS[24]
+    run = deployment.launch_run(day[0], day[-1])
+    wait_for(lambda: run in holders(instance, "operational_database"), "the run holds a pool")
+    deployment.kill("dagster-daemon")
+    queued = deployment.launch_run(last, last)
     deployment.kill("code-server")
     assert status_of(instance, run) is DagsterRunStatus.STARTED
+    deployment.start("dagster-daemon")
+    wait_for(lambda: was_put_back(instance, queued), "no code server answers for the queued run")
 
     deployment.start("code-server")
-    retry = wait_for(lambda: retries_of(instance, run), "the run is retried")[0]
+    retry = wait_for(lambda: retries_of(instance, run), "the run that died is retried")[0]
     assert status_of(instance, run) is DagsterRunStatus.FAILURE
-    wait_for(lambda: status_of(instance, retry) is DagsterRunStatus.SUCCESS, "its retry succeeds")
+    succeeded = {DagsterRunStatus.SUCCESS}
+    wait_for(
+        lambda: {status_of(instance, each) for each in (retry, queued)} == succeeded,
+        "what was left is loaded",
+    )
     found = rows_by_hour(deployment)
-    loaded = {hour: found.get(hour) for hour in NEXT_DAY}
-    assert loaded == dict.fromkeys(NEXT_DAY, (ROWS_PER_HOUR, ROWS_PER_HOUR))
+    loaded = {hour: found.get(hour) for hour in NEXT_DAYS}
+    assert loaded == dict.fromkeys(NEXT_DAYS, (ROWS_PER_HOUR, ROWS_PER_HOUR))
 
 
 def holders(instance: DagsterInstance, pool: str) -> set[str]:
@@ -378,6 +363,11 @@ def status_of(instance: DagsterInstance, run: str) -> DagsterRunStatus:
     found = instance.get_run_by_id(run)
     assert found is not None
     return found.status
+
+
+def was_put_back(instance: DagsterInstance, run: str) -> bool:
+    """Whether a run was taken from the queue more than once."""
+    return len(instance.all_logs(run, of_type=DagsterEventType.RUN_ENQUEUED)) > 1
 
 
 def retries_of(instance: DagsterInstance, run: str) -> list[str]:
@@ -474,12 +464,11 @@ def test_every_setting_is_in_the_example_or_left_out_on_purpose() -> None:
     assert not named & LEFT_OUT
 
 
-def test_the_example_is_taken_by_the_settings(tmp_path: Path) -> None:
+def test_the_example_is_taken_by_the_settings() -> None:
     values = example_values()
     assert values["TRACE_BATCH_URI"].startswith(f"s3://{values['DAGSTER_LOG_BUCKET']}/")
-    settings = Settings.from_environment(
-        values | {"TRACE_BATCH_URI": str(tmp_path), "LLM_TRACES_STATE": str(tmp_path)}
-    )
+    settings = Settings.from_environment(values)
+    assert settings.is_in_bucket
     assert settings.clickhouse_endpoint == values["CLICKHOUSE_ENDPOINT"]
     commented = dict(re.findall(r"^#([A-Z_0-9]+)=(.*)$", EXAMPLE, re.MULTILINE))
     assert Settings.from_environment(commented) == Settings.from_environment({})
