@@ -353,6 +353,13 @@ def test_runs_outlive_their_code_server(deployment: Deployment, instance: Dagste
     assert loaded == dict.fromkeys(NEXT_DAYS, (ROWS_PER_HOUR, ROWS_PER_HOUR))
 
 
+def test_no_secret_is_shown_or_logged(deployment: Deployment) -> None:
+    shown = deployment.query("{ instance { info } }")["instance"]["info"]
+    assert "run_retries" in shown
+    for name in ("DAGSTER_POSTGRES_URL", "OPERATIONAL_DATABASE_URL", "AWS_SECRET_ACCESS_KEY"):
+        assert deployment.values[name] not in shown + deployment.logs()
+
+
 def holders(instance: DagsterInstance, pool: str) -> set[str]:
     """Return the runs that hold a pool."""
     info = instance.event_log_storage.get_concurrency_info(pool)
