@@ -45,7 +45,8 @@ def main() -> None:
         results[name] = _summary(runs)
         _print_table(name, runs, results[name])
     if arguments.scale == 1:
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        known = json.loads(RESULTS.read_text(encoding="utf-8"))  # of the other data sets
+        RESULTS.write_text(json.dumps(known | results, indent=2) + "\n", encoding="utf-8")
         say(f"\nwritten to {RESULTS.relative_to(ROOT)}")
 
 
