@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError, SSLEr
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hashes import row_hash_sql
 from llm_trace_pipeline.parquet import PartPath
-from llm_trace_pipeline.schema import COLUMNS, TOKEN_COLUMNS
+from llm_trace_pipeline.schema import COLUMNS, PAYLOAD_COLUMNS, SCHEMA_VERSION, TOKEN_COLUMNS
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.statements import quote_identifier, read_sql
 
@@ -31,7 +31,7 @@ EMBEDDED_WAIT_SECONDS = 120.0
 # How much of a batch the embedded engine holds at once. Rows are wide: with the engine's own
 # million-row blocks and read-ahead, 400 rows of 5 MB took 2.8 GB; so bounded, 1.1 GB.
 _BLOCK_BYTES = 64 * 2**20
-_WIDE_ROW_BYTES = 100_000
+_WIDE_ROW_BYTES = 50_000
 _BLOCK_BYTES_OF_WIDE_ROWS = 24 * 2**20
 # The engine gives freed memory back soon: 50,000 rows of 7 KB peak at 0.86 GB and take 1.1 s. Given
 # back at once it is 0.70 GB and 1.4 s, a second later 0.99 GB and 1.1 s.
@@ -90,11 +90,21 @@ class HourTotals:
 class Database:
     """One database of ClickHouse, through clickhouse-connect, whatever stands behind it."""
 
-    def __init__(self, client: Client, name: str, *, is_embedded: bool) -> None:
-        """Use an open client."""
+    def __init__(
+        self, client: Client, name: str, *, is_embedded: bool, keeps_payloads: bool = True
+    ) -> None:
+        """Use an open client.
+
+        Args:
+            client: the client.
+            name: the database.
+            is_embedded: whether the engine is in this process.
+            keeps_payloads: whether what is inserted has its request_json and response_json.
+        """
         self._client = client
         self.name = name
         self._is_embedded = is_embedded
+        self._keeps_payloads = keeps_payloads
 
     @property
     def version(self) -> tuple[int, int]:
@@ -185,7 +195,11 @@ class Database:
             BatchError: a file was removed meanwhile.
             ClickHouseError: the engine refused it.
         """
+        dropped = () if self._keeps_payloads else PAYLOAD_COLUMNS
         names = ", ".join(quote_identifier(column.name) for column in COLUMNS)
+        values = ", ".join(
+            "''" if column.name in dropped else quote_identifier(column.name) for column in COLUMNS
+        )
         for path in paths:
             if path.url or self._is_embedded:
                 # With the engine's own access to the bucket, so that no secret is in a statement.
@@ -194,14 +208,18 @@ class Database:
                 with path.required():
                     self.execute(
                         f"INSERT INTO {self.qualified(table)} ({names}) "
-                        f"SELECT {names} FROM {function}({{place:String}}, Parquet)",
+                        f"SELECT {values} FROM {function}({{place:String}}, Parquet)",
                         {"place": path.url or str(path)},
                         _insert_settings(row_bytes),
                     )
                 continue
             with path.open() as file:
                 for group in range(file.num_row_groups):
-                    self._insert_arrow(table, file.read_row_group(group))
+                    rows = file.read_row_group(group)
+                    for name in dropped:
+                        blank = pa.repeat(pa.scalar("", pa.string()), rows.num_rows)
+                        rows = rows.set_column(rows.schema.get_field_index(name), name, blank)
+                    self._insert_arrow(table, rows)
 
     def _insert_arrow(self, table: str, rows: pa.Table) -> None:
         with _translated():
@@ -241,11 +259,23 @@ class Database:
         }
 
     def define_table(self, table: str) -> None:
-        """Make the target where it is missing; bring an older one up to date in place."""
+        """Make the target where it is missing; bring an older one up to date in place.
+
+        Raises:
+            ClickHouseError: a newer version of this program made it.
+        """
         if not self.use():
             self.execute(f"CREATE DATABASE IF NOT EXISTS {quote_identifier(self.name)}")
             self.use()
-        for name in ("llm_traces", "upgrade"):
+        layout = self.layout(table)
+        if layout and (version := schema_version(layout)) > SCHEMA_VERSION:
+            raise ClickHouseError(
+                f"{self.qualified(table)} has schema {version}, and this version of the program "
+                f"knows up to {SCHEMA_VERSION}; nothing was loaded: install the newer version that "
+                "made it, or load into another CLICKHOUSE_DATABASE"
+            )
+        if not layout or version < SCHEMA_VERSION:
+            name = "upgrade" if layout else "llm_traces"
             self.execute(
                 read_sql(f"clickhouse/{name}.sql").replace("{table}", self.qualified(table))
             )
@@ -265,7 +295,7 @@ class Database:
     def layout(self, table: str) -> dict[str, Any]:
         """Return the table's row of ``system.tables``; empty where it does not exist."""
         found = self.rows(
-            "SELECT engine, engine_full, partition_key, sorting_key, primary_key "
+            "SELECT engine, engine_full, partition_key, sorting_key, primary_key, comment "
             "FROM system.tables WHERE database = {database:String} AND name = {table:String}",
             {"database": self.name, "table": table},
         )
@@ -301,6 +331,12 @@ class Database:
         )
 
 
+def schema_version(layout: Mapping[str, Any]) -> int:
+    """Return the version of the schema that a row of ``system.tables`` tells; 0: none."""
+    said = re.search(r"\bllm_trace_pipeline schema (\d+)", layout["comment"])
+    return int(said[1]) if said else 0
+
+
 @contextmanager
 def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
     """Hold a connection to the configured ClickHouse.
@@ -323,7 +359,12 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
         else retried(lambda: _server_client(settings), attempts)
     )
     try:
-        database = Database(client, settings.clickhouse_database, is_embedded=is_embedded)
+        database = Database(
+            client,
+            settings.clickhouse_database,
+            is_embedded=is_embedded,
+            keeps_payloads=settings.payloads == "everywhere",
+        )
         database.use()
         yield database
     finally:

@@ -5,12 +5,13 @@ Both make a file appear whole or not at all, and neither trusts a listing for wh
 """
 
 import fcntl
-import mmap
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from hashlib import file_digest
+from io import BufferedReader
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -18,7 +19,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
-from xxhash import xxh3_128, xxh3_128_hexdigest
+from xxhash import xxh3_128
 
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.settings import S3_SCHEME, Settings
@@ -122,13 +123,13 @@ class LocalFiles:
         """Read a file back: what the disk holds is what the manifest will promise."""
         with (self._root / key).open("rb") as file:
             os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_size, _checksum(file.fileno())
+            return os.fstat(file.fileno()).st_size, _checksum(file)
 
     def checksum(self, key: str) -> str | None:
         """Return the xxh3-128 of a file, hexadecimal; None where there is none."""
         try:
             with (self._root / key).open("rb") as file:
-                return _checksum(file.fileno())
+                return _checksum(file)
         except FileNotFoundError:
             return None
 
@@ -310,11 +311,9 @@ class S3Files:
         return self._locks.locked(key)
 
 
-def _checksum(descriptor: int) -> str:
-    if not os.fstat(descriptor).st_size:
-        return ""
-    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
-        return xxh3_128_hexdigest(content)
+def _checksum(file: BufferedReader) -> str:
+    # Not mapped into memory: a part of 170 MB would count as the process's own.
+    return file_digest(file, xxh3_128).hexdigest()
 
 
 def _sync(folder: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Final, Literal, Self, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -30,6 +30,7 @@ PART_BYTES = 512 * 2**20
 PAGE_BYTES = 2**18  # a quarter of pyarrow's own: it compresses wide rows in 8 % less time
 
 _READS = 10  # of a small file, before it counts as damaged
+MANIFEST_VERSION: Final = 1
 _MANIFEST = "manifest.json"
 _RECONCILIATION = "reconciliation.json"
 _ERASURES = "erasures"
@@ -63,7 +64,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: Literal[1] = 1
+    version: Literal[1] = MANIFEST_VERSION
     hour: datetime
     batch_id: str
     written_at: datetime
@@ -108,6 +109,10 @@ class Manifest(BaseModel):
     def bytes(self) -> int:
         """Size of the part files."""
         return sum(part.bytes for part in self.parts)
+
+
+class _Versioned(BaseModel):
+    version: int
 
 
 class _HistoryManifest(BaseModel):
@@ -324,6 +329,11 @@ class BatchStore:
         try:
             return self._read(key, Manifest)
         except ValueError:
+            if _is_newer(self._files.read(key)):
+                raise BatchError(
+                    f"hour {hour:{HOUR_FORMAT}}: {self._files.location(key)} was written by a "
+                    "newer version of the program; install that"
+                ) from None
             raise BatchError(
                 f"hour {hour:{HOUR_FORMAT}}: {self._files.location(key)} is damaged; "
                 "restore it from a backup. Only where the source still has all of this hour: "
@@ -551,6 +561,13 @@ class HistoryWriter:
         part = _describe(self._files, key, self.history.num_rows)
         _switch_manifest(self._files, _HISTORY, _HistoryManifest(part=part))
         _remove_litter(self._files, _HISTORY, {part.name})
+
+
+def _is_newer(manifest: bytes | None) -> bool:
+    try:
+        return _Versioned.model_validate_json(manifest or b"").version > MANIFEST_VERSION
+    except ValueError:
+        return False
 
 
 def _folder(hour: datetime) -> str:

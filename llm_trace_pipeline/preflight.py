@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from llm_trace_pipeline.billing import HISTORY_SCHEMA
-from llm_trace_pipeline.clickhouse import Database, connect
+from llm_trace_pipeline.clickhouse import Database, connect, schema_version
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError, SourceError
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.resources import source_of
-from llm_trace_pipeline.schema import COLUMNS, Column
+from llm_trace_pipeline.schema import COLUMNS, SCHEMA_VERSION, Column
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.source import OPTIONAL_TABLES, Session, Source, files_that_name
 from llm_trace_pipeline.standby import lag_of
@@ -50,6 +50,9 @@ _BILLING_FIELDS = [field for field in HISTORY_SCHEMA if field.name != "seen_at"]
 _TARGET = "llm_traces"
 _SAFE_VERSION = (26, 6)
 _CHECK_GRANT_VERSION = (25, 1)
+_LOADER_PRIVILEGES = (
+    "SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COMMENT, ALTER DELETE, CREATE TABLE, DROP TABLE"
+)
 _PARTITION_KEY, _SORTING_KEY = "toDate(created_at)", "organization_id, created_at, id"
 _PROJECTION_MODE = "lightweight_mutation_projection_mode"
 _CLICKHOUSE_TYPES = {
@@ -339,7 +342,7 @@ def _needed_grants(name: str) -> list[str]:
     return [
         # CREATE DATABASE IF NOT EXISTS needs its privilege also where there is nothing to create.
         *([f"CREATE DATABASE ON {everything}"] if name != "default" else []),
-        f"SELECT, INSERT, ALTER ADD COLUMN, ALTER DELETE, CREATE TABLE, DROP TABLE ON {everything}",
+        f"{_LOADER_PRIVILEGES} ON {everything}",
         *(f"SELECT ON system.{table}" for table in ("tables", "columns", "parts", "processes")),
     ]
 
@@ -357,7 +360,20 @@ def _check_table(database: Database, name: str) -> list[Problem]:
         "FROM system.columns WHERE database = {database:String} AND table = {table:String}",
         {"database": name, "table": _TARGET},
     )
-    problems = [*_check_missing(table, columns), *_check_types(table, columns, anew)]
+    version = schema_version(layout)
+    if version > SCHEMA_VERSION:
+        return [
+            Problem(
+                f"{table} has schema {version}, and this version of the program knows up to "
+                f"{SCHEMA_VERSION}",
+                "install the newer version that made it, or set another CLICKHOUSE_DATABASE",
+            )
+        ]
+    is_upgraded = version < SCHEMA_VERSION
+    problems = [
+        *_check_missing(table, columns, is_upgraded=is_upgraded),
+        *_check_types(table, columns, anew),
+    ]
     if f"{_PROJECTION_MODE} = 'throw'" in layout["engine_full"]:
         problems.append(
             Problem(
@@ -379,10 +395,13 @@ def _check_table(database: Database, name: str) -> list[Problem]:
     return problems
 
 
-def _check_missing(table: str, columns: Sequence[dict[str, Any]]) -> Iterator[Problem]:
-    """Name the missing columns that ``sql/clickhouse/upgrade.sql`` does not add."""
+def _check_missing(
+    table: str, columns: Sequence[dict[str, Any]], *, is_upgraded: bool
+) -> Iterator[Problem]:
+    """Name the missing columns, but for those that an upgrade adds."""
     present = {column["name"] for column in columns}
-    added = re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", read_sql("clickhouse/upgrade.sql"))
+    upgrade = read_sql("clickhouse/upgrade.sql") if is_upgraded else ""
+    added = re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", upgrade)
     missing = {
         column.name: f"ADD COLUMN {quote_identifier(column.name)} {_type_of(column)}"
         + (f" AFTER {quote_identifier(before.name)}" if before else " FIRST")

@@ -8,6 +8,7 @@ from dagster import ConfigurableResource
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.demo import embedded_postgres
 from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.privacy import PayloadPolicy
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
 
@@ -18,6 +19,7 @@ def source_of(settings: Settings) -> Source:
     return Source(
         url.get_secret_value() if url else embedded_postgres(settings.state_dir),
         settings.extract_connections,
+        PayloadPolicy.of(settings),
     )
 
 

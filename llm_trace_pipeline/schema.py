@@ -6,6 +6,7 @@ from typing import Annotated, Any, get_args
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, Field
 
+SCHEMA_VERSION = 1  # of the table, which says it in its comment; see sql/clickhouse/upgrade.sql
 REPEATS = "repeats"  # few distinct values: dictionary-encoded, LowCardinality where it is a label
 
 

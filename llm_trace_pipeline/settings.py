@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -80,6 +80,12 @@ def _clickhouse_endpoint(value: str) -> str:
     raise ValueError("must be http(s)://host:port, or chdb:///path for the embedded engine")
 
 
+def _function_name(value: str) -> str:
+    if not re.fullmatch(r"[\w.]+:\w+", value):
+        raise ValueError("must be module:function, such as my_company.privacy:redact")
+    return value
+
+
 def _is_server(url: SplitResult) -> bool:
     try:
         has_address = url.scheme in ("http", "https") and url.hostname and url.port != 0
@@ -147,6 +153,16 @@ class Settings(BaseModel):
         ge=1,
         alias="TRACE_BATCH_RETENTION_DAYS",
         description="Days that batches are kept, whole UTC days; unset: for ever.",
+    )
+    payloads: Literal["everywhere", "batches", "nowhere"] = Field(
+        default="everywhere",
+        alias="LLM_TRACES_PAYLOADS",
+        description="Where the text of requests and responses is kept.",
+    )
+    redact: Annotated[str | None, AfterValidator(_function_name)] = Field(
+        default=None,
+        alias="LLM_TRACES_REDACT",
+        description="module:function that returns what of a text may be kept; unset: all.",
     )
     extract_connections: int = Field(default=2, ge=1, le=64, alias="EXTRACT_CONNECTIONS")
 

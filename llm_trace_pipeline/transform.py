@@ -13,7 +13,8 @@ from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.billing import MATCH_NONE, BillingMatcher
 from llm_trace_pipeline.hashes import Hashes, hash_each, octets, row_hashes, sum_of_hashes
-from llm_trace_pipeline.schema import ARROW_SCHEMA, TOKEN_COLUMNS
+from llm_trace_pipeline.privacy import KEEP_ALL, PayloadPolicy
+from llm_trace_pipeline.schema import ARROW_SCHEMA, PAYLOAD_COLUMNS, TOKEN_COLUMNS
 from llm_trace_pipeline.usage import (
     ConfigReading,
     ResponseReading,
@@ -102,8 +103,13 @@ class Tally:
         }
 
 
-def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.RecordBatch, Tally]:
-    """Turn rows of ``sql/operational/traces.sql`` into rows of ``llm_traces``, and count them."""
+def transform(
+    source: pa.RecordBatch, billing: BillingMatcher, payloads: PayloadPolicy = KEEP_ALL
+) -> tuple[pa.RecordBatch, Tally]:
+    """Turn rows of ``sql/operational/traces.sql`` into rows of ``llm_traces``, and count them.
+
+    Usage, errors and sizes are those of the whole payloads, whatever is kept of them.
+    """
     texts = {
         name: source.column(name).fill_null("")
         for name in source.schema.names
@@ -120,6 +126,11 @@ def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.Recor
         config.model or (read_request_model(request) if request else "") or reading.model
         for config, request, reading in zip(configs, requests, readings, strict=True)
     ]
+    sizes = {name: pc.binary_length(texts[name]).cast(pa.uint64()) for name in PAYLOAD_COLUMNS}
+    if not payloads.keeps_all:
+        for name in PAYLOAD_COLUMNS:
+            texts[name] = payloads.kept(texts[name])
+        requests, responses = octets(texts["request_json"]), octets(texts["response_json"])
     category = _first_of([config.provider_category for config in configs], texts, "category")
     columns: dict[str, pa.Array] = {
         "id": texts["id"],
@@ -130,12 +141,14 @@ def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.Recor
         ),
         "model": _first_of(model, texts, "model"),
         "is_byok": pc.equal(category, "byok").cast(pa.uint8()),
-        "request_size_bytes": pc.binary_length(texts["request_json"]).cast(pa.uint64()),
-        "response_size_bytes": pc.binary_length(texts["response_json"]).cast(pa.uint64()),
+        "request_size_bytes": sizes["request_json"],
+        "response_size_bytes": sizes["response_json"],
         "latency_ms": source.column("latency_ms").cast(pa.uint64()),
         "is_error": pa.array([reading.is_error for reading in readings]).cast(pa.uint8()),
         "error_type": pa.array([reading.error_type for reading in readings], pa.string()),
-        "error_message": pa.array([reading.error_message for reading in readings], pa.string()),
+        "error_message": payloads.redacted(
+            pa.array([reading.error_message for reading in readings], pa.string())
+        ),
         "llm_config_json": llm_config_json,
         "created_at": source.column("created_at"),
         "payload_hash": pa.array(
@@ -150,7 +163,7 @@ def transform(source: pa.RecordBatch, billing: BillingMatcher) -> tuple[pa.Recor
         columns[name] = pa.array([reading[position] for reading in readings], pa.uint64())
     for name in (
         *("organization_id", "project_id", "agent_id", "run_id", "step_id", "trace_id"),
-        *("request_json", "response_json"),
+        *PAYLOAD_COLUMNS,
     ):
         columns[name] = texts[name]
     contexts = texts["billing_context"]

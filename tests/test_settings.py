@@ -16,6 +16,8 @@ URL = f"postgresql://reader:{SECRET}@db.internal/letta"
 VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
 
 WRONG = [
+    ("LLM_TRACES_PAYLOADS", "clickhouse"),
+    ("LLM_TRACES_REDACT", "my_company.privacy"),
     ("TRACE_BATCH_URI", "gs://bucket/traces"),
     ("TRACE_BATCH_URI", "abfs://container/traces"),
     ("TRACE_BATCH_URI", "s3://"),

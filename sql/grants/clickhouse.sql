@@ -2,7 +2,7 @@
 -- way in, such as ALTER USER llm_traces_loader IDENTIFIED BY '…'. Where CLICKHOUSE_DATABASE is not
 -- "default", put its name in place of that, and grant CREATE DATABASE on it too, unless it exists.
 CREATE USER llm_traces_loader;
-GRANT SELECT, INSERT, ALTER ADD COLUMN, ALTER DELETE, CREATE TABLE, DROP TABLE ON `default`.* TO llm_traces_loader;
+GRANT SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COMMENT, ALTER DELETE, CREATE TABLE, DROP TABLE ON `default`.* TO llm_traces_loader;
 GRANT SELECT ON system.tables TO llm_traces_loader;
 GRANT SELECT ON system.columns TO llm_traces_loader;
 GRANT SELECT ON system.parts TO llm_traces_loader;

@@ -1,0 +1,60 @@
+"""What is kept of payloads: all of their text, what a function of the user's leaves, or none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Self
+
+import pyarrow as pa
+
+from llm_trace_pipeline.errors import SettingsError
+from llm_trace_pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class PayloadPolicy:
+    """What a batch keeps of the text of requests, responses and error messages."""
+
+    keeps_payloads: bool = True  # '' stands for them otherwise; error messages stay
+    redact: Callable[[str], str] | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return what ``LLM_TRACES_PAYLOADS`` and ``LLM_TRACES_REDACT`` say.
+
+        Raises:
+            SettingsError: the function cannot be imported.
+        """
+        name = settings.redact
+        return cls(settings.payloads != "nowhere", _function(name) if name else None)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every text stays as it is."""
+        return self.keeps_payloads and self.redact is None
+
+    def kept(self, payloads: pa.StringArray) -> pa.StringArray:
+        """Return what is kept of payloads."""
+        if self.keeps_payloads:
+            return self.redacted(payloads)
+        return pa.repeat(pa.scalar("", pa.string()), len(payloads))
+
+    def redacted(self, texts: pa.StringArray) -> pa.StringArray:
+        """Return texts as the function leaves them; it is not asked about ''."""
+        if self.redact is None:
+            return texts
+        return pa.array([text and self.redact(text) for text in texts.to_pylist()], pa.string())
+
+
+KEEP_ALL = PayloadPolicy()
+
+
+def _function(name: str) -> Callable[[str], str]:
+    module, _, attribute = name.partition(":")
+    try:
+        function: Callable[[str], str] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"LLM_TRACES_REDACT: {name} cannot be imported: {error}") from None
+    if not callable(function):
+        raise SettingsError(f"LLM_TRACES_REDACT: {name} is no function")
+    return function
