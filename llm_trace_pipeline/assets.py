@@ -38,6 +38,7 @@ from llm_trace_pipeline.checks import (
     check_batch,
     check_load,
 )
+from llm_trace_pipeline.cluster import loader_of
 from llm_trace_pipeline.enrich import enrich_hour
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
@@ -50,7 +51,7 @@ from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
 from llm_trace_pipeline.source import SourceOfHours
 from llm_trace_pipeline.standby import wait_until_replayed
 from llm_trace_pipeline.transform import EXAMPLES
-from llm_trace_pipeline.upsert import HourLoader, LoadResult
+from llm_trace_pipeline.upsert import LoadResult
 
 # Backfill policies are what makes a backfill affordable; their status needs no line per import.
 warnings.filterwarnings("ignore", category=BetaWarning)
@@ -196,7 +197,7 @@ def llm_traces(
         settings, now = Settings.from_environment(), datetime.now(UTC)
         kept_from = line_before(settings.retention_days, now)
         batches_kept_from = line_before(settings.batch_retention_days, now)
-        loader = HourLoader(database, store, keep_from=kept_from)
+        loader = loader_of(database, store, kept_from)
 
         def load(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
             outcomes: dict[datetime, HourOutcome] = {}

@@ -6,9 +6,10 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,7 +26,7 @@ from llm_trace_pipeline.hashes import row_hash_sql
 from llm_trace_pipeline.parquet import PartPath
 from llm_trace_pipeline.schema import COLUMNS, PAYLOAD_COLUMNS, SCHEMA_VERSION, TOKEN_COLUMNS
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.statements import quote_identifier, read_sql
+from llm_trace_pipeline.statements import quote_identifier, quote_text, read_sql
 
 EMBEDDED_WAIT_SECONDS = 120.0
 # How much of a batch the embedded engine holds at once. Rows are wide: with the engine's own
@@ -74,6 +75,12 @@ for _name in ("clickhouse_connect", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 IN_WINDOW = "created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}"
+SHARDING_KEY = "cityHash64(organization_id)"  # an organization is on one shard
+_ENGINE = "ENGINE = MergeTree\n"
+# The path has no {uuid}: a node that joins later would get another one than its replicas have.
+_ENGINE_OF_REPLICAS = (
+    "ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')\n"
+)
 _OTHER_PROCESS = ("Cannot lock file", "Error initializing EmbeddedServer")
 
 
@@ -87,11 +94,30 @@ class HourTotals:
     content_hash: str | None = None  # hexadecimal; None where it was not computed
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster that a server is a node of."""
+
+    name: str
+    client_of: Callable[[str], Client]  # connects to the node with this host name, once
+
+
 class Database:
     """One database of ClickHouse, through clickhouse-connect, whatever stands behind it."""
 
+    # Which rows of a batch are inserted: an SQL clause, in a cluster.
+    _rows_to_insert = ""
+    # A server killed inside REPLACE PARTITION can leave old and new parts both active.
+    swap_can_be_cut = True
+
     def __init__(
-        self, client: Client, name: str, *, is_embedded: bool, keeps_payloads: bool = True
+        self,
+        client: Client,
+        name: str,
+        *,
+        is_embedded: bool,
+        keeps_payloads: bool = True,
+        cluster: Cluster | None = None,
     ) -> None:
         """Use an open client.
 
@@ -100,11 +126,13 @@ class Database:
             name: the database.
             is_embedded: whether the engine is in this process.
             keeps_payloads: whether what is inserted has its request_json and response_json.
+            cluster: where the tables are spread over one.
         """
         self._client = client
         self.name = name
         self._is_embedded = is_embedded
-        self._keeps_payloads = keeps_payloads
+        self.keeps_payloads = keeps_payloads
+        self.cluster = cluster
 
     @property
     def version(self) -> tuple[int, int]:
@@ -195,7 +223,7 @@ class Database:
             BatchError: a file was removed meanwhile.
             ClickHouseError: the engine refused it.
         """
-        dropped = () if self._keeps_payloads else PAYLOAD_COLUMNS
+        dropped = () if self.keeps_payloads else PAYLOAD_COLUMNS
         names = ", ".join(quote_identifier(column.name) for column in COLUMNS)
         values = ", ".join(
             "''" if column.name in dropped else quote_identifier(column.name) for column in COLUMNS
@@ -208,7 +236,8 @@ class Database:
                 with path.required():
                     self.execute(
                         f"INSERT INTO {self.qualified(table)} ({names}) "
-                        f"SELECT {values} FROM {function}({{place:String}}, Parquet)",
+                        f"SELECT {values} FROM {function}({{place:String}}, Parquet)"
+                        f"{self._rows_to_insert}",
                         {"place": path.url or str(path)},
                         _insert_settings(row_bytes),
                     )
@@ -265,7 +294,9 @@ class Database:
             ClickHouseError: a newer version of this program made it.
         """
         if not self.use():
-            self.execute(f"CREATE DATABASE IF NOT EXISTS {quote_identifier(self.name)}")
+            self.execute(
+                f"CREATE DATABASE IF NOT EXISTS {quote_identifier(self.name)}{self.on_cluster}"
+            )
             self.use()
         layout = self.layout(table)
         if layout and (version := schema_version(layout)) > SCHEMA_VERSION:
@@ -275,10 +306,39 @@ class Database:
                 "made it, or load into another CLICKHOUSE_DATABASE"
             )
         if not layout or version < SCHEMA_VERSION:
-            name = "upgrade" if layout else "llm_traces"
-            self.execute(
-                read_sql(f"clickhouse/{name}.sql").replace("{table}", self.qualified(table))
-            )
+            for statement in self._definition(table, exists=bool(layout)):
+                self.execute(statement)
+
+    @property
+    def on_cluster(self) -> str:
+        """What makes a definition one of all nodes; '' on a single server."""
+        return f" ON CLUSTER {quote_identifier(self.cluster.name)}" if self.cluster else ""
+
+    def _definition(self, table: str, *, exists: bool) -> list[str]:
+        """Return what makes or upgrades the table; in a cluster, the local ones behind it first.
+
+        Each leaves the same behind however often it runs, and so does a part of them.
+        """
+        make, upgrade = (read_sql(f"clickhouse/{name}.sql") for name in ("llm_traces", "upgrade"))
+        target = f"{self.qualified(table)}{self.on_cluster}"
+        if not self.cluster:
+            return [(upgrade if exists else make).replace("{table}", target)]
+        name = local_name(table)
+        local = f"{self.qualified(name)}{self.on_cluster}"
+        distribute = read_sql("clickhouse/distributed.sql").format(
+            table=target,
+            local=self.qualified(name),
+            cluster=quote_text(self.cluster.name),
+            database=quote_text(self.name),
+            name=quote_text(name),
+            key=SHARDING_KEY,
+            version=SCHEMA_VERSION,
+        )
+        return [
+            make.replace("{table}", local).replace(_ENGINE, _ENGINE_OF_REPLICAS),
+            upgrade.replace("{table}", local),  # one that was there already
+            upgrade.replace("{table}", target) if exists else distribute,
+        ]
 
     def use(self) -> bool:
         """Let names without a database mean the tables of this one; False: it does not exist."""
@@ -331,6 +391,11 @@ class Database:
         )
 
 
+def local_name(table: str) -> str:
+    """Return the name of the table that holds a shard's own rows, behind a table of a cluster."""
+    return f"{table}_local"
+
+
 def schema_version(layout: Mapping[str, Any]) -> int:
     """Return the version of the schema that a row of ``system.tables`` tells; 0: none."""
     said = re.search(r"\bllm_trace_pipeline schema (\d+)", layout["comment"])
@@ -353,31 +418,35 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
     """
     url = urlsplit(settings.clickhouse_endpoint)
     is_embedded = url.scheme == "chdb"
-    client = (
-        _embedded_client(url.path)
-        if is_embedded
-        else retried(lambda: _server_client(settings), attempts)
-    )
-    try:
+    with ExitStack() as stack:
+
+        @cache
+        def client_of(host: str) -> Client:
+            return stack.enter_context(closing(_server_client(settings, host)))
+
+        client = (
+            stack.enter_context(closing(_embedded_client(url.path)))
+            if is_embedded
+            else retried(lambda: client_of(str(url.hostname)), attempts)
+        )
         database = Database(
             client,
             settings.clickhouse_database,
             is_embedded=is_embedded,
             keeps_payloads=settings.payloads == "everywhere",
+            cluster=Cluster(name, client_of) if (name := settings.clickhouse_cluster) else None,
         )
         database.use()
         yield database
-    finally:
-        client.close()
 
 
-def _server_client(settings: Settings) -> Client:
+def _server_client(settings: Settings, host: str) -> Client:
     url = urlsplit(settings.clickhouse_endpoint)
     password = settings.clickhouse_password.get_secret_value()
     with _translated():
         return clickhouse_connect.get_client(
             interface=url.scheme,
-            host=url.hostname,
+            host=host,
             port=url.port or (8443 if url.scheme == "https" else 8123),
             username=settings.clickhouse_username,
             password=password,

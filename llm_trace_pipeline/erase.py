@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm_trace_pipeline.clickhouse import Database, connect, retried
+from llm_trace_pipeline.cluster import loader_of
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
@@ -25,7 +26,7 @@ from llm_trace_pipeline.retention import line_before
 from llm_trace_pipeline.schema import ARROW_SCHEMA
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings, parse_hour
 from llm_trace_pipeline.transform import Tally, tally_of
-from llm_trace_pipeline.upsert import TABLE, HourLoader
+from llm_trace_pipeline.upsert import TABLE
 from llm_trace_pipeline.usage import read_response
 
 KEPT = (
@@ -92,9 +93,10 @@ def count_traces(database: Database, store: BatchStore, erasure: Erasure) -> Fou
             found.batches[manifest.hour] = rows
     if database.has_table(TABLE):
         found.clickhouse = _count_in_clickhouse(database, erasure)
-        found.replaced = sum(_count_on_disk(database, erasure).values()) - sum(
-            found.clickhouse.values()
-        )
+        found.replaced = sum(
+            sum(_count_on_disk(node, table, erasure).values())
+            for node, table in loader_of(database, store).targets
+        ) - sum(found.clickhouse.values())
     return found
 
 
@@ -152,8 +154,7 @@ def remove_from_clickhouse(
     Raises:
         ClickHouseError: a statement failed, or an hour does not equal its batch.
     """
-    loader = HourLoader(database, store, TABLE, kept_from)
-    table = database.qualified(TABLE)
+    loader = loader_of(database, store, kept_from)
     condition, parameters = _condition(erasure)
     touched: set[datetime] = set()
     with store.loading(TABLE):
@@ -162,17 +163,22 @@ def remove_from_clickhouse(
             return []
         touched |= _count_in_clickhouse(database, erasure).keys()
         if touched:
-            database.execute_until_done(
-                f"ALTER TABLE {table} DELETE WHERE {condition}", parameters, _WAIT
-            )
+            for node, table in loader.targets:
+                node.execute_until_done(
+                    f"ALTER TABLE {node.qualified(table)} DELETE WHERE {condition}",
+                    parameters,
+                    _WAIT,
+                )
         # Rows that an upsert masked are seen by no query, and by no ALTER TABLE … DELETE either:
         # it takes a part without visible rows for one that it need not write anew.
-        for partition in _count_on_disk(database, erasure):
-            database.execute_until_done(
-                f"ALTER TABLE {table} APPLY DELETED MASK IN PARTITION ID {{partition:String}}",
-                {"partition": partition},
-                _WAIT,
-            )
+        for node, table in loader.targets:
+            for partition in _count_on_disk(node, table, erasure):
+                node.execute_until_done(
+                    f"ALTER TABLE {node.qualified(table)} "
+                    "APPLY DELETED MASK IN PARTITION ID {partition:String}",
+                    {"partition": partition},
+                    _WAIT,
+                )
     manifests = [
         manifest
         for manifest in _batches(store, erasure)
@@ -385,11 +391,11 @@ def _count_in_clickhouse(database: Database, erasure: Erasure) -> dict[datetime,
     return {row["hour"]: row["rows"] for row in counted}
 
 
-def _count_on_disk(database: Database, erasure: Erasure) -> dict[str, int]:
+def _count_on_disk(database: Database, table: str, erasure: Erasure) -> dict[str, int]:
     """Return the rows by partition, those that a lightweight DELETE only masked included."""
     condition, parameters = _condition(erasure)
     counted = database.rows(
-        f"SELECT _partition_id AS id, count() AS rows FROM {database.qualified(TABLE)} "
+        f"SELECT _partition_id AS id, count() AS rows FROM {database.qualified(table)} "
         f"WHERE {condition} GROUP BY id ORDER BY id SETTINGS apply_deleted_mask = 0",
         parameters,
     )

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from llm_trace_pipeline.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.clickhouse import Database, connect, schema_version
+from llm_trace_pipeline.cluster import LOCAL_TABLE, shards_of
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError, SourceError
 from llm_trace_pipeline.parquet import BatchStore
@@ -306,7 +307,10 @@ def check_target(settings: Settings) -> list[Problem]:
             return [Problem(error.message, error.repair or _way_in(settings))]
         name = settings.clickhouse_database
         refused = list(_check_grants(database, name))
-        return [*_check_version(database.version), *(refused or _check_table(database, name))]
+        return [
+            *_check_version(database.version),
+            *(refused or _check_tables(database)),
+        ]
 
 
 def _way_in(settings: Settings) -> str:
@@ -328,7 +332,8 @@ def _check_version(version: tuple[int, int]) -> Iterator[Problem]:
 def _check_grants(database: Database, name: str) -> Iterator[Problem]:
     if database.version < _CHECK_GRANT_VERSION:
         return
-    for grant in _needed_grants(name):
+    cluster_grants = _needed_grants_of_cluster(name) if database.cluster else []
+    for grant in (*_needed_grants(name), *cluster_grants):
         if str(database.value(f"CHECK GRANT {grant}")) != "1":
             [user] = database.rows("SELECT currentUser() AS name")
             yield Problem(
@@ -347,18 +352,64 @@ def _needed_grants(name: str) -> list[str]:
     ]
 
 
-def _check_table(database: Database, name: str) -> list[Problem]:
+def _needed_grants_of_cluster(name: str) -> list[str]:
+    return [
+        "CLUSTER ON *.*",
+        "REMOTE ON *.*",  # to make a Distributed table
+        f"SYSTEM SYNC REPLICA ON {quote_identifier(name)}.*",
+        "SELECT ON system.clusters",
+    ]
+
+
+def _check_tables(database: Database) -> list[Problem]:
+    """Return what is wrong with the table; in a cluster, with that of each shard."""
+    if not database.cluster:
+        table = database.qualified(_TARGET)
+        before = database.qualified(f"{_TARGET}_before")
+        anew = f"RENAME TABLE {table} TO {before}; then make backfill"
+        return _check_table(database, _TARGET, table, anew)
+    try:
+        shards = shards_of(database, database.cluster)
+    except ClickHouseError as error:
+        return [Problem(error.message, error.repair or "start it, or repair system.clusters")]
+    anew = "set another CLICKHOUSE_DATABASE; then make backfill"
+    problems: list[Problem] = []
     layout = database.layout(_TARGET)
-    table = database.qualified(_TARGET)
+    if layout and layout["engine"] != "Distributed":
+        problems.append(
+            Problem(
+                f"{database.qualified(_TARGET)} is a {layout['engine']}, and CLICKHOUSE_CLUSTER "
+                "takes it for a Distributed",
+                anew,
+            )
+        )
+    table = f"{database.qualified(LOCAL_TABLE)}{database.on_cluster}"
+    for shard in shards:
+        layout = shard.layout(LOCAL_TABLE)
+        if layout and not layout["engine"].startswith("Replicated"):
+            problems.append(Problem(f"{table} is a {layout['engine']}, not replicated", anew))
+        problems += _check_table(shard, LOCAL_TABLE, table, anew)
+    return list(dict.fromkeys(problems))
+
+
+def _check_table(database: Database, name: str, table: str, anew: str) -> list[Problem]:
+    """Return what is wrong with a table.
+
+    Args:
+        database: where it is.
+        name: of the table.
+        table: what it is called in statements that mend it.
+        anew: how to get another one.
+    """
+    layout = database.layout(name)
     if not layout:
         return []
-    anew = f"RENAME TABLE {table} TO {database.qualified(_TARGET + '_before')}; then make backfill"
     if not layout["engine"].endswith("MergeTree"):
         return [Problem(f"{table} is a {layout['engine']}, not a MergeTree", anew)]
     columns = database.rows(
         "SELECT name, type, is_in_sorting_key OR is_in_partition_key AS is_key "
         "FROM system.columns WHERE database = {database:String} AND table = {table:String}",
-        {"database": name, "table": _TARGET},
+        {"database": database.name, "table": name},
     )
     version = schema_version(layout)
     if version > SCHEMA_VERSION:

@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 
 from llm_trace_pipeline.billing import MATCH_FIRST_KNOWN, MATCH_NONE, BillingMatcher
 from llm_trace_pipeline.clickhouse import IN_WINDOW, Database
+from llm_trace_pipeline.cluster import loader_of
 from llm_trace_pipeline.enrich import billing_is_stale
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.extract import is_of_ledger
 from llm_trace_pipeline.parquet import BatchStore, Manifest, Reconciliation
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.source import EMPTY_LEDGER, Ledger, Snapshot, Source
-from llm_trace_pipeline.upsert import TABLE, HourLoader, describe_differences
+from llm_trace_pipeline.upsert import TABLE, describe_differences
 
 HOURS_PER_RANGE = 24  # as many as one run loads
 
@@ -209,19 +210,19 @@ def stale_hours(
 
 
 def compare_table(
-    database: Database, store: BatchStore, manifests: Sequence[Manifest], table: str = TABLE
+    database: Database, store: BatchStore, manifests: Sequence[Manifest]
 ) -> Differences:
     """Return the hours of which ClickHouse does not hold exactly what their batches say."""
     if not manifests:
         return {}
     # Nobody loads meanwhile, and a swap that was cut is no damage: it is finished first.
-    with store.loading(table):
-        HourLoader(database, store, table).recover()
-        if not database.has_table(table):
+    with store.loading(TABLE):
+        loader_of(database, store).recover()
+        if not database.has_table(TABLE):
             return {manifest.hour: ("the table is missing",) for manifest in manifests}
-        database.define_table(table)
+        database.define_table(TABLE)
         found = database.hour_totals(
-            table,
+            TABLE,
             IN_WINDOW,
             {"start": manifests[0].hour, "end": manifests[-1].hour + HOUR},
             with_content_hash=True,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from llm_trace_pipeline.clickhouse import Database, retried
+from llm_trace_pipeline.cluster import loader_of
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upsert import TABLE, HourLoader
+from llm_trace_pipeline.upsert import TABLE
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,23 @@ def apply_retention(
 
 def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> list[str]:
     # The journal of a swap that was cut would bring a partition back.
-    retried(HourLoader(database, store, TABLE).recover)
-    if not database.has_table(TABLE):
-        return []
-    table = database.qualified(TABLE)
-    past = database.rows(
-        f"SELECT _partition_id AS id FROM {table} GROUP BY id "
-        "HAVING max(created_at) < {line:DateTime64(6, 'UTC')} ORDER BY id",
-        {"line": line},
-    )
-    for partition in past:
-        database.execute_until_done(
-            f"ALTER TABLE {table} DROP PARTITION ID {{partition:String}}",
-            {"partition": partition["id"]},
-            {"alter_sync": 2},
+    loader = loader_of(database, store)
+    retried(loader.recover)
+    dropped: set[str] = set()
+    for node, name in loader.targets:
+        if not node.has_table(name):
+            continue
+        table = node.qualified(name)
+        past = node.rows(
+            f"SELECT _partition_id AS id FROM {table} GROUP BY id "
+            "HAVING max(created_at) < {line:DateTime64(6, 'UTC')} ORDER BY id",
+            {"line": line},
         )
-    return [partition["id"] for partition in past]
+        for partition in past:
+            node.execute_until_done(
+                f"ALTER TABLE {table} DROP PARTITION ID {{partition:String}}",
+                {"partition": partition["id"]},
+                {"alter_sync": 2},
+            )
+        dropped.update(partition["id"] for partition in past)
+    return sorted(dropped)

@@ -126,6 +126,11 @@ class Settings(BaseModel):
     clickhouse_username: str = Field(default="default", alias="CLICKHOUSE_USERNAME")
     clickhouse_password: SecretStr = Field(default=SecretStr(""), alias="CLICKHOUSE_PASSWORD")
     clickhouse_database: str = Field(default="default", alias="CLICKHOUSE_DATABASE")
+    clickhouse_cluster: str | None = Field(
+        default=None,
+        alias="CLICKHOUSE_CLUSTER",
+        description="Cluster that the table is spread over; unset: one server.",
+    )
     clickhouse_ca_cert: FilePath | None = Field(default=None, alias="CLICKHOUSE_CA_CERT")
     clickhouse_client_cert: FilePath | None = Field(default=None, alias="CLICKHOUSE_CLIENT_CERT")
     clickhouse_client_key: FilePath | None = Field(default=None, alias="CLICKHOUSE_CLIENT_KEY")
@@ -182,6 +187,14 @@ class Settings(BaseModel):
             raise ValueError(
                 "LLM_TRACES_START: must be set where OPERATIONAL_DATABASE_URL is: "
                 "the first hour that can be loaded, such as 2026-03-01-00:00"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cluster_has_servers(self) -> Self:
+        if self.clickhouse_cluster and self.clickhouse_endpoint.startswith("chdb:"):
+            raise ValueError(
+                "CLICKHOUSE_CLUSTER: needs the http(s)://host:port of a node in CLICKHOUSE_ENDPOINT"
             )
         return self
 

@@ -17,3 +17,8 @@ def read_sql(name: str) -> str:
 def quote_identifier(name: str) -> str:
     """Quote a name for ClickHouse; every identifier that is put into SQL passes here."""
     return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def quote_text(text: str) -> str:
+    """Quote what is no name and cannot be a parameter: arguments of a table's engine."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -14,14 +14,14 @@ dropped only after the swap is verified.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, HourTotals, retried
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
-from llm_trace_pipeline.parquet import BatchStore, Manifest
+from llm_trace_pipeline.parquet import Manifest, PartPath
 from llm_trace_pipeline.schema import TOKEN_COLUMNS
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
 
@@ -53,13 +53,26 @@ class LoadResult:
     repaired_hours: tuple[datetime, ...]  # others of the partitions, reloaded from their batches
 
 
+class Batches(Protocol):
+    """What a load asks of the batch store."""
+
+    def loading(self, table: str) -> AbstractContextManager[None]:
+        """Hold the right to load into a table."""
+
+    def manifest(self, hour: datetime) -> Manifest | None:
+        """Return what the hour's batch holds; None: there is none."""
+
+    def part_paths(self, manifest: Manifest) -> list[PartPath]:
+        """Return the files of a batch."""
+
+
 class HourLoader:
     """Loads hours from the batch store into one table."""
 
     def __init__(
         self,
         database: Database,
-        store: BatchStore,
+        store: Batches,
         table: str = TABLE,
         keep_from: datetime | None = None,
     ) -> None:
@@ -78,6 +91,11 @@ class HourLoader:
         self._staging, self._clone, self._ready = (
             f"{table}__{suffix}" for suffix in ("staging", "clone", "ready")
         )
+
+    @property
+    def targets(self) -> list[tuple[Database, str]]:
+        """Where rows lie: the node, and the table's name there."""
+        return [(self._database, self._table)]
 
     def in_groups(self, hours: Sequence[datetime]) -> list[list[datetime]]:
         """Split hours into those that are small enough to be loaded together."""
@@ -141,7 +159,7 @@ class HourLoader:
             for manifest in manifests
             if force or describe_differences(manifest, found[manifest.hour])
         ]
-        partitions = self._partitions(self._table, IN_WINDOW, _window(manifests))
+        partitions = self._partitions(self._table, IN_WINDOW, window_of(manifests))
         for neighbours in _neighbours(stale):
             loaded, concerned = self._load(neighbours)
             found |= loaded
@@ -178,7 +196,11 @@ class HourLoader:
         """
         # On a server it runs on after its load was killed or lost the connection.
         self._database.wait_for_statements_on(self._staging, self._clone, self._ready)
-        if self._database.has_table(self._table) and self._database.has_table(self._ready):
+        if (
+            self._database.swap_can_be_cut
+            and self._database.has_table(self._table)
+            and self._database.has_table(self._ready)
+        ):
             for partition in self._partitions(self._ready, "1", {}):
                 self._replay(partition)
         self._drop(self._ready)
@@ -194,7 +216,7 @@ class HourLoader:
 
     def _replace(self, manifests: Sequence[Manifest]) -> set[str]:
         """Put batches in place of their hours' rows; return the partitions concerned."""
-        window = _window(manifests)
+        window = window_of(manifests)
         paths = [path for manifest in manifests for path in self._store.part_paths(manifest)]
         rows = sum(manifest.rows for manifest in manifests)
         payload_bytes = sum(manifest.payload_bytes for manifest in manifests)
@@ -299,7 +321,7 @@ class HourLoader:
     def _totals(self, manifests: Sequence[Manifest]) -> dict[datetime, HourTotals]:
         """Return what the table holds of each hour."""
         found = self._database.hour_totals(
-            self._table, IN_WINDOW, _window(manifests), with_content_hash=True
+            self._table, IN_WINDOW, window_of(manifests), with_content_hash=True
         )
         return {manifest.hour: found.get(manifest.hour, _NOTHING) for manifest in manifests}
 
@@ -393,7 +415,8 @@ class HourLoader:
         return self._database.qualified(table)
 
 
-def _window(manifests: Sequence[Manifest]) -> dict[str, datetime]:
+def window_of(manifests: Sequence[Manifest]) -> dict[str, datetime]:
+    """Return the parameters of ``IN_WINDOW``, from the first hour to the end of the last."""
     return {"start": manifests[0].hour, "end": manifests[-1].hour + HOUR}
 
 

@@ -6,6 +6,12 @@ of its own, as if each one landed on another node of a cluster: nothing of a ses
 Faults are put in by ``POST /faults`` with a JSON list of :class:`Fault`; the answer is the SQL of
 the statements that the engine has executed since the last such call. ``GET`` answers how many
 faults have not happened yet.
+
+With ``--config`` it is a node of the clusters that this configuration of the engine names. What the
+engine cannot do without Keeper and without the native protocol is put differently, and nothing else
+is: ``ON CLUSTER`` statements are sent to the other nodes over HTTP, ``ReplicatedMergeTree`` becomes
+``MergeTree``, ``SYSTEM SYNC REPLICA`` does nothing, and in place of the ``Distributed`` table there
+is a view of all shards' tables, the others' read over HTTP by ``url()``.
 """
 
 import argparse
@@ -20,16 +26,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import chdb
 import lz4.frame
@@ -40,6 +46,12 @@ _PARAMETERS = frozenset(
     {"query", "database", "query_id", "wait_end_of_query", "client_protocol_version"}
 )
 _FAULTS_PATH = "/faults"
+_ROWS_PATH = "/rows"  # of a table: what nodes ask each other for
+_ON_CLUSTER = re.compile(r" ON CLUSTER `[^`]+`")
+_DISTRIBUTED = re.compile(
+    r"CREATE TABLE IF NOT EXISTS (?P<table>\S+) AS (?P<local>\S+)\s+ENGINE = Distributed\(.*",
+    re.DOTALL,
+)
 _READY = "ready on port "
 # As the server maps errors to statuses; 500 is all others.
 _STATUSES = {60: 404, 62: 400, 81: 404, 115: 404, 209: 503, 497: 403, 516: 403}
@@ -91,6 +103,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], path: str, users: dict[str, str]) -> None:
         super().__init__(address, Handler)
         self.path = path
+        self.is_node = "?" in path
         self.users = users  # name: password; a name that begins with "reader" is read-only
         self._engine = _open(path)  # keeps the engine between requests
         self._lock = Lock()
@@ -151,9 +164,8 @@ class Server(ThreadingHTTPServer):
             try:
                 for statement in request.preparation():
                     connection.query(statement)
-                result = connection.query(
-                    request.sql, "TabSeparatedWithNames", params=request.values
-                )
+                sql = self._for_this_node(request.sql) if self.is_node else request.sql
+                result = connection.query(sql, "TabSeparatedWithNames", params=request.values)
             except RuntimeError as error:
                 raise EngineError(str(error)) from None
             body = result.bytes() or b""
@@ -162,6 +174,9 @@ class Server(ThreadingHTTPServer):
                 "written_rows": result.rows_written(),
                 "written_bytes": result.bytes_written(),
             }
+        if self.is_node and _ON_CLUSTER.search(request.sql):
+            for host in self._other_nodes():
+                self._send(host, _ON_CLUSTER.sub("", request.sql))
         with self._lock:
             self._executed.append(request.sql)
         headers = {
@@ -172,6 +187,56 @@ class Server(ThreadingHTTPServer):
             body = body.partition(b"\n")[2]
             headers["X-ClickHouse-Format"] = "TabSeparated"
         return body, headers
+
+    def rows(self, table: str) -> bytes:
+        """Return the rows of a table, with the ids of their partitions."""
+        return self._query(f"SELECT *, _partition_id FROM {table}", "Native")
+
+    def _query(self, sql: str, form: str) -> bytes:
+        with closing(_open(self.path)) as connection:
+            return bytes(connection.query(sql, form).bytes() or b"")
+
+    def _for_this_node(self, sql: str) -> str:
+        sql = _ON_CLUSTER.sub("", sql)
+        sql = re.sub(r"ENGINE = ReplicatedMergeTree\([^)]*\)", "ENGINE = MergeTree", sql)
+        sql = re.sub(r"^SYSTEM SYNC REPLICA .*", "SELECT 1", sql)
+        found = _DISTRIBUTED.search(sql)
+        if not found:
+            return sql
+        table, local = found["table"], found["local"]
+        columns = self._query(f"DESCRIBE TABLE {local}", "TabSeparatedRaw").decode().splitlines()
+        structure = ", ".join(" ".join(line.split("\t")[:2]) for line in columns)
+        addresses = (
+            f"http://{host}:{self.server_port}{_ROWS_PATH}?{urlencode({'table': local})}"
+            for host in self._other_nodes()
+        )
+        others = (
+            f" UNION ALL SELECT * FROM url({_quoted(address)}, Native, "
+            f"{_quoted(f'{structure}, _partition_id String')})"
+            for address in addresses
+        )
+        return (
+            f"CREATE VIEW IF NOT EXISTS {table} AS "
+            f"SELECT *, _partition_id FROM {local}{''.join(others)}"
+        )
+
+    def _other_nodes(self) -> list[str]:
+        """Return the hosts of the clusters that answer."""
+        hosts = self._query("SELECT DISTINCT host_name FROM system.clusters", "TabSeparated")
+        answering = []
+        for host in hosts.decode().split():
+            with suppress(ConnectionError), socket.create_connection((host, self.server_port)):
+                answering.append(host)
+        return [host for host in answering if host != self.server_address[0]]
+
+    def _send(self, host: str, sql: str) -> None:
+        """Have another node execute a statement."""
+        user = {"Authorization": f"Basic {b64encode(b'default:').decode()}"}
+        with closing(HTTPConnection(host, self.server_port)) as connection:
+            connection.request("POST", "/", sql, user)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise EngineError(answer.read().decode())
 
 
 class Request:
@@ -239,6 +304,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if url.path == _ROWS_PATH:
+            self._answer(200, self.server.rows(dict(parse_qsl(url.query))["table"]))
+            return
         self._answer(200, str(self.server.faults_left).encode())
 
     def do_POST(self) -> None:
@@ -346,10 +415,11 @@ class Running:
 
     process: subprocess.Popen[str]
     port: int
+    host: str = "127.0.0.1"
 
     def put(self, *faults: Fault) -> list[str]:
         """Replace the faults; return what was executed since the last time."""
-        with closing(HTTPConnection("127.0.0.1", self.port)) as connection:
+        with closing(HTTPConnection(self.host, self.port)) as connection:
             connection.request(
                 "POST", _FAULTS_PATH, json.dumps([asdict(fault) for fault in faults])
             )
@@ -358,16 +428,16 @@ class Running:
 
     def faults_left(self) -> int:
         """Return how many faults have not happened."""
-        with closing(HTTPConnection("127.0.0.1", self.port)) as connection:
+        with closing(HTTPConnection(self.host, self.port)) as connection:
             connection.request("GET", _FAULTS_PATH)
             return int(connection.getresponse().read())
 
 
 @contextmanager
-def running(folder: Path, *arguments: str) -> Iterator[Running]:
+def running(folder: Path, *arguments: str, host: str = "127.0.0.1") -> Iterator[Running]:
     """Run a server on this folder until the end of the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.clickhouse_http", *arguments, str(folder)],
+        [sys.executable, "-m", "tests.clickhouse_http", "--host", host, *arguments, str(folder)],
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.PIPE,
         text=True,
@@ -376,7 +446,7 @@ def running(folder: Path, *arguments: str) -> Iterator[Running]:
         assert process.stdout
         line = process.stdout.readline()
         assert line.startswith(_READY), "the server ended; its error is above"
-        yield Running(process, int(line.removeprefix(_READY)))
+        yield Running(process, int(line.removeprefix(_READY)), host)
     finally:
         process.kill()
         process.wait()
@@ -386,13 +456,16 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="run it against this server")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--config", help="of the engine, with the clusters that this is a node of")
     parser.add_argument("--user", action="append", default=[], help="name:password")
     parser.add_argument("--certificate", help="a PEM file of certificate and key: speak TLS")
     parser.add_argument("--client-ca", help="demand client certificates of this authority")
     given = parser.parse_args(arguments)
     users = dict(user.split(":", 1) for user in given.user) or {"default": ""}
-    with Server(("127.0.0.1", given.port), given.folder, users) as server:
+    path = f"{given.folder}?config-file={given.config}" if given.config else given.folder
+    with Server((given.host, given.port), path, users) as server:
         if given.certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(given.certificate)

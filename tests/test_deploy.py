@@ -386,12 +386,13 @@ def retries_of(instance: DagsterInstance, run: str) -> list[str]:
 # ---- what cannot be run without Docker and Kubernetes
 
 
-# The image sets the folder and has no function of the user's; TLS and another address of the bucket
-# are for other servers than those of compose.yaml.
+# The image sets the folder and has no function of the user's; a cluster, TLS and another address of
+# the bucket are for other servers than those of compose.yaml.
 LEFT_OUT = {
     "LLM_TRACES_STATE",
     "LLM_TRACES_REDACT",
     "AWS_ENDPOINT_URL_S3",
+    "CLICKHOUSE_CLUSTER",
     "CLICKHOUSE_CA_CERT",
     "CLICKHOUSE_CLIENT_CERT",
     "CLICKHOUSE_CLIENT_KEY",
