@@ -49,7 +49,8 @@ _FAULTS_PATH = "/faults"
 _ROWS_PATH = "/rows"  # of a table: what nodes ask each other for
 _ON_CLUSTER = re.compile(r" ON CLUSTER `[^`]+`")
 _DISTRIBUTED = re.compile(
-    r"CREATE TABLE IF NOT EXISTS (?P<table>\S+) AS (?P<local>\S+)\s+ENGINE = Distributed\(.*",
+    r"CREATE TABLE IF NOT EXISTS (?P<table>\S+) AS (?P<local>\S+)\s+ENGINE = Distributed\(.*"
+    r"(?P<comment>COMMENT .*)",
     re.DOTALL,
 )
 _READY = "ready on port "
@@ -217,7 +218,7 @@ class Server(ThreadingHTTPServer):
         )
         return (
             f"CREATE VIEW IF NOT EXISTS {table} AS "
-            f"SELECT *, _partition_id FROM {local}{''.join(others)}"
+            f"SELECT *, _partition_id FROM {local}{''.join(others)} {found['comment']}"
         )
 
     def _other_nodes(self) -> list[str]:
