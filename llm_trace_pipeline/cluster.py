@@ -44,7 +44,7 @@ from llm_trace_pipeline.upsert import TABLE, HourLoader, window_of
 LOCAL_TABLE = local_name(TABLE)
 _COUNTED = [column.name for column in COLUMNS if column.name not in PAYLOAD_COLUMNS]
 _Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
-_ORGANIZATIONS_AT_ONCE = 100  # they are sent in the address of a request, which proxies bound
+_ORGANIZATIONS_AT_ONCE = 1000  # a server takes a value of 128 KiB
 
 
 class Shard(Database):

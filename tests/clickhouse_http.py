@@ -30,6 +30,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from email import policy
+from email.parser import BytesParser
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -321,6 +323,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             user = self._user()
             parameters = dict(parse_qsl(url.query, keep_blank_values=True))
+            form = self.headers.get("Content-Type", "")
+            if form.startswith("multipart/form-data"):  # what is too long for an address
+                parameters |= _fields(form, body)
+                body = b""
             if "session_id" in parameters:
                 raise _error(372, "Session not found. (SESSION_NOT_FOUND)")
             request = Request(parameters, body, is_read_only=user.startswith("reader"))
@@ -395,6 +401,19 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
         self.close_connection = True
         self.wfile = open("/dev/null", "wb")  # noqa: SIM115, PTH123 -- what is flushed at the end
+
+
+def _fields(content_type: str, body: bytes) -> dict[str, str]:
+    """Return the fields of a form."""
+    message = BytesParser(policy=policy.HTTP).parsebytes(
+        f"Content-Type: {content_type}\r\n\r\n".encode() + body
+    )
+    return {
+        str(part.get_param("name", header="Content-Disposition")): bytes(
+            part.get_payload(decode=True)
+        ).decode()
+        for part in message.iter_parts()
+    }
 
 
 def _open(path: str) -> Any:
