@@ -322,11 +322,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             user = self._user()
-            parameters = dict(parse_qsl(url.query, keep_blank_values=True))
-            form = self.headers.get("Content-Type", "")
-            if form.startswith("multipart/form-data"):  # what is too long for an address
-                parameters |= _fields(form, body)
-                body = b""
+            fields, body = _taken_from_form(self.headers.get("Content-Type", ""), body)
+            parameters = dict(parse_qsl(url.query, keep_blank_values=True)) | fields
             if "session_id" in parameters:
                 raise _error(372, "Session not found. (SESSION_NOT_FOUND)")
             request = Request(parameters, body, is_read_only=user.startswith("reader"))
@@ -403,17 +400,20 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile = open("/dev/null", "wb")  # noqa: SIM115, PTH123 -- what is flushed at the end
 
 
-def _fields(content_type: str, body: bytes) -> dict[str, str]:
-    """Return the fields of a form."""
+def _taken_from_form(content_type: str, body: bytes) -> tuple[dict[str, str], bytes]:
+    """Return what came as a form, being too long for an address, and what is left of the body."""
+    if not content_type.startswith("multipart/form-data"):
+        return {}, body
     message = BytesParser(policy=policy.HTTP).parsebytes(
         f"Content-Type: {content_type}\r\n\r\n".encode() + body
     )
-    return {
+    fields = {
         str(part.get_param("name", header="Content-Disposition")): bytes(
             part.get_payload(decode=True)
         ).decode()
         for part in message.iter_parts()
     }
+    return fields, b""
 
 
 def _open(path: str) -> Any:

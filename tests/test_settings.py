@@ -34,6 +34,7 @@ WRONG = [
     ("LLM_TRACES_RECONCILE_DAYS", "0"),
     ("LLM_TRACES_RETENTION_DAYS", "0"),
     ("TRACE_BATCH_RETENTION_DAYS", "a week"),
+    ("CLICKHOUSE_CLUSTER", "of_the_embedded_engine"),
     ("CLICKHOUSE_ENDPOINT", "http://localhost:abc"),
     ("CLICKHOUSE_ENDPOINT", "http://localhost:8123/path"),
     ("CLICKHOUSE_ENDPOINT", "clickhouse.internal:8123"),
