@@ -283,6 +283,19 @@ def test_an_hour_becomes_empty_on_a_shard_and_then_on_all(deployment: Deployment
     deployment.check()
 
 
+def test_a_node_that_reads_the_batch_by_itself_takes_its_own_rows(deployment: Deployment) -> None:
+    """As from a bucket; here from a folder of this machine, which the tests' nodes are on too."""
+    deployment.publish(T0, rows_of(T0))
+    loader = loader_of(deployment.database, deployment.store)
+    for shard, _ in loader.targets:
+        shard._is_embedded = True  # noqa: SLF001 -- what is read by file(), not sent
+    deployment.statements()
+    loader.load([T0])
+    inserts = [sql for sql in deployment.statements() if sql.startswith("INSERT")]
+    assert all("FROM file(" in sql for sql in inserts)
+    deployment.check()
+
+
 def test_payloads_are_left_out_on_every_shard(deployment: Deployment) -> None:
     deployment.settings = deployment.settings.model_copy(update={"payloads": "batches"})
     deployment.reopen()
@@ -357,10 +370,14 @@ def organizations(rows: list[Row]) -> dict[str, list[Row]]:
 def test_a_ready_table_that_a_replica_kept_is_not_replayed(deployment: Deployment) -> None:
     deployment.load_rows(T0, rows_of(T0))
     shard = deployment.shards()[0]
-    local, ready = (shard.qualified(f"{LOCAL_TABLE}{suffix}") for suffix in ("", "__ready"))
-    shard.execute(f"CREATE TABLE {ready} AS {local}")
-    shard.execute(f"ALTER TABLE {ready} ATTACH PARTITION ID '{T0:%Y%m%d}' FROM {local}")
+    local, kept, ready = (
+        shard.qualified(f"{LOCAL_TABLE}{suffix}") for suffix in ("", "_kept", "__ready")
+    )
+    shard.execute(f"CREATE TABLE {kept} AS {local}")
+    shard.execute(f"ALTER TABLE {kept} ATTACH PARTITION ID '{T0:%Y%m%d}' FROM {local}")
     deployment.load_rows(T0, rows_of(T0, version=2))
+    shard.execute(f"RENAME TABLE {kept} TO {ready}")
+    loader_of(deployment.database, deployment.store).recover()
     deployment.check()
 
 
