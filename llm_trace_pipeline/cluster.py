@@ -218,6 +218,8 @@ class ClusterLoader(HourLoader):
     def _load(self, manifests: Sequence[Manifest]) -> tuple[dict[datetime, HourTotals], set[str]]:
         """Replace a window on one shard after the other, and read it back from all together."""
         hours = [manifest.hour for manifest in manifests]
+        for manifest in manifests:  # a damaged batch must not reach some shards only
+            self._batches.part_paths(manifest)
         for shard in self._shards:
             batches = _BatchesOfShard(self._batches, shard, manifests)
             for result in HourLoader(shard, batches, LOCAL_TABLE).load(hours, force=True):

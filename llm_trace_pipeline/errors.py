@@ -12,6 +12,11 @@ class SettingsError(PipelineError):
 class SourceError(PipelineError):
     """The operational database lacks something, or cannot be read."""
 
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        """Say what happened, with PostgreSQL's code where it gave one."""
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
 
 class BatchError(PipelineError):
     """A Parquet batch is missing, damaged, or being written by another process."""

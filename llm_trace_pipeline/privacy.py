@@ -7,8 +7,12 @@ from typing import Self
 
 import pyarrow as pa
 
-from llm_trace_pipeline.errors import SettingsError
+from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.settings import Settings
+
+
+class RedactionError(PipelineError):
+    """The user's function failed; the message does not hold the text it was given."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,16 @@ class PayloadPolicy:
         """Return texts as the function leaves them; it is not asked about ''."""
         if self.redact is None:
             return texts
-        return pa.array([text and self.redact(text) for text in texts.to_pylist()], pa.string())
+        try:
+            kept = [text and self.redact(text) for text in texts.to_pylist()]
+        except Exception as error:  # noqa: BLE001 -- of the user's function; it may quote the text
+            raise RedactionError(
+                f"LLM_TRACES_REDACT: the function raised {type(error).__name__}; nothing of this "
+                "hour was written: mend it, then materialize trace_batches again"
+            ) from None
+        if not all(isinstance(text, str) for text in kept):
+            raise RedactionError("LLM_TRACES_REDACT: the function must return a str, always")
+        return pa.array(kept, pa.string())
 
 
 KEEP_ALL = PayloadPolicy()

@@ -451,7 +451,7 @@ def _translated() -> Iterator[None]:
                 f"the operational database has no {kind} {named[1]}, which is read by "
                 f"{files_that_name(named[1])}: edit it there if yours is called otherwise"
             ) from None
-        raise SourceError(f"the operational database: {message}") from None
+        raise SourceError(f"the operational database: {message}", code) from None
 
 
 def files_that_name(identifier: str) -> str:

@@ -39,6 +39,10 @@ def lag_of(
     )
 
 
+# No such function or relation, or not supported; any other failure tells nothing about the lag.
+_NOT_THERE = frozenset({"42883", "42P01", "0A000"})
+
+
 def wait_until_replayed(source: Source, until: datetime) -> None:
     """Wait until a standby has replayed all before some time; a primary has it already.
 
@@ -61,7 +65,10 @@ def _lag(source: Source, until: datetime) -> Lag | None:
             return None
         try:
             [state] = session.rows(read_sql("preflight/standby.sql"))
-        except SourceError as error:  # Amazon Aurora lacks these functions; make preflight says so
+        except SourceError as error:
+            if error.sqlstate not in _NOT_THERE:
+                raise
+            # Amazon Aurora lacks these functions; make preflight says so.
             _log.info("whether this standby lags cannot be told: %s", error)
             return None
     return lag_of(until=until, **state)

@@ -25,6 +25,7 @@ from llm_trace_pipeline.usage import (
     read_response,
 )
 
+MAX_MESSAGE_LENGTH = 1_000  # code points of an error message that are kept
 EXAMPLES = 3  # ids named in metadata, where rows are counted
 
 _NO_RESPONSE = ResponseReading(0, 0, 0, None, None, None, False, "", "", "", True)
@@ -146,8 +147,12 @@ def transform(
         "latency_ms": source.column("latency_ms").cast(pa.uint64()),
         "is_error": pa.array([reading.is_error for reading in readings]).cast(pa.uint8()),
         "error_type": pa.array([reading.error_type for reading in readings], pa.string()),
-        "error_message": payloads.redacted(
-            pa.array([reading.error_message for reading in readings], pa.string())
+        "error_message": pc.utf8_slice_codeunits(
+            payloads.redacted(
+                pa.array([reading.error_message for reading in readings], pa.string())
+            ),
+            0,
+            MAX_MESSAGE_LENGTH,
         ),
         "llm_config_json": llm_config_json,
         "created_at": source.column("created_at"),

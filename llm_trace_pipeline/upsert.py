@@ -254,7 +254,10 @@ class HourLoader:
             if is_empty:
                 # REPLACE from a table without parts is refused since 26.6, and emptied the target
                 # without a word before.
-                self._alter(self._table, "DROP PARTITION ID {partition:String}", partition)
+                # Named after the clone, so that a later load waits for it where it still runs.
+                clone = self._name(self._clone)
+                drop = f"DROP PARTITION ID {{partition:String}} /* emptied: {clone} */"
+                self._alter(self._table, drop, partition)
                 self._drop(self._clone)
             else:
                 self._replay(partition)

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final, NamedTuple, TypedDict
 
 import msgspec
 
-MAX_MESSAGE_LENGTH: Final = 1_000
 _INT64_MAX: Final = 2**63 - 1
 _UINT64_MAX: Final = 2**64 - 1
 
@@ -627,7 +626,7 @@ def _error(bodies: list[_Object]) -> tuple[bool, str, str]:
     for body in bodies:
         if stated := _stated_error(body):
             error_type, message = stated
-            return True, _text(error_type or None), _text(message)[:MAX_MESSAGE_LENGTH]
+            return True, _text(error_type or None), _text(message)
     return False, "", ""
 
 

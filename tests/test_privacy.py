@@ -10,7 +10,7 @@ from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore
-from llm_trace_pipeline.privacy import PayloadPolicy
+from llm_trace_pipeline.privacy import PayloadPolicy, RedactionError
 from llm_trace_pipeline.resources import source_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upsert import HourLoader
@@ -134,11 +134,35 @@ def test_a_name_of_another_shape_is_refused() -> None:
 
 @pytest.mark.usefixtures("hour")
 def test_nothing_is_kept_where_the_function_raises(settings: Settings, store: BatchStore) -> None:
-    with pytest.raises(ZeroDivisionError):
-        load(settings, store, redact="tests.test_privacy:failing")
+    for name, reason in (("failing", "raised ValueError;"), ("blank", "must return a str")):
+        with pytest.raises(RedactionError, match=reason) as caught:
+            load(settings, store, redact=f"tests.test_privacy:{name}")
+        assert "secret" not in str(caught.value)
     assert store.manifest(T0) is None
 
 
 def failing(text: str) -> str:
     """What a user's function must not do."""
-    return text * (1 // 0)
+    raise ValueError(text)
+
+
+def blank(text: str) -> None:
+    """What a user's function must not do either."""
+    assert text
+
+
+def test_a_message_is_redacted_before_it_is_cut(
+    operational: Operational, settings: Settings, store: BatchStore
+) -> None:
+    # A cut in the middle of the secret would hide it from the function.
+    failure = f'{{"error": {{"message": "{"x" * 990}my secret is blue, and so on"}}}}'
+    operational.insert("provider_traces", trace(id="a", response_json=failure))
+    [row] = load(settings, store, redact="tests.test_privacy:redact")["table"]
+    assert row["error_message"] == f"{'x' * 990}my secret "
+    whole = load(settings, store, redact="tests.test_privacy:shorten")["table"]
+    assert whole[0]["error_message"] == "my secret is blue, and so on"
+
+
+def shorten(text: str) -> str:
+    """A function that lets through what lies behind the cut."""
+    return text.replace("x", "")

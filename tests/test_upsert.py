@@ -667,8 +667,7 @@ def test_a_table_from_before_billing_is_upgraded_with_its_rows(
 
 
 def schema_of(database: Database) -> str:
-    [row] = database.rows(f"SELECT comment FROM system.tables WHERE name = '{TABLE}'")
-    comment: str = row["comment"]
+    comment: str = database.layout(TABLE)["comment"]
     return comment
 
 
