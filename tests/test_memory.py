@@ -12,8 +12,9 @@ LIMIT_MB = 1200
 
 # Prints the largest resident size in MB that the process ever had.
 LOAD = """
-import resource, sys
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore
@@ -32,7 +33,9 @@ else:
     with connect(settings) as database:
         [result] = HourLoader(database, store).load([hour])
     assert result.differences == (), result.differences
-peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+# Not ru_maxrss, which begins with the size of the process that started this one.
+status = Path("/proc/self/status").read_text()
+peak_mb = int(status.partition("VmHWM:")[2].split()[0]) >> 10
 print(manifest.rows, manifest.payload_bytes, peak_mb)
 """
 
