@@ -29,11 +29,19 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.statements import quote_identifier, quote_text, read_sql
 
 EMBEDDED_WAIT_SECONDS = 120.0
-# How much of a batch the embedded engine holds at once. Rows are wide: with the engine's own
-# million-row blocks and read-ahead, 400 rows of 5 MB took 2.8 GB; so bounded, 1.1 GB.
-_BLOCK_BYTES = 64 * 2**20
-_WIDE_ROW_BYTES = 50_000
-_BLOCK_BYTES_OF_WIDE_ROWS = 24 * 2**20
+# How much of a batch the engine puts into one block, of which several are on their way at once. With
+# its own blocks of a million rows and its read-ahead, 400 rows of 5 MB took 2.8 GB. With 64 MB, a
+# part of 137 MB took 1.4 GB; with 24 MB 1.0 GB, in the same time.
+_BLOCK_BYTES = 24 * 2**20
+_INSERT_SETTINGS = {
+    "max_threads": 2,
+    "max_insert_threads": 2,
+    "min_insert_block_size_rows": 0,
+    "min_insert_block_size_bytes": _BLOCK_BYTES,
+    "input_format_parquet_memory_low_watermark": 2**20,
+    "input_format_parquet_memory_high_watermark": _BLOCK_BYTES,
+    "schema_inference_make_columns_nullable": 3,
+}
 # The engine gives freed memory back soon: 50,000 rows of 7 KB peak at 0.86 GB and take 1.1 s. Given
 # back at once it is 0.70 GB and 1.4 s, a second later 0.99 GB and 1.1 s.
 _ALLOCATOR = "dirty_decay_ms:200"
@@ -208,7 +216,7 @@ class Database:
             )
             return octets.decode(errors="replace")
 
-    def insert_parquet(self, table: str, paths: Sequence[PartPath], row_bytes: float) -> None:
+    def insert_parquet(self, table: str, paths: Sequence[PartPath]) -> None:
         """Add the rows of Parquet files of the target's schema to a table.
 
         ClickHouse reads by itself what it can reach; a server is sent Arrow blocks of files that
@@ -217,7 +225,6 @@ class Database:
         Args:
             table: where the rows go.
             paths: the files.
-            row_bytes: the mean size of a row's payload.
 
         Raises:
             BatchError: a file was removed meanwhile.
@@ -239,7 +246,7 @@ class Database:
                         f"SELECT {values} FROM {function}({{place:String}}, Parquet)"
                         f"{self._rows_to_insert}",
                         {"place": path.url or str(path)},
-                        _insert_settings(row_bytes),
+                        _INSERT_SETTINGS,
                     )
                 continue
             with path.open() as file:
@@ -557,16 +564,3 @@ def _transport_error(error: HTTPError) -> ClickHouseError:
     return TransientClickHouseError(
         f"ClickHouse: cannot be reached: {found[0] if found else reason}"
     )
-
-
-def _insert_settings(row_bytes: float) -> dict[str, Any]:
-    block_bytes = _BLOCK_BYTES_OF_WIDE_ROWS if row_bytes > _WIDE_ROW_BYTES else _BLOCK_BYTES
-    return {
-        "max_threads": 2,
-        "max_insert_threads": 2,
-        "min_insert_block_size_rows": 0,
-        "min_insert_block_size_bytes": block_bytes,
-        "input_format_parquet_memory_low_watermark": 2**20,
-        "input_format_parquet_memory_high_watermark": block_bytes,
-        "schema_inference_make_columns_nullable": 3,
-    }

@@ -218,11 +218,9 @@ class HourLoader:
         """Put batches in place of their hours' rows; return the partitions concerned."""
         window = window_of(manifests)
         paths = [path for manifest in manifests for path in self._store.part_paths(manifest)]
-        rows = sum(manifest.rows for manifest in manifests)
-        payload_bytes = sum(manifest.payload_bytes for manifest in manifests)
         self._drop(self._staging)
         self._create_like_target(self._staging, *_COMPACT_PARTS)
-        self._database.insert_parquet(self._staging, paths, payload_bytes / max(1, rows))
+        self._database.insert_parquet(self._staging, paths)
         staged = self._partitions(self._staging, "1", {})
         held = self._partitions(self._table, IN_WINDOW, window)
         for partition in sorted(staged | held):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Operational
 
-LIMIT_MB = 1400
+LIMIT_MB = 1200
 
 # Prints the largest resident size in MB that the process ever had.
 LOAD = """

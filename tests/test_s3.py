@@ -307,7 +307,7 @@ def test_a_part_that_another_machine_replaced_asks_for_another_run(
     paths = pipeline.store.part_paths(pipeline.load())
     bucket.remove(f"llm_traces/2026-03-01/09/{paths[0].name}")
     with pytest.raises(BatchError, match=r"part s3://.* was removed meanwhile; run it again"):
-        pipeline.database.insert_parquet("llm_traces", paths, 100)
+        pipeline.database.insert_parquet("llm_traces", paths)
     assert pipeline.rows() == [("a",), ("b",)]
     pipeline.load()
     assert pipeline.rows() == [("a",), ("b",)]
