@@ -49,8 +49,8 @@ def load_hours(hours: Sequence[datetime], *assets: str) -> None:
     Raises:
         PipelineError: hours failed; the message names them and the run in which they did.
     """
-    # Reads LLM_TRACES_START, whose errors run_command is to report.
-    from llm_trace_pipeline.definitions import defs  # noqa: PLC0415 -- as said
+    # Its import reads LLM_TRACES_START, whose errors run_command is to report.
+    from llm_trace_pipeline.definitions import defs  # noqa: PLC0415 -- imported to be reported
 
     progress = logging.getLogger("llm_trace_pipeline")
     progress.setLevel(logging.INFO)

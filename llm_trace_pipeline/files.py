@@ -51,6 +51,9 @@ class Files(Protocol):
     def checksum(self, key: str) -> str | None:
         """Return the xxh3-128 of a file, hexadecimal; None where there is none."""
 
+    def exists(self, key: str) -> bool:
+        """Whether there is such a file."""
+
     def content(self, key: str) -> pa.Buffer:
         """Return all of a file."""
 
@@ -132,6 +135,10 @@ class LocalFiles:
                 return _checksum(file)
         except FileNotFoundError:
             return None
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such a file."""
+        return (self._root / key).exists()
 
     def content(self, key: str) -> pa.Buffer:
         """Return all of a file, mapped into memory."""
@@ -260,6 +267,11 @@ class S3Files:
             while block := stream.read(_BLOCK_BYTES):
                 digest.update(block)
             return stream.tell(), digest.hexdigest()
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        with translated(self.location(key)):
+            return bool(self.filesystem.get_file_info(self.path(key)).type is FileType.File)
 
     def content(self, key: str) -> pa.Buffer:
         """Return all of an object."""

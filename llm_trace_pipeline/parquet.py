@@ -183,7 +183,7 @@ class PartPath:
         try:
             yield
         except ClickHouseError:
-            if self.files.checksum(self.key) is None:
+            if not self.files.exists(self.key):
                 raise BatchError(
                     f"hour {self.hour:{HOUR_FORMAT}}: part {self} was removed meanwhile; "
                     "run it again"

@@ -12,17 +12,18 @@ from typing import Any
 import pyarrow as pa
 
 from llm_trace_pipeline.billing import HISTORY_SCHEMA
-from llm_trace_pipeline.clickhouse import Database, connect, schema_version
+from llm_trace_pipeline.clickhouse import Database, connect, newer_schema, schema_version
 from llm_trace_pipeline.cluster import LOCAL_TABLE, shards_of
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError, SourceError
-from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.files import files_of
 from llm_trace_pipeline.resources import source_of
 from llm_trace_pipeline.schema import COLUMNS, SCHEMA_VERSION, Column
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.source import OPTIONAL_TABLES, Session, Source, files_that_name
-from llm_trace_pipeline.standby import lag_of
+from llm_trace_pipeline.standby import UnknownLagError, ask_lag
 from llm_trace_pipeline.statements import quote_identifier, read_sql
+from llm_trace_pipeline.upsert import TABLE
 
 _TRACE = (
     "id created_at updated_at is_deleted org_id organization_id agent_id agent_tags run_id step_id "
@@ -44,11 +45,11 @@ _TABLES = {
     "created_at updated_at",
 }
 _HOURLY_TABLES = ("provider_traces", "provider_trace_metadata")
+_PROBE = "preflight"  # an object that is written and removed
 _STATEMENTS = ("ledger", "folded", "traces", "too_wide", "unaccounted_steps")
 _BILLING = "operational/billing.sql"
 _BILLING_FIELDS = [field for field in HISTORY_SCHEMA if field.name != "seen_at"]
 
-_TARGET = "llm_traces"
 _SAFE_VERSION = (26, 6)
 _CHECK_GRANT_VERSION = (25, 1)
 _LOADER_PRIVILEGES = (
@@ -165,9 +166,12 @@ def check_source(source: Source, until: datetime) -> list[Problem]:
 
 
 def check_batches(settings: Settings) -> list[Problem]:
-    """Return what is wrong with the place of the batches."""
+    """Return what is wrong with the place of the batches; in a bucket, by writing to it."""
     try:
-        BatchStore.of(settings)
+        files = files_of(settings)
+        if settings.is_in_bucket:
+            files.switch(_PROBE, b"")
+            files.remove([_PROBE])
     except BatchError as error:
         repair = (
             "check TRACE_BATCH_URI, AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and "
@@ -187,18 +191,12 @@ def _check_encoding(encoding: str) -> Iterator[Problem]:
 
 
 def _check_standby(session: Session, until: datetime) -> list[Problem]:
-    answer = _ask(session, read_sql("preflight/standby.sql"))
-    if isinstance(answer, pa.Table):
-        [state] = answer.to_pylist()
-        lag = lag_of(until=until, **state)
-        return [Problem(lag.message, lag.repair)] if lag else []
-    return [  # Amazon Aurora lacks these functions
-        Problem(
-            f"whether this standby lags cannot be told: {answer}",
-            "load an hour only after this standby has all of it, or use the primary",
-            is_fatal=False,
-        )
-    ]
+    try:
+        lag = ask_lag(session, until)
+    except UnknownLagError as error:
+        repair = "load an hour only after this standby has all of it, or use the primary"
+        return [Problem(str(error), repair, is_fatal=False)]
+    return [Problem(lag.message, lag.repair)] if lag else []
 
 
 def _check_statements(
@@ -290,11 +288,10 @@ def _check_billing(session: Session, answer: pa.Table | SourceError) -> Iterator
 
 def _ask(session: Session, sql: str) -> pa.Table | SourceError:
     """Return the answer, or why there is none; the transaction goes on in either case."""
-    session.run("SAVEPOINT preflight")
     try:
-        return session.table(sql)
+        with session.savepoint():
+            return session.table(sql)
     except SourceError as error:
-        session.run("ROLLBACK TO SAVEPOINT preflight")
         return error
 
 
@@ -305,8 +302,7 @@ def check_target(settings: Settings) -> list[Problem]:
             database = stack.enter_context(connect(settings, attempts=1))
         except ClickHouseError as error:
             return [Problem(error.message, error.repair or _way_in(settings))]
-        name = settings.clickhouse_database
-        refused = list(_check_grants(database, name))
+        refused = list(_check_grants(database, settings))
         return [
             *_check_version(database.version),
             *(refused or _check_tables(database)),
@@ -329,11 +325,10 @@ def _check_version(version: tuple[int, int]) -> Iterator[Problem]:
         )
 
 
-def _check_grants(database: Database, name: str) -> Iterator[Problem]:
+def _check_grants(database: Database, settings: Settings) -> Iterator[Problem]:
     if database.version < _CHECK_GRANT_VERSION:
         return
-    cluster_grants = _needed_grants_of_cluster(name) if database.cluster else []
-    for grant in (*_needed_grants(name), *cluster_grants):
+    for grant in _needed_grants(settings):
         if str(database.value(f"CHECK GRANT {grant}")) != "1":
             [user] = database.rows("SELECT currentUser() AS name")
             yield Problem(
@@ -342,13 +337,16 @@ def _check_grants(database: Database, name: str) -> Iterator[Problem]:
             )
 
 
-def _needed_grants(name: str) -> list[str]:
+def _needed_grants(settings: Settings) -> list[str]:
+    name = settings.clickhouse_database
     everything = f"{quote_identifier(name)}.*"
     return [
         # CREATE DATABASE IF NOT EXISTS needs its privilege also where there is nothing to create.
         *([f"CREATE DATABASE ON {everything}"] if name != "default" else []),
         f"{_LOADER_PRIVILEGES} ON {everything}",
         *(f"SELECT ON system.{table}" for table in ("tables", "columns", "parts", "processes")),
+        *(["S3 ON *.*"] if settings.is_in_bucket else []),
+        *(_needed_grants_of_cluster(name) if settings.clickhouse_cluster else []),
     ]
 
 
@@ -364,21 +362,21 @@ def _needed_grants_of_cluster(name: str) -> list[str]:
 def _check_tables(database: Database) -> list[Problem]:
     """Return what is wrong with the table; in a cluster, with that of each shard."""
     if not database.cluster:
-        table = database.qualified(_TARGET)
-        before = database.qualified(f"{_TARGET}_before")
+        table = database.qualified(TABLE)
+        before = database.qualified(f"{TABLE}_before")
         anew = f"RENAME TABLE {table} TO {before}; then make backfill"
-        return _check_table(database, _TARGET, table, anew)
+        return _check_table(database, TABLE, table, anew)
     try:
         shards = shards_of(database, database.cluster)
     except ClickHouseError as error:
         return [Problem(error.message, error.repair or "start it, or repair system.clusters")]
     anew = "set another CLICKHOUSE_DATABASE; then make backfill"
     problems: list[Problem] = []
-    layout = database.layout(_TARGET)
+    layout = database.layout(TABLE)
     if layout and layout["engine"] != "Distributed":
         problems.append(
             Problem(
-                f"{database.qualified(_TARGET)} is a {layout['engine']}, and CLICKHOUSE_CLUSTER "
+                f"{database.qualified(TABLE)} is a {layout['engine']}, and CLICKHOUSE_CLUSTER "
                 "takes it for a Distributed",
                 anew,
             )
@@ -411,16 +409,9 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
         "FROM system.columns WHERE database = {database:String} AND table = {table:String}",
         {"database": database.name, "table": name},
     )
-    version = schema_version(layout)
-    if version > SCHEMA_VERSION:
-        return [
-            Problem(
-                f"{table} has schema {version}, and this version of the program knows up to "
-                f"{SCHEMA_VERSION}",
-                "install the newer version that made it, or set another CLICKHOUSE_DATABASE",
-            )
-        ]
-    is_upgraded = version < SCHEMA_VERSION
+    if newer := newer_schema(table, layout):
+        return [Problem(newer.message, newer.repair)]
+    is_upgraded = schema_version(layout) < SCHEMA_VERSION
     problems = [
         *_check_missing(table, columns, is_upgraded=is_upgraded),
         *_check_types(table, columns, anew),

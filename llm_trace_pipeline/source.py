@@ -82,11 +82,14 @@ class Source:
             yield session
 
     @contextmanager
-    def snapshot(self, after: datetime | None = None) -> Iterator["Snapshot"]:  # noqa: ARG002 - it is
+    def snapshot(
+        self,
+        after: datetime | None = None,  # noqa: ARG002 -- a snapshot that is taken now is later
+    ) -> Iterator["Snapshot"]:
         """Hold one snapshot of the database, seen alike by all its connections.
 
         Args:
-            after: the snapshot must be of a later moment; one that is taken now always is.
+            after: the snapshot must be of a later moment.
 
         Raises:
             SourceError: the database cannot be reached.
@@ -449,7 +452,8 @@ def _translated() -> Iterator[None]:
         if kind and named:
             raise SourceError(
                 f"the operational database has no {kind} {named[1]}, which is read by "
-                f"{files_that_name(named[1])}: edit it there if yours is called otherwise"
+                f"{files_that_name(named[1])}: edit it there if yours is called otherwise",
+                code,
             ) from None
         raise SourceError(f"the operational database: {message}", code) from None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.source import Source
+from llm_trace_pipeline.source import Session, Source
 from llm_trace_pipeline.statements import read_sql
 
 WAIT_SECONDS = 600.0
@@ -43,32 +43,47 @@ def lag_of(
 _NOT_THERE = frozenset({"42883", "42P01", "0A000"})
 
 
+class UnknownLagError(SourceError):
+    """The server lacks what tells how far a standby is, as Amazon Aurora does."""
+
+
+def ask_lag(session: Session, until: datetime) -> Lag | None:
+    """Ask a standby how it lags; None: not at all.
+
+    Raises:
+        UnknownLagError: this server cannot tell.
+        SourceError: it cannot be asked.
+    """
+    try:
+        with session.savepoint():
+            [state] = session.rows(read_sql("preflight/standby.sql"))
+    except SourceError as error:
+        if error.sqlstate in _NOT_THERE:
+            raise UnknownLagError(f"whether this standby lags cannot be told: {error}") from None
+        raise
+    return lag_of(until=until, **state)
+
+
 def wait_until_replayed(source: Source, until: datetime) -> None:
     """Wait until a standby has replayed all before some time; a primary has it already.
 
     Raises:
-        SourceError: it has not within ``WAIT_SECONDS``, or cannot be reached.
+        SourceError: it has not within ``WAIT_SECONDS``, or cannot be asked.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while lag := _lag(source, until):
         if time.monotonic() >= deadline:
             raise SourceError(f"{lag.message}; {lag.repair}")
         _log.info("%s; waiting for it, %.0f s at most", lag.message, deadline - time.monotonic())
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)  # a standby tells nobody what it has replayed
 
 
 def _lag(source: Source, until: datetime) -> Lag | None:
     # A session for each look: a transaction that stays open can hold up the replay.
     with source.session() as session:
         [server] = session.rows("SELECT pg_is_in_recovery() AS is_standby")
-        if not server["is_standby"]:
-            return None
         try:
-            [state] = session.rows(read_sql("preflight/standby.sql"))
-        except SourceError as error:
-            if error.sqlstate not in _NOT_THERE:
-                raise
-            # Amazon Aurora lacks these functions; make preflight says so.
-            _log.info("whether this standby lags cannot be told: %s", error)
+            return ask_lag(session, until) if server["is_standby"] else None
+        except UnknownLagError as error:  # which make preflight says too
+            _log.info("%s", error)
             return None
-    return lag_of(until=until, **state)

@@ -3,14 +3,16 @@
 import logging
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import boto3
@@ -30,6 +32,8 @@ from tests.target import drop_database, environment_of, make_database
 START = "2026-01-01-00:00"
 os.environ["LLM_TRACES_START"] = START  # what the partitions read when they are imported
 
+T = TypeVar("T")
+PATIENCE_SECONDS = 120.0  # a bound against hanging, on a machine that runs other tests too
 HOUR = timedelta(hours=1)
 T0 = datetime(2026, 3, 1, 9, tzinfo=UTC)  # the hour that most tests load
 
@@ -48,6 +52,26 @@ def postgres_url() -> Iterator[str]:
     finally:
         demo.leave_postgres(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(claim: Callable[[], T], what: str) -> T:
+    """Return what the claim says once it is true.
+
+    Raises:
+        AssertionError: it does not become true.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (result := claim()):
+        assert time.monotonic() < deadline, f"not in {PATIENCE_SECONDS:.0f} s: {what}"
+        time.sleep(0.1)  # what is claimed happens in other processes
+    return result
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def execute(url: str, sql: str) -> None:

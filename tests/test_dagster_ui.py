@@ -6,17 +6,15 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from adbc_driver_postgresql import dbapi
@@ -25,14 +23,12 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwr
 from llm_trace_pipeline import demo
 from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
-from tests.conftest import HOUR
+from tests.conftest import HOUR, PATIENCE_SECONDS, free_port, wait_for
 
 # Starting Dagster takes 20 s: one worker runs these tests where pytest-xdist is told to group.
 pytestmark = pytest.mark.xdist_group("dagster")
 
-T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
-PATIENCE_SECONDS = 120.0  # a bound against hanging, on a machine that runs other tests too
 ASSETS = ("provider_traces", "billing_history", "trace_batches", "llm_traces")
 BROWSER_ARGUMENTS = [
     "--headless=new",
@@ -151,19 +147,6 @@ class Dagster:
         return found[0]["rows"], found[0]["ids"]
 
 
-def wait_for(claim: Callable[[], T], what: str) -> T:
-    """Return what the claim says once it is true.
-
-    Raises:
-        AssertionError: it does not become true.
-    """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (result := claim()):
-        assert time.monotonic() < deadline, f"not in {PATIENCE_SECONDS:.0f} s: {what}"
-        time.sleep(0.1)  # what is claimed happens in other processes
-    return result
-
-
 def hours_ago(hours: int) -> datetime:
     return datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - hours * HOUR
 
@@ -193,9 +176,7 @@ def dagster() -> Iterator[Dagster]:
     folder = Path(tempfile.mkdtemp(prefix="llm-traces-ui-"))
     folder.chmod(0o755)
     state, log = folder / "state", folder / "log"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        dagster = Dagster(state, probe.getsockname()[1])
+    dagster = Dagster(state, free_port())
     ours = ("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_", "DAGSTER_")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
     environment |= {"LLM_TRACES_STATE": str(state), "DAGSTER_HOME": str(ROOT)}

@@ -6,19 +6,17 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -37,12 +35,20 @@ from dagster_k8s import K8sRunLauncher
 
 from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
-from tests.conftest import T0, Operational, S3Server, execute, trace
+from tests.conftest import (
+    PATIENCE_SECONDS,
+    T0,
+    Operational,
+    S3Server,
+    execute,
+    free_port,
+    trace,
+    wait_for,
+)
 
 # Starting Dagster takes 20 s: one worker runs these tests where pytest-xdist is told to group.
 pytestmark = pytest.mark.xdist_group("dagster")
 
-T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
@@ -52,7 +58,6 @@ EXAMPLE = (DEPLOY / ".env.example").read_text(encoding="utf-8")
 SERVICES = ("code-server", "dagster-daemon", "dagster-webserver")
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 HOME_IN_IMAGE = "/opt/dagster/dagster_home"
-PATIENCE_SECONDS = 120.0  # a bound against hanging, on a machine that runs other tests too
 
 FIRST = T0.replace(hour=0)
 HOURS = [FIRST + HOUR * n for n in range(48)]
@@ -88,25 +93,6 @@ def scheme_in_compose() -> str:
     """Return the scheme of the instance's database, which names the driver."""
     url: str = COMPOSE["x-instance"]["DAGSTER_POSTGRES_URL"]
     return url.partition("://")[0]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(claim: Callable[[], T], what: str) -> T:
-    """Return what the claim says once it is true.
-
-    Raises:
-        AssertionError: it does not become true.
-    """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (result := claim()):
-        assert time.monotonic() < deadline, f"not in {PATIENCE_SECONDS:.0f} s: {what}"
-        time.sleep(0.2)  # what is claimed happens in other processes
-    return result
 
 
 @dataclass

@@ -75,10 +75,9 @@ def test_the_reader_cannot_write(operational: Operational, reader: Source) -> No
 
 
 def test_the_loader_is_granted_what_preflight_asks_for(database: Database) -> None:
+    text = read_sql("grants/clickhouse.sql")
     statements = [
-        statement.strip()
-        for statement in re.sub(r"--.*", "", read_sql("grants/clickhouse.sql")).split(";")
-        if statement.strip()
+        statement.strip() for statement in re.sub(r"--.*", "", text).split(";") if statement.strip()
     ]
     for statement in statements:
         assert database.rows(f"EXPLAIN AST {statement}")
@@ -87,7 +86,10 @@ def test_the_loader_is_granted_what_preflight_asks_for(database: Database) -> No
         for statement in statements
         if (found := re.fullmatch(r"GRANT (.*) TO llm_traces_loader", statement))
     ]
-    assert granted == _needed_grants("default")
+    assert granted == _needed_grants(Settings.from_environment({}))
+    in_bucket = _needed_grants(Settings.from_environment({"TRACE_BATCH_URI": "s3://traces"}))
+    [of_bucket] = set(in_bucket) - set(granted)
+    assert f"-- For batches in a bucket: GRANT {of_bucket} TO llm_traces_loader;" in text
 
 
 def test_a_statement_is_bounded_and_has_a_name(

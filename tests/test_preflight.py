@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -33,7 +33,7 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.standby import lag_of
 from llm_trace_pipeline.statements import read_sql
-from tests.conftest import HOUR, T0, Operational, trace
+from tests.conftest import HOUR, T0, Operational, trace, wait_for
 
 HOURS = [T0]
 UNTIL = T0 + HOUR
@@ -288,22 +288,24 @@ def test_a_standby_that_lags_is_refused_until_it_has_caught_up(
 ) -> None:
     primary, url = primary_and_standby
     source = Source(url)
-    wait_until(lambda: check_source(source, datetime.now(UTC)) == [])  # nothing is missing
+    wait_for(
+        lambda: check_source(source, datetime.now(UTC)) == [], "the standby has all"
+    )  # nothing is missing
     primary.execute("INSERT INTO steps (id) VALUES ('step-1')")
-    wait_until(lambda: ask(url, "pg_last_xact_replay_timestamp()") is not None)
+    wait_for(lambda: ask(url, "pg_last_xact_replay_timestamp()") is not None, "it replayed")
     ask(url, "pg_wal_replay_pause()")
     replayed_until = ask(url, "pg_last_xact_replay_timestamp()")
     until = replayed_until + HOUR
     assert check_source(source, until) == []  # an hour old, but all there is
     received = ask(url, "pg_last_wal_receive_lsn()::text")
     primary.execute("INSERT INTO steps (id) VALUES ('step-2')")
-    wait_until(lambda: ask(url, "pg_last_wal_receive_lsn()::text") != received)
+    wait_for(lambda: ask(url, "pg_last_wal_receive_lsn()::text") != received, "it received more")
     problem = only(check_source(source, until))
     assert "a standby, 1:00:00 behind the end of the last hour" in problem.message
     assert problem.is_fatal
     assert check_source(source, replayed_until) == []
     ask(url, problem.repair.partition(";")[0].removeprefix("SELECT "))
-    wait_until(lambda: check_source(source, until) == [])
+    wait_for(lambda: check_source(source, until) == [], "it caught up")
 
 
 def test_an_hour_is_extracted_once_the_standby_has_all_of_it(
@@ -312,11 +314,11 @@ def test_an_hour_is_extracted_once_the_standby_has_all_of_it(
     primary, url = primary_and_standby
     source, store = Source(url), BatchStore(LocalFiles(tmp_path))
     primary.insert("provider_traces", trace(id="early"))
-    wait_until(lambda: ask(url, "count(*) FROM provider_traces") == 1)
+    wait_for(lambda: ask(url, "count(*) FROM provider_traces") == 1, "the row is there")
     ask(url, "pg_wal_replay_pause()")
     received = ask(url, "pg_last_wal_receive_lsn()::text")
     primary.insert("provider_traces", trace(id="late"))
-    wait_until(lambda: ask(url, "pg_last_wal_receive_lsn()::text") != received)
+    wait_for(lambda: ask(url, "pg_last_wal_receive_lsn()::text") != received, "it received more")
     until = ask(url, "pg_last_xact_replay_timestamp()") + HOUR
     with monkeypatch.context() as context:
         context.setattr(standby, "WAIT_SECONDS", 0)
@@ -354,11 +356,31 @@ def ask(url: str, expression: str) -> Any:
         return row[0]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@pytest.mark.parametrize(
+    ("asked", "error", "reason"),
+    [
+        (
+            "SELECT aurora_has_no_such()",
+            standby.UnknownLagError,
+            "cannot be told: .* does not exist",
+        ),
+        ("SELECT 1 FROM pg_stat_no_such", standby.UnknownLagError, "cannot be told"),
+        ("SELECT 1 / 0", SourceError, "^the operational database: .*division by zero"),
+    ],
+)
+def test_a_lag_that_could_not_be_asked_for_is_not_taken_for_none(
+    operational: Operational,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    error: type[SourceError],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(standby, "read_sql", lambda _: asked)
+    with Source(operational.url).session() as session:
+        with pytest.raises(SourceError, match=reason) as caught:
+            standby.ask_lag(session, UNTIL)
+        assert type(caught.value) is error
+        assert session.rows("SELECT 1 AS one") == [{"one": 1}]  # it can still be asked
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from llm_trace_pipeline.erase import erase
 from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
-from llm_trace_pipeline.files import LocalFiles
+from llm_trace_pipeline.files import LocalFiles, S3Files
 from llm_trace_pipeline.parquet import BatchStore, Manifest, Reconciliation
 from llm_trace_pipeline.retention import apply_retention
 from llm_trace_pipeline.settings import Settings
@@ -406,3 +406,18 @@ def test_wrong_credentials_are_one_clear_line_without_them(
         messages = f"{error.value} {error.value.__cause__}"
         assert SECRET not in messages
     assert pipeline.rows() == [("a",)]
+
+
+def test_preflight_writes_to_the_bucket_and_leaves_nothing(
+    s3_settings: Settings, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert preflight.check_batches(s3_settings) == []
+    assert bucket.keys() == set()
+
+    def refuse(*_: object) -> None:
+        raise BatchError("s3://traces/preflight: ACCESS_DENIED")
+
+    monkeypatch.setattr(S3Files, "switch", refuse)  # of a key that may only read
+    [problem] = preflight.check_batches(s3_settings)
+    assert problem.is_fatal
+    assert "may list, read, write and delete there" in problem.repair
