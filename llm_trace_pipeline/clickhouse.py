@@ -29,9 +29,9 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.statements import quote_identifier, quote_text, read_sql
 
 EMBEDDED_WAIT_SECONDS = 120.0
-# How much of a batch the engine puts into one block, of which several are on their way at once. With
-# its own blocks of a million rows and its read-ahead, 400 rows of 5 MB took 2.8 GB. With 64 MB, a
-# part of 137 MB took 1.4 GB; with 24 MB 1.0 GB, in the same time.
+# How much of a batch the engine puts into one block, of which several are on their way at once. Its
+# own blocks of a million rows and its read-ahead took 2.8 GB for 400 rows of 5 MB. Blocks of 64 MB
+# took 1.4 GB for a part of 137 MB; of 24 MB 1.0 GB, in the same time.
 _BLOCK_BYTES = 24 * 2**20
 _INSERT_SETTINGS = {
     "max_threads": 2,
@@ -306,13 +306,9 @@ class Database:
             )
             self.use()
         layout = self.layout(table)
-        if layout and (version := schema_version(layout)) > SCHEMA_VERSION:
-            raise ClickHouseError(
-                f"{self.qualified(table)} has schema {version}, and this version of the program "
-                f"knows up to {SCHEMA_VERSION}; nothing was loaded: install the newer version that "
-                "made it, or load into another CLICKHOUSE_DATABASE"
-            )
-        if not layout or version < SCHEMA_VERSION:
+        if layout and (newer := newer_schema(self.qualified(table), layout)):
+            raise newer
+        if not layout or schema_version(layout) < SCHEMA_VERSION:
             for statement in self._definition(table, exists=bool(layout)):
                 self.execute(statement)
 
@@ -409,6 +405,17 @@ def schema_version(layout: Mapping[str, Any]) -> int:
     return int(said[1]) if said else 0
 
 
+def newer_schema(table: str, layout: Mapping[str, Any]) -> ClickHouseError | None:
+    """Return why a table cannot be loaded into that a newer version of this program made."""
+    if (version := schema_version(layout)) <= SCHEMA_VERSION:
+        return None
+    return ClickHouseError(
+        f"{table} has schema {version}, and this version of the program knows up to "
+        f"{SCHEMA_VERSION}",
+        "install the newer version that made it, or set another CLICKHOUSE_DATABASE",
+    )
+
+
 @contextmanager
 def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
     """Hold a connection to the configured ClickHouse.
@@ -503,7 +510,7 @@ def retried(run: Callable[[], _Result], attempts: int = ATTEMPTS) -> _Result:
             _log.warning(
                 "%s; attempt %d of %d, again in %.1f s", error.message, attempt, attempts, seconds
             )
-            time.sleep(seconds)
+            time.sleep(seconds)  # the server tells nobody when it is well again
 
 
 def _embedded_client(path: str) -> Client:

@@ -321,11 +321,16 @@ class _Gone:
         self.rows += rows.num_rows
         if not self._current.unreadable:
             return
-        for trace_id, response in zip(
-            rows.column("id").to_pylist(), octets(rows.column("response_json")), strict=True
+        for trace_id, size, response in zip(
+            rows.column("id").to_pylist(),
+            rows.column("response_size_bytes").to_pylist(),
+            octets(rows.column("response_json")),
+            strict=True,
         ):
             is_example = trace_id in self._current.unreadable_ids
-            if is_example or (response and not read_response(response).is_readable):
+            # What is left of a text that was not kept whole says nothing about the text.
+            is_whole = response and len(response) == size
+            if is_example or (is_whole and not read_response(response).is_readable):
                 self._unreadable.add(trace_id)
 
     def unreadable(self) -> dict[str, Any]:

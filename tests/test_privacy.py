@@ -1,5 +1,6 @@
 """What is kept of payloads, and that usage, sizes and errors are not touched by it."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -7,6 +8,8 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.clickhouse import connect
+from llm_trace_pipeline.erase import erase
+from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore
@@ -166,3 +169,31 @@ def test_a_message_is_redacted_before_it_is_cut(
 def shorten(text: str) -> str:
     """A function that lets through what lies behind the cut."""
     return text.replace("x", "")
+
+
+def test_an_erasure_counts_no_redacted_response_as_unreadable(
+    operational: Operational, settings: Settings, store: BatchStore
+) -> None:
+    deep = "[" * 2000 + "]" * 2000
+    operational.insert(
+        "provider_traces",
+        trace(id="a"),
+        trace(id="b", organization_id="org-2", response_json=deep),
+        trace(id="c", organization_id="org-2"),
+        trace(id="d", organization_id="org-2", response_json=deep),
+    )
+    load(settings, store, redact="tests.test_privacy:blot")
+    manifest = store.manifest(T0)
+    assert manifest
+    assert (manifest.unreadable, manifest.unreadable_ids) == (2, ("b", "d"))
+    now = datetime.now(UTC)
+    erasure = Erasure(organization_id="org-1", agent_id=None, before=now, recorded_at=now)
+    erase(settings, erasure, dry_run=False)  # of a readable one
+    manifest = store.manifest(T0)
+    assert manifest
+    assert (manifest.rows, manifest.unreadable, manifest.unreadable_ids) == (3, 2, ("b", "d"))
+
+
+def blot(text: str) -> str:
+    """A function that leaves no JSON."""
+    return f"<{len(text)} characters>"
