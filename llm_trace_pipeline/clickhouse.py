@@ -447,7 +447,7 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
             client,
             settings.clickhouse_database,
             is_embedded=is_embedded,
-            keeps_payloads=settings.payloads == "everywhere",
+            keeps_payloads=settings.payloads == "all",
             cluster=Cluster(name, client_of) if (name := settings.clickhouse_cluster) else None,
         )
         database.use()

@@ -30,7 +30,7 @@ class PayloadPolicy:
             SettingsError: the function cannot be imported.
         """
         name = settings.redact
-        return cls(settings.payloads != "nowhere", _function(name) if name else None)
+        return cls(settings.payloads != "none", _function(name) if name else None)
 
     @property
     def keeps_all(self) -> bool:

@@ -159,8 +159,8 @@ class Settings(BaseModel):
         alias="TRACE_BATCH_RETENTION_DAYS",
         description="Days that batches are kept, whole UTC days; unset: for ever.",
     )
-    payloads: Literal["everywhere", "batches", "nowhere"] = Field(
-        default="everywhere",
+    payloads: Literal["all", "batches", "none"] = Field(
+        default="all",
         alias="LLM_TRACES_PAYLOADS",
         description="Where the text of requests and responses is kept.",
     )

@@ -64,7 +64,7 @@ def hour(operational: Operational) -> None:
 @pytest.mark.usefixtures("hour")
 @pytest.mark.parametrize(
     ("payloads", "in_batch", "in_table"),
-    [("everywhere", True, True), ("batches", True, False), ("nowhere", False, False)],
+    [("all", True, True), ("batches", True, False), ("none", False, False)],
 )
 def test_payloads_are_kept_where_they_may_be(
     settings: Settings,
@@ -111,7 +111,7 @@ def test_rows_that_are_there_lose_their_payloads_when_they_are_loaded_again(
     assert load(settings, store, payloads="batches")["table"][0]["request_json"] == REQUEST
     found = load(settings, store, payloads="batches", force=True)
     assert [row["request_json"] for row in found["table"]] == ["", ""]
-    found = load(settings, store, payloads="nowhere")
+    found = load(settings, store, payloads="none")
     assert [row["request_json"] for row in found["batch"]] == ["", ""]
 
 
