@@ -95,12 +95,12 @@ class ExtractConfig(Config):
 
     enrich_only: bool = Field(
         default=False,
-        description="Write the batch anew from the old one, with billing as it is known now, "
-        "without reading the operational database.",
+        description="Write the batch anew from the old one, with billing and prices as they are "
+        "known now, without reading the operational database.",
     )
     only_changed: bool = Field(
         default=False,
-        description="Leave an hour alone whose ledger and billing are as its batch says.",
+        description="Leave an hour alone whose ledger, billing and prices are as its batch says.",
     )
     accept_loss: bool = Field(
         default=False,
@@ -125,11 +125,12 @@ def trace_batches(
     store = pipeline.store()
     hours = _hours(context)
     stack = ExitStack()
+    prices = pipeline.prices()
     if config.enrich_only:
         known = store.billing_history()
 
         def make(hour: datetime) -> Manifest:
-            return enrich_hour(store, known, hour)
+            return enrich_hour(store, known, prices, hour)
     else:
         source = SourceOfHours(pipeline.source(), hours[0], hours[-1] + HOUR)
         stack.callback(source.close)
@@ -389,6 +390,8 @@ def _describe_batch(manifest: Manifest) -> Metadata:
         "erased rows": manifest.source_erased,
         "billing matches": MetadataValue.json(manifest.billing_matches),
         "tokens": MetadataValue.json(manifest.tokens),
+        "cost in USD": str(manifest.cost_usd),
+        "calls without price": manifest.unpriced,
         "batch": manifest.batch_id,
     }
     if manifest.min_created_at and manifest.max_created_at:

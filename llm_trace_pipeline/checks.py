@@ -45,6 +45,11 @@ BATCH_CHECKS = (
         asset=TRACE_BATCHES,
         description="Every organization with a call in this hour has billing details.",
     ),
+    AssetCheckSpec(
+        "prices_are_known",
+        asset=TRACE_BATCHES,
+        description="Every model that was called in this hour has a price.",
+    ),
 )
 TABLE_CHECKS = (
     AssetCheckSpec(
@@ -65,8 +70,8 @@ RECONCILIATION_CHECKS = (
     AssetCheckSpec(
         "source_matches_batches",
         asset=TRACE_BATCHES,
-        description="Every hour's batch holds what the source holds now, with billing as it is "
-        "known now. changed_hours_sensor loads the hours that differ.",
+        description="Every hour's batch holds what the source holds now, with billing and "
+        "prices as they are known now. changed_hours_sensor loads the hours that differ.",
     ),
     AssetCheckSpec(
         "source_keeps_loaded_traces",
@@ -111,6 +116,15 @@ def check_batch(manifest: Manifest) -> list[Finding]:
             {
                 "organizations without billing": manifest.organizations_without_billing,
                 "examples": list(manifest.organizations_without_billing_ids),
+            },
+            AssetCheckSeverity.WARN,
+        ),
+        Finding(
+            "prices_are_known",
+            manifest.unpriced == 0,
+            {
+                "calls without price": manifest.unpriced,
+                "models, such as": list(manifest.unpriced_models),
             },
             AssetCheckSeverity.WARN,
         ),
@@ -203,7 +217,7 @@ def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[Asset
         metadata={
             "hours compared": compared,
             "hours that the source has other rows of": _describe(found, found.drifted),
-            "hours with billing restated since": _describe(found, found.stale),
+            "hours with billing or prices restated since": _describe(found, found.stale),
             "hours that cannot be compared": _describe(found, found.unreadable),
         },
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm_trace_pipeline.billing import BillingMatcher, unseen_versions
-from llm_trace_pipeline.enrich import billing_is_stale
+from llm_trace_pipeline.enrich import is_stale
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.parquet import BatchStore, HourWriter, Manifest, Part, PartPath
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT
@@ -72,7 +72,7 @@ def extract_hour(
         store: where the batch goes.
         history: the billing history to match against.
         hour: start of the hour.
-        only_changed: read no payload if the ledger and the billing are as the current batch says.
+        only_changed: read no payload if ledger, billing and prices are as the current batch says.
         accept_loss: take what the source has, although it lost traces that it once had.
 
     Raises:
@@ -90,7 +90,7 @@ def extract_hour(
             and current
             and is_of_ledger(current, snapshot.ledger_of(hour))
             and store.is_intact(current)
-            and not billing_is_stale(store, current, billing)
+            and not is_stale(store, current, billing, source.prices)
         ):
             return current
         census = snapshot.census(hour)

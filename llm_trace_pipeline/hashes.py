@@ -2,8 +2,10 @@ r"""The content hash: one number for an hour's rows, the same here and in ClickH
 
 A row's text is its columns joined by 0x1f: integers in decimal, NULL as '', times as microseconds,
 a list as its length and its elements joined by 0x1e. Payloads enter by ``payload_hash`` and the
-configuration by its own xxh3, so that verifying an hour reads neither. The row's hash is the xxh3
-of that text, and the hour's hash the sum of its rows' hashes modulo 2**64: it has no order.
+configuration by its own xxh3, so that verifying an hour reads neither. Costs enter as one number,
+and only with a ``price_version``: what was never priced has the hash that it had before there were
+prices. The row's hash is the xxh3 of that text, and the hour's hash the sum of its rows' hashes
+modulo 2**64: it has no order.
 """
 
 import numpy as np
@@ -12,12 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
-from llm_trace_pipeline.schema import COLUMNS, PAYLOAD_COLUMNS
+from llm_trace_pipeline.schema import COLUMNS, COST_COLUMNS, COST_TYPE, PAYLOAD_COLUMNS
 from llm_trace_pipeline.statements import quote_identifier
 
 Hashes = npt.NDArray[np.uint64]
 
-_HASHED = tuple(column for column in COLUMNS if column.name not in PAYLOAD_COLUMNS)
+_APART = (*PAYLOAD_COLUMNS, *COST_COLUMNS, "price_version")
+_HASHED = tuple(column for column in COLUMNS if column.name not in _APART)
+# The lower half of each cost is multiplied by an odd number: none can change and leave the sum.
+_WEIGHTS = {name: xxh3_64_intdigest(name.encode()) | 1 for name in COST_COLUMNS}
 _BY_HASH = "llm_config_json"
 _BETWEEN_COLUMNS = "\x1f"
 _BETWEEN_ELEMENTS = "\x1e"
@@ -61,7 +66,22 @@ def row_hashes(batch: pa.RecordBatch) -> Hashes:
         elif pa.types.is_integer(column.arrow_type):
             values = values.cast(pa.string()).fill_null("")
         parts.append(values)
-    return hash_each(pc.binary_join_element_wise(*parts, _BETWEEN_COLUMNS))
+    version = batch.column("price_version")
+    costs = pa.array(_sums_of_costs(batch)).cast(pa.string())
+    priced = pc.binary_join_element_wise("", version, costs, _BETWEEN_COLUMNS)
+    priced = pc.if_else(pc.equal(version, ""), "", priced)
+    text = pc.binary_join_element_wise(*parts, _BETWEEN_COLUMNS)
+    return hash_each(pc.binary_join_element_wise(text, priced, ""))
+
+
+def _sums_of_costs(batch: pa.RecordBatch) -> Hashes:
+    """Return the costs of each row as one number, NULL as 0; it wraps around at 2**64."""
+    sums: Hashes = np.zeros(batch.num_rows, np.uint64)
+    for name, weight in _WEIGHTS.items():
+        costs = pc.fill_null(batch.column(name), pa.scalar(0, COST_TYPE))
+        halves = np.frombuffer(costs.buffers()[1], np.uint64).reshape(-1, 2)
+        sums += halves[costs.offset : costs.offset + len(costs), 0] * np.uint64(weight)
+    return sums
 
 
 def row_hash_sql() -> str:
@@ -78,7 +98,14 @@ def row_hash_sql() -> str:
         elif pa.types.is_integer(column.arrow_type):
             name = f"ifNull(toString({name}), '')"
         parts.append(name)
-    return f"xxh3(concatWithSeparator('\\x1f', {', '.join(parts)}))"
+    costs = " + ".join(
+        f"toUInt64(reinterpret(ifNull({quote_identifier(name)}, 0), 'UInt128')) * {weight}"
+        for name, weight in _WEIGHTS.items()
+    )
+    return (
+        f"xxh3(concat(concatWithSeparator('\\x1f', {', '.join(parts)}), "
+        f"if(price_version = '', '', concat('\\x1f', price_version, '\\x1f', toString({costs})))))"
+    )
 
 
 def sum_of_hashes(hashes: Hashes | npt.NDArray[np.int64]) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
 from uuid import uuid4
@@ -22,6 +23,7 @@ from llm_trace_pipeline.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.files import Files, files_of, translated
+from llm_trace_pipeline.prices import PriceBook
 from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, PAYLOAD_COLUMNS
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 
@@ -30,7 +32,7 @@ PART_BYTES = 512 * 2**20
 PAGE_BYTES = 2**18  # a quarter of pyarrow's own: it compresses wide rows in 8 % less time
 
 _READS = 10  # of a small file, before it counts as damaged
-MANIFEST_VERSION: Final = 1
+MANIFEST_VERSION: Final = 2
 _MANIFEST = "manifest.json"
 _RECONCILIATION = "reconciliation.json"
 _ERASURES = "erasures"
@@ -64,7 +66,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: Literal[1] = MANIFEST_VERSION
+    version: Literal[1, 2] = MANIFEST_VERSION  # a batch of version 1 has no costs
     hour: datetime
     batch_id: str
     written_at: datetime
@@ -87,6 +89,9 @@ class Manifest(BaseModel):
     billing_matches: dict[str, int]
     organizations_without_billing: int
     organizations_without_billing_ids: tuple[str, ...]  # examples
+    cost_usd: Decimal = Decimal(0)
+    unpriced: int = 0  # rows whose cost is not known
+    unpriced_models: tuple[str, ...] = ()  # examples, as provider/model
 
     @property
     def expected_rows(self) -> int:
@@ -131,14 +136,15 @@ class Reconciliation(BaseModel):
     id: str
     at: AwareDatetime
     drifted: tuple[AwareDatetime, ...] = ()  # the source has other rows than the batch was made of
-    stale: tuple[AwareDatetime, ...] = ()  # the batch holds billing that was restated since
+    stale: tuple[AwareDatetime, ...] = ()  # billing or prices are not those of the batch any more
     damaged: tuple[AwareDatetime, ...] = ()  # ClickHouse holds other rows than the batch
     pruned: tuple[AwareDatetime, ...] = ()  # the source lost traces that the batch holds
     loaded: tuple[AwareDatetime, ...] = ()  # every hour compared that has a batch
     unreadable: tuple[AwareDatetime, ...] = ()  # the manifest is damaged: nothing can be compared
-    # How much of the billing history was compared with all batches, however old, and which of them
-    # held other billing: they are compared again until they do not.
+    # How much of the billing history, and which prices, were compared with all batches, however
+    # old, and which of them held others: they are compared again until they do not.
     billing_versions: int = 0
+    prices: str = ""
     restated: tuple[AwareDatetime, ...] = ()
     differences: dict[AwareDatetime, tuple[str, ...]] = {}
 
@@ -373,7 +379,8 @@ class BatchStore:
             with path.open() as file:
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group, columns=columns)
-                    yield from rows.combine_chunks().to_batches()
+                    for batch in rows.combine_chunks().to_batches():
+                        yield _completed(batch, columns)
 
     def column_batches(
         self, manifest: Manifest, columns: Sequence[str]
@@ -385,7 +392,8 @@ class BatchStore:
         """
         for path in self._paths(manifest):
             with path.open() as file:
-                yield from file.iter_batches(columns=list(columns))
+                for batch in file.iter_batches(columns=list(columns)):
+                    yield _completed(batch, columns)
 
     def intact_paths(self, manifest: Manifest) -> list[PartPath]:
         """Return the files of a batch that are there and undamaged."""
@@ -461,6 +469,11 @@ class BatchStore:
         if litter := self._files.glob(f"{_RECONCILIATION}.*"):  # of a write that was cut
             self._files.remove(litter)
         _switch(self._files, _RECONCILIATION, reconciliation)
+
+    def keep_prices(self, prices: PriceBook) -> None:
+        """Keep a price file under its version, so that what it priced can be computed again."""
+        if prices.file and not self._files.exists(key := prices_key(prices.file_version)):
+            self._files.switch(key, prices.file)
 
     def hours(self) -> list[datetime]:
         """Return the hours that have a batch, in their order."""
@@ -561,6 +574,29 @@ class HistoryWriter:
         part = _describe(self._files, key, self.history.num_rows)
         _switch_manifest(self._files, _HISTORY, _HistoryManifest(part=part))
         _remove_litter(self._files, _HISTORY, {part.name})
+
+
+def _completed(rows: pa.RecordBatch, columns: Sequence[str] | None) -> pa.RecordBatch:
+    """Add the columns that a batch from before them lacks: NULL, or ''."""
+    names = list(columns or ARROW_SCHEMA.names)
+    if rows.schema.names == names:
+        return rows
+    fields = [ARROW_SCHEMA.field(name) for name in names]
+    blank = {True: None, False: ""}
+    return pa.RecordBatch.from_arrays(
+        [
+            rows.column(each.name)
+            if each.name in rows.schema.names
+            else pa.repeat(pa.scalar(blank[each.nullable], each.type), rows.num_rows)
+            for each in fields
+        ],
+        schema=pa.schema(fields),
+    )
+
+
+def prices_key(file_version: str) -> str:
+    """Return where a price file of some version is kept."""
+    return f"prices/{file_version.removeprefix('file:')}.toml"
 
 
 def _is_newer(manifest: bytes | None) -> bool:

@@ -18,7 +18,7 @@ from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError, SourceError
 from llm_trace_pipeline.files import files_of
 from llm_trace_pipeline.resources import source_of
-from llm_trace_pipeline.schema import COLUMNS, SCHEMA_VERSION, Column
+from llm_trace_pipeline.schema import COLUMNS, SCHEMA_VERSION
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.source import OPTIONAL_TABLES, Session, Source, files_that_name
 from llm_trace_pipeline.standby import UnknownLagError, ask_lag
@@ -57,13 +57,6 @@ _LOADER_PRIVILEGES = (
 )
 _PARTITION_KEY, _SORTING_KEY = "toDate(created_at)", "organization_id, created_at, id"
 _PROJECTION_MODE = "lightweight_mutation_projection_mode"
-_CLICKHOUSE_TYPES = {
-    pa.string(): "String",
-    pa.uint64(): "UInt64",
-    pa.uint8(): "UInt8",
-    pa.list_(pa.string()): "Array(String)",
-    pa.timestamp("us", tz="UTC"): "DateTime64(6, 'UTC')",
-}
 
 
 @dataclass(frozen=True)
@@ -445,7 +438,7 @@ def _check_missing(
     upgrade = read_sql("clickhouse/upgrade.sql") if is_upgraded else ""
     added = re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", upgrade)
     missing = {
-        column.name: f"ADD COLUMN {quote_identifier(column.name)} {_type_of(column)}"
+        column.name: f"ADD COLUMN {quote_identifier(column.name)} {column.clickhouse_type}"
         + (f" AFTER {quote_identifier(before.name)}" if before else " FIRST")
         for before, column in pairwise([None, *COLUMNS])
         if column and column.name not in present and column.name not in added
@@ -458,25 +451,20 @@ def _check_missing(
 
 
 def _check_types(table: str, columns: Sequence[dict[str, Any]], anew: str) -> Iterator[Problem]:
-    expected = {column.name: _type_of(column) for column in COLUMNS}
+    expected = {column.name: column.clickhouse_type for column in COLUMNS}
     for column in columns:
         name, found = column["name"], column["type"]
         wanted = expected.get(name, found)
         # A NULL that is not expected is never stored; one that cannot be stored would become 0.
         if _essence(wanted) not in (
             _essence(found),
-            re.sub(r"Nullable\((\w+)\)", r"\1", _essence(found)),
+            re.sub(r"Nullable\((.*)\)", r"\1", _essence(found)),
         ):
             modify = f"ALTER TABLE {table} MODIFY COLUMN {quote_identifier(name)} {wanted};"
             yield Problem(
                 f"{table}: column {name} is {found}, not {wanted}",
                 anew if column["is_key"] else modify,
             )
-
-
-def _type_of(column: Column) -> str:
-    bare = _CLICKHOUSE_TYPES[column.arrow_type]
-    return f"Nullable({bare})" if column.is_nullable else bare
 
 
 def _essence(clickhouse_type: str) -> str:

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from llm_trace_pipeline.billing import MATCH_FIRST_KNOWN, MATCH_NONE, BillingMatcher
 from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, retried
 from llm_trace_pipeline.cluster import loader_of
-from llm_trace_pipeline.enrich import billing_is_stale
+from llm_trace_pipeline.enrich import is_stale
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.extract import is_of_ledger
 from llm_trace_pipeline.parquet import BatchStore, Manifest, Reconciliation
+from llm_trace_pipeline.prices import PriceBook
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.source import EMPTY_LEDGER, Ledger, Snapshot, Source
 from llm_trace_pipeline.upsert import TABLE, describe_differences
@@ -54,7 +55,7 @@ def reconcile(
     """Compare contiguous hours of the source, of the batches and of ClickHouse.
 
     Billing that was restated is looked for in all batches, since a plan may be restated for any
-    past.
+    past; so is what new prices touch.
 
     Args:
         source: the operational database.
@@ -75,10 +76,10 @@ def reconcile(
     compared = [hour for hour in hours if hour not in differences]
     drifted, pruned = compare_source(source, store, compared, manifests) if compared else ({}, {})
     others = [manifest for hour, manifest in manifests.items() if hour not in drifted]
-    earlier = earlier_hours_to_match(store, hours, history, last)
+    earlier = earlier_hours_to_match(store, hours, history, source.prices, last)
     matched, _ = readable_manifests(store, earlier)
-    stale = stale_hours(store, [*matched.values(), *others], history)
-    # A load from the source, or with new billing, puts the whole hour right.
+    stale = stale_hours(store, [*matched.values(), *others], history, source.prices)
+    # A load from the source, or with new billing and prices, puts the whole hour right.
     awaiting = stale.union(drifted)
     with open_database() as database:
         damaged = compare_table(
@@ -94,6 +95,7 @@ def reconcile(
         loaded=tuple(sorted({*manifests, *stale})),
         unreadable=unreadable,
         billing_versions=history.num_rows,
+        prices=source.prices.version,
         restated=tuple(sorted(stale.intersection(earlier))),
         differences={**differences, **drifted, **damaged, **pruned},
     )
@@ -115,9 +117,15 @@ def readable_manifests(
 
 
 def earlier_hours_to_match(
-    store: BatchStore, hours: Sequence[datetime], history: pa.Table, last: Reconciliation
+    store: BatchStore,
+    hours: Sequence[datetime],
+    history: pa.Table,
+    prices: PriceBook,
+    last: Reconciliation,
 ) -> list[datetime]:
-    """Return the hours before the compared ones whose billing may not hold any more.
+    """Return the hours before the compared ones whose billing or prices may not hold any more.
+
+    New prices may be those of any day.
 
     A version that came to be known since the last reconciliation concerns what was made after its
     ``valid_from``. Before that it concerns traces of organizations that were not known yet, which
@@ -125,6 +133,8 @@ def earlier_hours_to_match(
     """
     new = history.slice(last.billing_versions)
     earlier = [hour for hour in store.hours() if hours and hour < hours[0]]
+    if prices.version != last.prices:
+        return earlier
     if not new.num_rows:
         return [hour for hour in earlier if hour in last.restated]
     since = pc.min(new.column("valid_from")).as_py()
@@ -195,17 +205,17 @@ def has_lost_traces(
 
 
 def stale_hours(
-    store: BatchStore, manifests: Iterable[Manifest], history: pa.Table
+    store: BatchStore, manifests: Iterable[Manifest], history: pa.Table, prices: PriceBook
 ) -> set[datetime]:
-    """Return the hours whose batch holds other billing than is known now.
+    """Return the hours whose batch holds other billing or costs than would be given now.
 
-    Hours that the source lost are among them: billing is renewed without reading the source.
+    Hours that the source lost are among them: both are renewed without reading the source.
     """
     billing = BillingMatcher(history)
     stale: set[datetime] = set()
     for manifest in manifests:
         with suppress(BatchError):  # reported by whatever loads the hour
-            if billing_is_stale(store, manifest, billing):
+            if is_stale(store, manifest, billing, prices):
                 stale.add(manifest.hour)
     return stale
 

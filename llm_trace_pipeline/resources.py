@@ -8,6 +8,7 @@ from dagster import ConfigurableResource
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.demo import embedded_postgres
 from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.prices import PriceBook
 from llm_trace_pipeline.privacy import PayloadPolicy
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
@@ -20,6 +21,7 @@ def source_of(settings: Settings) -> Source:
         url.get_secret_value() if url else embedded_postgres(settings.state_dir),
         settings.extract_connections,
         PayloadPolicy.of(settings),
+        PriceBook.of(settings),
     )
 
 
@@ -29,6 +31,12 @@ class Pipeline(ConfigurableResource):  # type: ignore[type-arg]  # takes no type
     def source(self) -> Source:
         """Return the operational database."""
         return source_of(Settings.from_environment())
+
+    def prices(self) -> PriceBook:
+        """Return what calls cost; the price file is kept beside the batches that it prices."""
+        prices = PriceBook.of(Settings.from_environment())
+        self.store().keep_prices(prices)
+        return prices
 
     def store(self) -> BatchStore:
         """Return the Parquet batches."""

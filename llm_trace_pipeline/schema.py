@@ -1,12 +1,13 @@
 """The columns of ``llm_traces``, declared once: the Arrow schema and the hashes come from here."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, get_args
 
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, Field
 
-SCHEMA_VERSION = 1  # of the table, which says it in its comment; see sql/clickhouse/upgrade.sql
+SCHEMA_VERSION = 2  # of the table, which says it in its comment; see sql/clickhouse/upgrade.sql
 REPEATS = "repeats"  # few distinct values: dictionary-encoded, LowCardinality where it is a label
 
 
@@ -57,6 +58,22 @@ class LLMTrace(BaseModel):
         description="Where billing came from: 'request', 'as_of', 'first_known' or 'none'."
     )
     payload_hash: int = Field(description="xxh3 of request_json followed by response_json.")
+    cost_usd: Decimal | None = Field(
+        description="List price of the call: input, output and any fee; NULL: not known."
+    )
+    input_cost_usd: Decimal | None = Field(
+        description="Of cost_usd, all input: uncached, cached and cache-written."
+    )
+    cached_input_cost_usd: Decimal | None = Field(
+        description="Of input_cost_usd, what came from the cache."
+    )
+    cache_write_cost_usd: Decimal | None = Field(
+        description="Of input_cost_usd, what was written to the cache."
+    )
+    output_cost_usd: Decimal | None = Field(description="Of cost_usd, all output.")
+    price_version: Annotated[str, REPEATS] = Field(
+        description="Prices that the costs were computed with, '' if none."
+    )
 
 
 @dataclass(frozen=True)
@@ -69,12 +86,30 @@ class Column:
     is_nullable: bool
     repeats: bool
 
+    @property
+    def clickhouse_type(self) -> str:
+        """What ClickHouse calls the type; a text that repeats may be LowCardinality there."""
+        bare = _CLICKHOUSE_TYPES[self.arrow_type]
+        return f"Nullable({bare})" if self.is_nullable else bare
 
+
+# Exact: no price has more decimals for a million tokens than twelve, but for a few of the package.
+COST_TYPE = pa.decimal128(38, 18)
+
+_CLICKHOUSE_TYPES = {
+    pa.string(): "String",
+    pa.uint64(): "UInt64",
+    pa.uint8(): "UInt8",
+    pa.list_(pa.string()): "Array(String)",
+    pa.timestamp("us", tz="UTC"): "DateTime64(6, 'UTC')",
+    COST_TYPE: "Decimal(38, 18)",
+}
 _ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
     int: pa.uint64(),
     int | None: pa.uint64(),
     bool: pa.uint8(),
+    Decimal | None: COST_TYPE,
     list[str]: pa.list_(pa.string()),
     AwareDatetime: pa.timestamp("us", tz="UTC"),
 }
@@ -104,4 +139,5 @@ ARROW_SCHEMA = pa.schema(
     [pa.field(column.name, column.arrow_type, nullable=column.is_nullable) for column in COLUMNS]
 )
 PAYLOAD_COLUMNS = ("request_json", "response_json")
+COST_COLUMNS = tuple(column.name for column in COLUMNS if column.name.endswith("cost_usd"))
 TOKEN_COLUMNS = tuple(column.name for column in COLUMNS if column.name.endswith("_tokens"))

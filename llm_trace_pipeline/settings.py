@@ -169,6 +169,11 @@ class Settings(BaseModel):
         alias="LLM_TRACES_REDACT",
         description="module:function that returns what of a text may be kept; unset: all.",
     )
+    price_file: FilePath | None = Field(
+        default=None,
+        alias="LLM_TRACES_PRICES",
+        description="TOML file of prices that come before the packaged ones; unset: these alone.",
+    )
     extract_connections: int = Field(default=2, ge=1, le=64, alias="EXTRACT_CONNECTIONS")
 
     @model_validator(mode="before")

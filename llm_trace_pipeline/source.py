@@ -18,6 +18,7 @@ from llm_trace_pipeline.billing import BillingMatcher
 from llm_trace_pipeline.erasure import Erasure, without_erased
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.parquet import PartWriter
+from llm_trace_pipeline.prices import PACKAGED, PriceBook
 from llm_trace_pipeline.privacy import KEEP_ALL, PayloadPolicy
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.statements import ROOT, read_sql
@@ -45,17 +46,25 @@ _UNDEFINED = {"42P01": "table", "42703": "column"}
 class Source:
     """The operational database, read in one read-only snapshot."""
 
-    def __init__(self, url: str, connections: int = 1, payloads: PayloadPolicy = KEEP_ALL) -> None:
+    def __init__(
+        self,
+        url: str,
+        connections: int = 1,
+        payloads: PayloadPolicy = KEEP_ALL,
+        prices: PriceBook = PACKAGED,
+    ) -> None:
         """Open nothing yet.
 
         Args:
             url: libpq URL.
             connections: how many connections share the reading of an hour.
             payloads: what is kept of the payloads that are read.
+            prices: what the calls that are read cost.
         """
         self.url = url
         self.connections = connections
         self.payloads = payloads
+        self.prices = prices
 
     @contextmanager
     def session(self) -> Iterator["Session"]:
@@ -123,7 +132,7 @@ class SourceOfHours(Source):
 
     def __init__(self, source: Source, start: datetime, end: datetime) -> None:
         """Open nothing yet."""
-        super().__init__(source.url, source.connections, source.payloads)
+        super().__init__(source.url, source.connections, source.payloads, source.prices)
         self._window = (start, end)
         self._scan: _Scan | None = None
         self._needs_scan = True
@@ -398,7 +407,9 @@ class Snapshot:
                     session.set(start=start.isoformat(), end=end.isoformat())
                     for stored in ahead(session.batches(sql)):
                         kept = without_erased(stored, erasures)
-                        batch, counted = transform(kept, billing, self._source.payloads)
+                        batch, counted = transform(
+                            kept, billing, self._source.payloads, self._source.prices
+                        )
                         writer.write(batch)
                         tally.add(counted)
                         tally.erased += stored.num_rows - kept.num_rows

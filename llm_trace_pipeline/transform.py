@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.billing import MATCH_NONE, BillingMatcher
 from llm_trace_pipeline.hashes import Hashes, hash_each, octets, row_hashes, sum_of_hashes
+from llm_trace_pipeline.prices import PACKAGED, PRICED_BY, PriceBook
 from llm_trace_pipeline.privacy import KEEP_ALL, PayloadPolicy
 from llm_trace_pipeline.schema import ARROW_SCHEMA, PAYLOAD_COLUMNS, TOKEN_COLUMNS
 from llm_trace_pipeline.usage import (
@@ -46,6 +48,8 @@ class Tally:
     unreadable_ids: list[str] = field(default_factory=list)
     billing_matches: dict[str, int] = field(default_factory=dict)
     organizations_without_billing: set[str] = field(default_factory=set)
+    cost_usd: Decimal = Decimal(0)
+    unpriced: dict[str, int] = field(default_factory=dict)  # calls without price, by model
     min_created_at: datetime | None = None
     max_created_at: datetime | None = None
     erased: int = 0  # rows left out because an erasure covers them
@@ -64,6 +68,9 @@ class Tally:
         for kind, count in other.billing_matches.items():
             self.billing_matches[kind] = self.billing_matches.get(kind, 0) + count
         self.organizations_without_billing |= other.organizations_without_billing
+        self.cost_usd += other.cost_usd
+        for model, count in other.unpriced.items():
+            self.unpriced[model] = self.unpriced.get(model, 0) + count
         self.erased += other.erased
         self.source_hash = (self.source_hash + other.source_hash) % 2**64
         earliest = (self.min_created_at, other.min_created_at)
@@ -101,11 +108,19 @@ class Tally:
             "billing_matches": self.billing_matches,
             "organizations_without_billing": len(unbilled),
             "organizations_without_billing_ids": tuple(unbilled[:EXAMPLES]),
+            "cost_usd": self.cost_usd,
+            "unpriced": sum(self.unpriced.values()),
+            "unpriced_models": tuple(
+                sorted(self.unpriced, key=self.unpriced.__getitem__)[-EXAMPLES:]
+            ),
         }
 
 
 def transform(
-    source: pa.RecordBatch, billing: BillingMatcher, payloads: PayloadPolicy = KEEP_ALL
+    source: pa.RecordBatch,
+    billing: BillingMatcher,
+    payloads: PayloadPolicy = KEEP_ALL,
+    prices: PriceBook = PACKAGED,
 ) -> tuple[pa.RecordBatch, Tally]:
     """Turn rows of ``sql/operational/traces.sql`` into rows of ``llm_traces``, and count them.
 
@@ -183,6 +198,8 @@ def transform(
     columns["billing_cost_source"] = matched.cost_source
     columns["billing_customer_id"] = matched.customer_id
     columns["billing_match"] = matched.match
+
+    columns |= prices.costs(pa.record_batch({name: columns[name] for name in PRICED_BY}))
 
     batch = pa.RecordBatch.from_arrays(
         [columns[name] for name in ARROW_SCHEMA.names], schema=ARROW_SCHEMA
@@ -266,6 +283,15 @@ def tally_of(batch: pa.RecordBatch, unreadable: Sequence[str] = ()) -> Tally:
         unreadable_ids=sorted(unreadable)[:EXAMPLES],
         billing_matches={match["values"]: match["counts"] for match in matches},
         organizations_without_billing=set(unmatched.unique().to_pylist()),
+        cost_usd=pc.sum(batch.column("cost_usd")).as_py() or Decimal(0),
+        unpriced=_unpriced(batch),
         min_created_at=times["min"],
         max_created_at=times["max"],
     )
+
+
+def _unpriced(batch: pa.RecordBatch) -> dict[str, int]:
+    """Count the calls whose cost is not known, by provider and model."""
+    missing = batch.select(["provider", "model"]).filter(pc.is_null(batch.column("cost_usd")))
+    names = pc.binary_join_element_wise(missing.column("provider"), missing.column("model"), "/")
+    return {each["values"]: each["counts"] for each in pc.value_counts(names).to_pylist()}

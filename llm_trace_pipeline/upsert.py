@@ -438,11 +438,13 @@ def describe_differences(manifest: Manifest, found: HourTotals) -> list[str]:
         "rows": manifest.rows,
         "distinct ids": manifest.distinct_ids,
         **manifest.tokens,
+        "cost_usd": manifest.cost_usd,
     }
     actual: dict[str, object] = {
         "rows": found.rows,
         "distinct ids": found.distinct_ids,
         **found.tokens,
+        "cost_usd": found.cost_usd,
     }
     if found.content_hash is not None:
         expected["content hash"] = manifest.content_hash

@@ -14,9 +14,10 @@ import pytest
 
 from llm_trace_pipeline.billing import BillingMatcher
 from llm_trace_pipeline.clickhouse import Database, connect
-from llm_trace_pipeline.enrich import billing_is_stale, enrich_hour
+from llm_trace_pipeline.enrich import enrich_hour, is_stale
 from llm_trace_pipeline.errors import BatchError, SourceError
 from llm_trace_pipeline.extract import capture_billing
+from llm_trace_pipeline.prices import PACKAGED
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 from llm_trace_pipeline.source import Session
 from llm_trace_pipeline.upsert import HourLoader
@@ -211,11 +212,11 @@ def test_enriching_changes_billing_and_nothing_else(
         history = capture_billing(pipeline.source, pipeline.store).history
         current = pipeline.store.manifest(T0)
         assert current is not None
-        stale = billing_is_stale(pipeline.store, current, BillingMatcher(history))
+        stale = is_stale(pipeline.store, current, BillingMatcher(history), PACKAGED)
         assert stale == (plan == "max")  # an older version holds until the next one begins
         with monkeypatch.context() as patch:
             patch.setattr(Session, "__init__", None)  # the operational database is not read
-            manifest = enrich_hour(pipeline.store, history, T0)
+            manifest = enrich_hour(pipeline.store, history, PACKAGED, T0)
         assert manifest.is_complete
         HourLoader(pipeline.database, pipeline.store).load([manifest.hour])
         assert plans() == {"a": (first, "as_of"), "b": ("max", "as_of"), "c": own}
@@ -223,7 +224,7 @@ def test_enriching_changes_billing_and_nothing_else(
     # Restated for good: the versions that said otherwise are corrected where they stand.
     operational.execute("UPDATE organization_billing_details SET plan_type = 'restated'")
     history = capture_billing(pipeline.source, pipeline.store).history
-    manifest = enrich_hour(pipeline.store, history, T0)
+    manifest = enrich_hour(pipeline.store, history, PACKAGED, T0)
     HourLoader(pipeline.database, pipeline.store).load([manifest.hour])
     assert plans() == {"a": ("restated", "as_of"), "b": ("restated", "as_of"), "c": own}
     assert pipeline.rows(untouched) == before
@@ -236,7 +237,7 @@ def test_enriching_changes_billing_and_nothing_else(
 
 def test_an_hour_without_batch_cannot_be_enriched(pipeline: Pipeline) -> None:
     with pytest.raises(BatchError, match="hour 2026-03-01-09:00 has no batch to enrich"):
-        enrich_hour(pipeline.store, pipeline.store.billing_history(), T0)
+        enrich_hour(pipeline.store, pipeline.store.billing_history(), PACKAGED, T0)
 
 
 HOURLY_JOB = """

@@ -22,7 +22,7 @@ from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.preflight import check_target
-from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, SCHEMA_VERSION
+from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, COST_COLUMNS, SCHEMA_VERSION
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.statements import read_sql
 from llm_trace_pipeline.upsert import ATTEMPTS, HourLoader, LoadResult
@@ -51,8 +51,9 @@ DATA = ROOT / "tests" / "data"
 # The table as it was before billing.
 OWN_COLUMNS = (
     *("billing_plan_type", "billing_cost_source", "billing_customer_id"),
-    *("billing_match", "payload_hash"),
+    *("billing_match", "payload_hash", *COST_COLUMNS, "price_version"),
 )
+BLANK = dict.fromkeys(OWN_COLUMNS, "") | {"payload_hash": 0} | dict.fromkeys(COST_COLUMNS)
 BEFORE_BILLING = """
 CREATE TABLE {table} (
     id String, organization_id String, project_id String, agent_id String,
@@ -649,8 +650,7 @@ def test_a_table_from_before_billing_is_upgraded_with_its_rows(
     warehouse.database.execute("DROP TABLE bystander SYNC")
     warehouse.database.execute(BEFORE_BILLING.format(table=TABLE, engine=engine))
     warehouse.insert_table(pa.Table.from_pylist(old, ARROW_SCHEMA).select(old_columns))
-    blank = {name: 0 if name == "payload_hash" else "" for name in OWN_COLUMNS}
-    warehouse.expected[T0 + 30 * HOUR] = [row | blank for row in old]
+    warehouse.expected[T0 + 30 * HOUR] = [row | BLANK for row in old]
 
     for version in (1, 2):
         warehouse.load(T0, 14, version)
@@ -679,8 +679,11 @@ def test_a_table_of_every_older_schema_is_upgraded_with_its_rows(warehouse: Ware
     for path in recorded:
         warehouse.database.execute(f"DROP TABLE {TABLE} SYNC")
         warehouse.database.execute(path.read_text().replace("{table}", TABLE))
-        warehouse.insert(make_rows(T0 + 2 * HOUR, 9))
-        warehouse.expected = {T0 + 2 * HOUR: make_rows(T0 + 2 * HOUR, 9)}
+        names = [row["name"] for row in columns_of(warehouse.database)]
+        old = pa.Table.from_pylist(make_rows(T0 + 2 * HOUR, 9), ARROW_SCHEMA).select(names)
+        warehouse.insert_table(old)
+        missing = {name: BLANK[name] for name in OWN_COLUMNS if name not in names}
+        warehouse.expected = {T0 + 2 * HOUR: [row | missing for row in old.to_pylist()]}
         for version in (1, 2):
             warehouse.load(T0, 14, version)
             warehouse.check()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -52,6 +53,7 @@ def make_rows(hour: datetime, count: int, version: int = 1) -> list[Row]:
         request = f'{{"messages": ["ünïcode 🦉 \\u0000 {number} {version}"]}}'
         response = "" if number % 5 == 4 else f'{{"version": {version}}}'
         last = number == count - 1 and count > 1
+        price = None if number % 4 == 3 else Decimal(f"{version}.{number:017}1")
         rows.append(
             {
                 "id": str(uuid5(NAMESPACE_OID, f"{hour} {number}")),
@@ -88,6 +90,12 @@ def make_rows(hour: datetime, count: int, version: int = 1) -> list[Row]:
                 + (HOUR - timedelta(microseconds=1) if last else number * HOUR / max(count, 1)),
                 "billing_match": "as_of",
                 "payload_hash": xxh3_64_intdigest((request + response).encode()),
+                "cost_usd": price,
+                "input_cost_usd": price and 3 * price,
+                "cached_input_cost_usd": price and price * 0,
+                "cache_write_cost_usd": price and 10**18 * price,
+                "output_cost_usd": price and price + 20,
+                "price_version": f"prices {version}" if price else "",
             }
         )
     return sorted(rows, key=lambda row: (row["created_at"], row["id"]))

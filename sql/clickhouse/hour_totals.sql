@@ -10,6 +10,7 @@ SELECT
     ifNull(sum(cached_input_tokens), 0) AS sum_cached_input_tokens,
     ifNull(sum(cache_write_tokens), 0) AS sum_cache_write_tokens,
     ifNull(sum(reasoning_tokens), 0) AS sum_reasoning_tokens,
+    ifNull(sum(cost_usd), 0) AS sum_cost_usd,
     {content_hash} AS content_hash
 FROM {table}
 WHERE {filter}

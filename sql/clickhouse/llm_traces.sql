@@ -37,6 +37,17 @@ CREATE TABLE IF NOT EXISTS {table}
     billing_match LowCardinality(String)
         COMMENT 'Where billing came from: \'request\', \'as_of\', \'first_known\' or \'none\'.',
     payload_hash UInt64 COMMENT 'xxh3 of request_json followed by response_json.',
+    cost_usd Nullable(Decimal(38, 18))
+        COMMENT 'List price of the call: input, output and any fee; NULL: not known.',
+    input_cost_usd Nullable(Decimal(38, 18))
+        COMMENT 'Of cost_usd, all input: uncached, cached and cache-written.',
+    cached_input_cost_usd Nullable(Decimal(38, 18))
+        COMMENT 'Of input_cost_usd, what came from the cache.',
+    cache_write_cost_usd Nullable(Decimal(38, 18))
+        COMMENT 'Of input_cost_usd, what was written to the cache.',
+    output_cost_usd Nullable(Decimal(38, 18)) COMMENT 'Of cost_usd, all output.',
+    price_version LowCardinality(String)
+        COMMENT 'Prices that the costs were computed with, \'\' if none.',
     INDEX by_id id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_step_id step_id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_agent_id agent_id TYPE bloom_filter(0.01) GRANULARITY 1,
@@ -53,4 +64,4 @@ SETTINGS vertical_merge_algorithm_min_rows_to_activate = 1,
     vertical_merge_algorithm_min_columns_to_activate = 1,
     min_age_to_force_merge_seconds = 86400,
     min_age_to_force_merge_on_partition_only = 1
-COMMENT 'One row per LLM call (llm_trace_pipeline schema 1).'
+COMMENT 'One row per LLM call (llm_trace_pipeline schema 2).'
