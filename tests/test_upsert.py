@@ -22,7 +22,7 @@ from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.preflight import check_target
-from llm_trace_pipeline.schema import ARROW_SCHEMA, COST_COLUMNS, COLUMNS, SCHEMA_VERSION
+from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, COST_COLUMNS, SCHEMA_VERSION
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.statements import read_sql
 from llm_trace_pipeline.upsert import ATTEMPTS, HourLoader, LoadResult
