@@ -99,6 +99,8 @@ def test_a_call_by_its_step(loaded: tuple[Database, list[Row]], step: str) -> No
     latest_calls = [read(row) for row in of_step if row["created_at"] == newest]
     assert len(found) == min(len(of_step), 1)
     assert all(row in latest_calls for row in found)
+    for name in ("call_by_step", "provider_trace_by_step"):
+        assert ask(loaded, name, step_id=step, organization_id="another")[0] == []
     short, _ = ask(loaded, "provider_trace_by_step", step_id=step)
     names = ["created_at", "id", "step_id", "request_json", "response_json"]
     assert [list(row) for row in short] == [names for _ in found]

@@ -189,8 +189,8 @@ def test_the_files_hold_every_call_to_the_last_digit(
     calls = [
         call(first, id="1", billing_plan_type="pro"),
         call(first, id="2", billing_plan_type="max", billing_cost_source="credits"),
-        call(first + 59 * MOMENT, "cus_b", id="3", prompt_tokens=1, **own),
-        call(first + 2 * HOUR, "cus_b", id="4", prompt_tokens=2, **own),  # the next day
+        call(first + HOUR - MOMENT, "cus_b", id="3", prompt_tokens=1, **own),
+        call(first + HOUR, "cus_b", id="4", prompt_tokens=2, **own),  # the next day
         call(first + 2 * HOUR, HOSTILE, id="5", model='m\n",x', billing_plan_type='"p", q'),
         call(first + 2 * HOUR, HOSTILE, id="6"),
         call(LAST, id="7", is_byok=1),
@@ -356,7 +356,7 @@ def test_what_does_not_add_up_leaves_the_files_as_they_were(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     books.publish(BEFORE, [])
-    books.publish(LAST, [call(LAST, id="1"), call(LAST, id="2", model="unheard-of")])
+    books.publish(LAST, [call(LAST, id="1"), call(LAST, id="2", is_byok=1)])
     books.load(BEFORE, LAST)
     before = books.write()
     read = Database.row_blocks
