@@ -12,7 +12,6 @@ from llm_trace_pipeline.schema import COLUMNS
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.statements import ROOT, read_sql
 from llm_trace_pipeline.upsert import HourLoader
-from tests.target import drop_database, environment_of, make_database
 from tests.upsert_process import T0, Row, make_rows, publish
 
 H1 = T0 + HOUR
@@ -38,8 +37,8 @@ def rows_of(hour: datetime, version: int) -> list[Row]:
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, list[Row]]]:
     """A table whose hours were loaded twice, with changed, late and removed rows; what it holds."""
-    settings = Settings.from_environment(environment_of(tmp_path_factory.mktemp("examples")))
-    make_database(settings)
+    folder = tmp_path_factory.mktemp("examples")
+    settings = Settings.from_environment({"LLM_TRACES_STATE": str(folder)})
     store = BatchStore.of(settings)
     with connect(settings) as database:
         loader = HourLoader(database, store)
@@ -52,7 +51,6 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database,
         for _ in range(2):
             loader.load([T0, H1], force=True)
         yield database, now
-    drop_database(settings)
 
 
 def read(row: Row) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from llm_trace_pipeline.schema import ARROW_SCHEMA
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.statements import read_sql
 from llm_trace_pipeline.upsert import HourLoader
-from tests.target import drop_database, environment_of, make_database
 from tests.upsert_process import Row, make_rows, publish
 
 APRIL = datetime(2025, 4, 1, tzinfo=UTC)
@@ -75,9 +74,8 @@ class Books:
         self.folder = folder
         start = f"{first_hour:%Y-%m-%d-%H:%M}"
         self.settings = Settings.from_environment(
-            {**environment_of(folder), "LLM_TRACES_START": start}
+            {"LLM_TRACES_STATE": str(folder), "LLM_TRACES_START": start}
         )
-        make_database(self.settings)
         self.store = BatchStore.of(self.settings)
 
     def publish(self, hour: datetime, rows: list[Row], prices: PriceBook = PACKAGED) -> list[Row]:
@@ -124,11 +122,9 @@ def as_text(value: object) -> str:
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Iterator[Books]:
+def books(tmp_path: Path) -> Books:
     """The last two hours of a month."""
-    books = Books(tmp_path, BEFORE)
-    yield books
-    drop_database(books.settings)
+    return Books(tmp_path, BEFORE)
 
 
 def metered(row: Row) -> dict[str, tuple[int, Decimal | None]]:
@@ -266,7 +262,6 @@ def test_the_files_hold_every_call_to_the_last_digit(
     assert {item["customer"] for item in next_items} == {"cus_next"}
     assert sum(item["quantity"] for item in next_items if item["meter"] == "llm_calls") == 2
     assert "not final: 2025-04 ends 2025-05-01-00:00 UTC\n" in capsys.readouterr().out
-    drop_database(books.settings)
 
 
 def test_written_again_it_is_the_same_and_a_late_row_changes_values_and_no_identifier(
@@ -349,7 +344,6 @@ def test_an_invoice_with_holes_is_written_and_says_so(
     assert lines[0].startswith("hole: 2025-03-31-20:00 to 2025-03-31-20:00: rows 1, not 0, ")
     assert lines[1].startswith("hole: 2025-03-31-21:00 to 2025-03-31-21:00: rows 2, not 1, ")
     assert lines[2:] == ["hole: 2025-03-31-22:00 to 2025-03-31-23:00: no batch"]
-    drop_database(books.settings)
 
 
 def test_what_does_not_add_up_leaves_the_files_as_they_were(
