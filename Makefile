@@ -91,6 +91,10 @@ restore: .venv/installed  ## rebuild ClickHouse from the Parquet batches alone: 
 sql: .venv/installed  ## one statement on ClickHouse: Q="SELECT count() FROM llm_traces"
 	@$(PY) -m llm_trace_pipeline.query "$$Q"
 
+.PHONY: invoice
+invoice: .venv/installed  ## files for Stripe, by customer: MONTH=2026-03 (OUT=folder)
+	@$(PY) -m llm_trace_pipeline.invoice "$(MONTH)" "$(OUT)"
+
 .PHONY: preflight
 preflight: .venv/installed  ## what is missing at either end, with the exact repair
 	@$(PY) -m llm_trace_pipeline.preflight

@@ -42,6 +42,7 @@ _INSERT_SETTINGS = {
     "input_format_parquet_memory_low_watermark": 2**20,
     "input_format_parquet_memory_high_watermark": _BLOCK_BYTES,
 }
+_STREAMED_ROWS = 8192  # of an answer, in memory at once
 # The engine gives freed memory back soon: 50,000 rows of 7 KB peak at 0.86 GB and take 1.1 s. Given
 # back at once it is 0.70 GB and 1.4 s, a second later 0.99 GB and 1.1 s.
 _ALLOCATOR = "dirty_decay_ms:200"
@@ -195,6 +196,24 @@ class Database:
                 return list(result.named_results())
 
         return retried(read)
+
+    def row_blocks(
+        self, sql: str, parameters: Mapping[str, Any] | None = None
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Execute a query once, and hand out its rows as they come, some thousands at a time.
+
+        Raises:
+            ClickHouseError: the engine refused it, or its answer broke off.
+        """
+        with (
+            _translated(),
+            self._client.query_row_block_stream(
+                sql, parameters=dict(parameters or {}), settings={"max_block_size": _STREAMED_ROWS}
+            ) as blocks,
+        ):
+            names = blocks.source.column_names
+            for block in blocks:
+                yield [dict(zip(names, row, strict=True)) for row in block]
 
     def value(self, sql: str) -> object:
         """Execute a statement that answers with one value, once.

@@ -232,12 +232,17 @@ def compare_table(
         if not database.has_table(TABLE):
             return {manifest.hour: ("the table is missing",) for manifest in manifests}
         retried(partial(database.define_table, TABLE))
-        found = database.hour_totals(
-            TABLE,
-            IN_WINDOW,
-            {"start": manifests[0].hour, "end": manifests[-1].hour + HOUR},
-            with_content_hash=True,
-        )
+        return compare_loaded(database, manifests)
+
+
+def compare_loaded(database: Database, manifests: Sequence[Manifest]) -> Differences:
+    """Return the same of a table that is there, and that nobody loads into meanwhile."""
+    found = database.hour_totals(
+        TABLE,
+        IN_WINDOW,
+        {"start": manifests[0].hour, "end": manifests[-1].hour + HOUR},
+        with_content_hash=True,
+    )
     differences: Differences = {}
     for manifest in manifests:
         if totals := found.get(manifest.hour):

@@ -18,6 +18,7 @@ from llm_trace_pipeline import demo
 from llm_trace_pipeline.assets import ExtractConfig, LoadConfig
 from llm_trace_pipeline.checks import BATCH_CHECKS, RECONCILIATION_CHECKS, TABLE_CHECKS
 from llm_trace_pipeline.clickhouse import Database
+from llm_trace_pipeline.invoice import EVENT_SCHEMA, ITEM_SCHEMA
 from llm_trace_pipeline.schema import COLUMNS
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 from tests.conftest import HOUR, Operational
@@ -149,6 +150,7 @@ def test_every_command_is_run_somewhere() -> None:
         "preflight",
         "backfill",
         "restore",
+        "invoice",
         "erase",
     }
 
@@ -184,7 +186,7 @@ def test_run_again_changes_nothing(of_demo: Demo, first_run: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [line for line in RUN_HERE if line != "make run"],
+    [line for line in RUN_HERE if name_of(line) not in {"run", "invoice"}],
     ids=name_of,
 )
 def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: str) -> None:
@@ -206,6 +208,27 @@ def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: st
     }
     for text in expected[name_of(command)]:
         assert text in done.stdout
+
+
+def test_an_invoice_holds_the_hours_that_are_loaded(of_demo: Demo, first_run: str) -> None:
+    [command] = [line for line in RUN_HERE if name_of(line) == "invoice"]
+    month = f"{of_demo.first:%Y-%m}"
+    done = of_demo.run(command.replace("2026-03", month))
+    of_month = [int(rows[0]) for hour, rows in loaded(first_run).items() if hour.startswith(month)]
+    [calls] = re.findall(r"^calls +([\d,]+)$", done.stdout, re.MULTILINE)
+    assert int(calls.replace(",", "")) >= sum(of_month) > 0  # an hour may have come in since
+    files = {path.name for path in (of_demo.state / "invoices").iterdir()}
+    exported = {bare(row[0]).replace("2026-03", month) for row in rows_of_table("export")}
+    assert files == {f"{name}.{kind}" for name in exported for kind in ("csv", "parquet")}
+    # Hours that have ended since are holes.
+    holes = [line for line in done.stdout.splitlines() if line.startswith("hole: ")]
+    assert all(line >= f"hole: {of_demo.key(HOURS)}" for line in holes)
+    assert (done.returncode, bool(done.stderr)) == ((2, True) if holes else (0, False))
+
+
+def test_the_columns_of_an_invoice_are_those_of_its_files() -> None:
+    columns = [re.findall(r"`(\w+)`", row[2]) for row in rows_of_table("export")]
+    assert columns == [EVENT_SCHEMA.names, ITEM_SCHEMA.names]
 
 
 def exports_with(name: str) -> tuple[str, dict[str, str]]:
