@@ -208,6 +208,9 @@ class PriceBook:
         Args:
             calls: rows with the columns of ``PRICED_BY``.
         """
+        if not calls.num_rows:
+            blank = {name: pa.array([], COST_TYPE) for name in COST_COLUMNS}
+            return {**blank, "price_version": pa.array([], pa.string())}
         rates, which = self._rates_of(calls)
         table = _Table(rates)
         tokens = {

@@ -187,6 +187,10 @@ def test_what_has_no_price_is_null_and_not_0(row: Call) -> None:
     ]
 
 
+def test_no_call_costs_nothing() -> None:
+    assert costs([]) == []
+
+
 def test_a_call_with_more_tokens_than_63_bits_can_price_is_exact() -> None:
     [row] = costs([call("gpt-4o", (2**63, 2**63, 1, None, None))])
     assert row["input_cost_usd"] == ((2**63 - 1) * Decimal("2.5") + Decimal("1.25")) / 10**6
