@@ -181,12 +181,12 @@ def reconciliation(
 
 
 def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
-    """Return the hours that a run loads, as its tags tell."""
-    if key := tags.get(PARTITION_TAG):
-        return [parse_hour(key)]
-    if RANGE_START_TAG not in tags:
+    """Return the hours that a run loads, as its tags tell; one that reports on days loads none."""
+    names = (PARTITION_TAG,) if PARTITION_TAG in tags else (RANGE_START_TAG, RANGE_END_TAG)
+    keys = [tags[name] for name in names if name in tags]
+    if not keys or len(keys[0]) == len("2026-03-01"):
         return []
-    start, end = parse_hour(tags[RANGE_START_TAG]), parse_hour(tags[RANGE_END_TAG])
+    start, end = parse_hour(keys[0]), parse_hour(keys[-1])
     return [start + HOUR * n for n in range(int((end - start) / HOUR) + 1)]
 
 
