@@ -1,7 +1,9 @@
 """The charts of the report: Vega-Lite, drawn as SVG that takes its colours from the page's CSS."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import vl_convert
@@ -21,7 +23,7 @@ _CONFIG = {
         "gridColor": "var(--line)",
         "tickColor": "var(--line)",
         "labelColor": "var(--muted)",
-        "labelFontSize": 12,
+        "labelFontSize": 13,
         "labelPadding": 6,
         "title": None,
     },
@@ -40,6 +42,9 @@ def stacked_bars(
         step: an hour or a day.
     """
     is_hourly = step < timedelta(days=1)
+    totals: dict[datetime, Decimal] = defaultdict(Decimal)
+    for row in rows:
+        totals[row["bucket"]] += row["spend_usd"]
     spec = {
         "width": _WIDTH,
         "height": _HEIGHT,
@@ -72,7 +77,12 @@ def stacked_bars(
                 "field": "usd",
                 "type": "quantitative",
                 "stack": "zero",
-                "axis": {"format": "$,.4~f", "domain": False, "ticks": False, "tickCount": 5},
+                "axis": {
+                    "format": _axis_format(max(totals.values())),
+                    "domain": False,
+                    "ticks": False,
+                    "tickCount": 5,
+                },
             },
             "color": {
                 "field": "series",
@@ -89,6 +99,11 @@ def stacked_bars(
     # Nothing of the spec is a text from outside, and the spec reads nothing from anywhere.
     svg: str = vl_convert.vegalite_to_svg(spec, config=_CONFIG, allowed_base_urls=[])
     return Markup(svg)  # noqa: S704 -- drawn from numbers alone
+
+
+def _axis_format(top: Decimal) -> str:
+    """Return whole dollars, or cents, or less, as the steps of the axis need."""
+    return "$,.0f" if top >= 10 else "$,.2f" if top >= Decimal("0.1") else "$,.4f"  # noqa: PLR2004
 
 
 def _milliseconds(time: datetime) -> int:
