@@ -232,8 +232,7 @@ def llm_traces(
             ),
         )
     ],
-    # A group of its own: "Materialize all" of the hourly assets asks for hours alone.
-    group_name="reports",
+    group_name="llm_traces",
     kinds={"html"},
     pool="clickhouse",
 )
