@@ -41,7 +41,7 @@ def stacked_bars(
         end: of the axis of time.
         step: an hour or a day.
     """
-    is_hourly = step < timedelta(days=1)
+    steps = [start + step * number for number in range(int((end - start) / step))]
     totals: dict[datetime, Decimal] = defaultdict(Decimal)
     for row in rows:
         totals[row["bucket"]] += row["spend_usd"]
@@ -59,18 +59,19 @@ def stacked_bars(
                 for row in rows
             ]
         },
-        "mark": {"type": "bar", "binSpacing": 2 if is_hourly else 6, "stroke": None},
+        "mark": "bar",
         "encoding": {
             "x": {
                 "field": "bucket",
-                "type": "temporal",
-                "timeUnit": "utcyearmonthdatehours" if is_hourly else "utcyearmonthdate",
-                "scale": {"domain": [_milliseconds(start), _milliseconds(end)]},
+                "type": "ordinal",  # a place for each step, also where nothing was spent
+                "scale": {"domain": list(map(_milliseconds, steps)), "paddingInner": 0.2},
                 "axis": {
-                    "grid": False,
-                    "labelOverlap": True,
+                    "labelAngle": 0,
                     "labelExpr": "utcFormat(datum.value, utchours(datum.value) "
                     "? '%H:%M' : '%-d %b')",
+                    "labelOverlap": True,
+                    "ticks": False,
+                    "values": [_milliseconds(step) for step in steps if step.hour % 6 == 0],
                 },
             },
             "y": {
