@@ -40,6 +40,7 @@ from llm_trace_pipeline.checks import (
     TABLE_CHECKS,
     TRACE_BATCHES,
     hours_being_loaded,
+    is_hour,
     reconciliation,
     without_hours,
 )
@@ -211,8 +212,7 @@ def _hours_of_backfills(
     hours: set[datetime] = set()
     for backfill in instance.get_backfills(BulkActionsFilter(statuses=going_on)):
         if not backfill.is_asset_backfill:
-            if backfill.job_name == hourly_llm_traces.name:
-                hours |= {parse_hour(key) for key in backfill.partition_names or ()}
+            hours |= {parse_hour(key) for key in backfill.partition_names or () if is_hour(key)}
         elif graph is not None:
             left = backfill.get_asset_backfill_data(
                 graph
@@ -220,7 +220,7 @@ def _hours_of_backfills(
             hours |= {
                 parse_hour(each.partition_key)
                 for each in left.iterate_asset_partitions()
-                if each.partition_key and each.asset_key != usage_report.key
+                if each.partition_key and is_hour(each.partition_key)
             }
     return hours
 
