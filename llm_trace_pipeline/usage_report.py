@@ -67,7 +67,7 @@ class Figures:
 
 
 def figures_of(database: Database, days: Days) -> Figures:
-    """Read the figures of some days; of payloads and ids, nothing is read.
+    """Read the figures of some days, from small columns alone.
 
     Raises:
         ClickHouseError: the table cannot be read.
