@@ -79,6 +79,14 @@ dev: .venv/installed  ## the Dagster UI, with the hourly schedule running (PORT=
 screenshot: .venv/installed  ## take docs/ui.png from the real UI
 	UI_SCREENSHOT=docs/ui.png .venv/bin/pytest tests/test_dagster_ui.py -k screenshot
 
+.PHONY: report-picture
+report-picture: .venv/installed  ## take docs/report.png from a week of demo traffic
+	REPORT_PICTURE=docs/report.png .venv/bin/pytest tests/test_report.py -k picture
+
+.PHONY: report
+report: .venv/installed  ## what some days cost, as an HTML page: FROM=2026-03-01 TO=2026-03-31 (OUT=file)
+	@$(PY) -m llm_trace_pipeline.report "$(FROM)" "$(TO)" "$(OUT)"
+
 .PHONY: backfill
 backfill: .venv/installed  ## load a range of hours: FROM=2026-03-01-00:00 TO=2026-03-31-23:00
 	@$(PY) -m llm_trace_pipeline.backfill "$(FROM)" "$(TO)"

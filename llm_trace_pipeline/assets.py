@@ -14,6 +14,7 @@ from dagster import (
     AssetCheckResult,
     AssetCheckSeverity,
     AssetCheckSpec,
+    AssetDep,
     AssetExecutionContext,
     AssetMaterialization,
     AssetSpec,
@@ -24,6 +25,7 @@ from dagster import (
     Failure,
     MaterializeResult,
     MetadataValue,
+    TimeWindowPartitionMapping,
     asset,
 )
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, RESUME_RETRY_TAG
@@ -43,7 +45,7 @@ from llm_trace_pipeline.enrich import enrich_hour
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import Manifest
-from llm_trace_pipeline.partitions import HOURLY
+from llm_trace_pipeline.partitions import DAILY, HOURLY
 from llm_trace_pipeline.reconcile import HOURS_PER_RANGE
 from llm_trace_pipeline.resources import Pipeline
 from llm_trace_pipeline.retention import line_before
@@ -52,6 +54,7 @@ from llm_trace_pipeline.source import SourceOfHours
 from llm_trace_pipeline.standby import wait_until_replayed
 from llm_trace_pipeline.transform import EXAMPLES
 from llm_trace_pipeline.upsert import LoadResult
+from llm_trace_pipeline.usage_report import Days, figures_of, page_of
 
 # Backfill policies are what makes a backfill affordable; their status needs no line per import.
 warnings.filterwarnings("ignore", category=BetaWarning)
@@ -216,6 +219,43 @@ def llm_traces(
             return outcomes
 
         yield from _materialize_hours(context, loader.in_groups(hours), load)
+
+
+@asset(
+    partitions_def=DAILY,
+    deps=[
+        AssetDep(
+            llm_traces,
+            # The first day may begin before the first hour.
+            partition_mapping=TimeWindowPartitionMapping(
+                allow_nonexistent_upstream_partitions=True
+            ),
+        )
+    ],
+    group_name="llm_traces",
+    kinds={"html"},
+    pool="clickhouse",
+)
+def usage_report(context: AssetExecutionContext, pipeline: Pipeline) -> MaterializeResult[None]:
+    """What a day cost and whom, as ClickHouse has it now; one HTML page per day."""
+    day = context.partition_time_window.start.date()
+    with pipeline.clickhouse() as database:
+        figures = figures_of(database, Days(day, day))
+    page = page_of(figures, datetime.now(UTC))
+    headline = figures.headline
+    return MaterializeResult(
+        metadata={
+            "page": pipeline.store().keep_report(day, page),
+            "spend in USD": str(headline["spend_usd"]),
+            "by own keys in USD": str(headline["byok_usd"]),
+            "calls": headline["calls"],
+            "calls without price": headline["unpriced_calls"],
+            "errors": headline["errors"],
+            "tokens": headline["tokens"],
+            "organizations": headline["organizations"],
+            "hours with calls": headline["hours"],
+        }
+    )
 
 
 def _past_retention(outcome: str, checks: Sequence[AssetCheckSpec]) -> HourOutcome:

@@ -31,7 +31,7 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from pydantic import AwareDatetime, BaseModel
 from xxhash import xxh3_64_hexdigest
 
-from llm_trace_pipeline.assets import billing_history, llm_traces, trace_batches
+from llm_trace_pipeline.assets import billing_history, llm_traces, trace_batches, usage_report
 from llm_trace_pipeline.checks import (
     BATCH_CHECKS,
     LLM_TRACES,
@@ -40,6 +40,7 @@ from llm_trace_pipeline.checks import (
     TABLE_CHECKS,
     TRACE_BATCHES,
     hours_being_loaded,
+    is_hour,
     reconciliation,
     without_hours,
 )
@@ -211,7 +212,7 @@ def _hours_of_backfills(
     hours: set[datetime] = set()
     for backfill in instance.get_backfills(BulkActionsFilter(statuses=going_on)):
         if not backfill.is_asset_backfill:
-            hours |= {parse_hour(key) for key in backfill.partition_names or ()}
+            hours |= {parse_hour(key) for key in backfill.partition_names or () if is_hour(key)}
         elif graph is not None:
             left = backfill.get_asset_backfill_data(
                 graph
@@ -219,9 +220,26 @@ def _hours_of_backfills(
             hours |= {
                 parse_hour(each.partition_key)
                 for each in left.iterate_asset_partitions()
-                if each.partition_key
+                if each.partition_key and is_hour(each.partition_key)
             }
     return hours
+
+
+daily_usage_report = define_asset_job(
+    "daily_usage_report",
+    selection=AssetSelection.assets(usage_report).without_checks(),
+    executor_def=in_process_executor,
+    description="Write the report of a day.",
+)
+
+daily_usage_report_schedule = build_schedule_from_partitioned_job(
+    daily_usage_report,
+    name="daily_usage_report_schedule",
+    hour_of_day=1,  # the day's last hour is loaded before, whatever the minute of its schedule
+    minute_of_hour=30,
+    default_status=DefaultScheduleStatus.RUNNING,
+    description="Writes the report of the day before.",
+)
 
 
 @op(pool="clickhouse")

@@ -180,13 +180,18 @@ def reconciliation(
     yield from check_reconciliation(found, len(hours))
 
 
+def is_hour(key: str) -> bool:
+    """Whether a partition's key is that of an hour, not of a day."""
+    return len(key) > len("2026-03-01")
+
+
 def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
-    """Return the hours that a run loads, as its tags tell."""
-    if key := tags.get(PARTITION_TAG):
-        return [parse_hour(key)]
-    if RANGE_START_TAG not in tags:
+    """Return the hours that a run loads, as its tags tell; one that reports on days loads none."""
+    names = (PARTITION_TAG,) if PARTITION_TAG in tags else (RANGE_START_TAG, RANGE_END_TAG)
+    keys = [tags[name] for name in names if name in tags]
+    if not keys or not is_hour(keys[0]):
         return []
-    start, end = parse_hour(tags[RANGE_START_TAG]), parse_hour(tags[RANGE_END_TAG])
+    start, end = parse_hour(keys[0]), parse_hour(keys[-1])
     return [start + HOUR * n for n in range(int((end - start) / HOUR) + 1)]
 
 

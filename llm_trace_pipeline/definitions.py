@@ -2,11 +2,19 @@
 
 from dagster import Definitions, in_process_executor
 
-from llm_trace_pipeline.assets import billing_history, llm_traces, provider_traces, trace_batches
+from llm_trace_pipeline.assets import (
+    billing_history,
+    llm_traces,
+    provider_traces,
+    trace_batches,
+    usage_report,
+)
 from llm_trace_pipeline.automation import (
     apply_retention,
     apply_retention_schedule,
     changed_hours_sensor,
+    daily_usage_report,
+    daily_usage_report_schedule,
     hourly_llm_traces,
     hourly_llm_traces_schedule,
     reconcile_hours,
@@ -16,10 +24,15 @@ from llm_trace_pipeline.checks import reconciliation
 from llm_trace_pipeline.resources import Pipeline
 
 defs = Definitions(
-    assets=[provider_traces, billing_history, trace_batches, llm_traces],
+    assets=[provider_traces, billing_history, trace_batches, llm_traces, usage_report],
     asset_checks=[reconciliation],
-    jobs=[hourly_llm_traces, reconcile_hours, apply_retention],
-    schedules=[hourly_llm_traces_schedule, reconcile_hours_schedule, apply_retention_schedule],
+    jobs=[hourly_llm_traces, reconcile_hours, apply_retention, daily_usage_report],
+    schedules=[
+        hourly_llm_traces_schedule,
+        reconcile_hours_schedule,
+        apply_retention_schedule,
+        daily_usage_report_schedule,
+    ],
     sensors=[changed_hours_sensor],
     resources={"pipeline": Pipeline()},
     executor=in_process_executor,

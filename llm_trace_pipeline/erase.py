@@ -31,6 +31,7 @@ from llm_trace_pipeline.usage import read_response
 
 KEPT = (
     "the billing history: it holds plan versions of organizations, and no traces",
+    "the reports of days: they hold sums by organization; materialize usage_report to renew them",
     "the record of the erasure: it names what was erased, so that it stays erased",
 )
 OUT_OF_REACH = (

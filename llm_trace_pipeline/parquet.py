@@ -3,13 +3,13 @@
 They lie in a folder or in a bucket (see files.py), an hour under ``llm_traces/YYYY-MM-DD/HH/``. Its
 ``manifest.json`` names the part files and is switched in one atomic step, last; a reader uses only
 what the manifest names. Whatever an interrupted write left behind is removed by the next write of
-that folder.
+that folder. The reports of days lie beside them too.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
@@ -474,6 +474,11 @@ class BatchStore:
         """Keep a price file under its version, so that what it priced can be computed again."""
         if prices.file and not self._files.exists(key := prices_key(prices.file_version)):
             self._files.switch(key, prices.file)
+
+    def keep_report(self, day: date, page: str) -> str:
+        """Keep the report of a day in place of an earlier one, and return where it lies."""
+        self._files.switch(key := f"reports/{day}.html", page.encode())
+        return self._files.location(key)
 
     def hours(self) -> list[datetime]:
         """Return the hours that have a batch, in their order."""

@@ -242,7 +242,11 @@ def test_no_secret_reaches_events_or_errors(
 def test_the_graph_has_the_public_names() -> None:
     graph = defs.resolve_asset_graph()
     names = {key.to_user_string() for key in graph.get_all_asset_keys()}
-    assert names == {"provider_traces", "billing_history", "trace_batches", "llm_traces"}
+    assert names == {
+        *("provider_traces", "billing_history", "trace_batches", "llm_traces"),
+        "usage_report",
+    }
     parents = graph.get(AssetKey("trace_batches")).parent_keys
     assert parents == {AssetKey("provider_traces"), AssetKey("billing_history")}
     assert graph.get(AssetKey("llm_traces")).parent_keys == {AssetKey("trace_batches")}
+    assert graph.get(AssetKey("usage_report")).parent_keys == {AssetKey("llm_traces")}

@@ -29,7 +29,7 @@ from tests.conftest import HOUR, PATIENCE_SECONDS, free_port, wait_for
 pytestmark = pytest.mark.xdist_group("dagster")
 
 ROOT = Path(__file__).parents[1]
-ASSETS = ("provider_traces", "billing_history", "trace_batches", "llm_traces")
+ASSETS = ("provider_traces", "billing_history", "trace_batches", "llm_traces", "usage_report")
 BROWSER_ARGUMENTS = [
     "--headless=new",
     "--no-sandbox",
@@ -237,7 +237,7 @@ def show_lineage(page: Page) -> None:
 def test_an_hour_is_materialized_by_hand(dagster: Dagster, page: Page) -> None:
     hour = hours_ago(2)
     key = f"{hour:{HOUR_FORMAT}}"
-    show_lineage(page)
+    page.goto(f"/locations/{dagster.location}/jobs/hourly_llm_traces")
     page.get_by_role("button", name="Materialize all").click()
     dialog = page.get_by_role("dialog")
     choice = dialog.get_by_role("textbox").first

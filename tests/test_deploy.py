@@ -481,7 +481,9 @@ def test_what_the_image_is_made_of_exists_and_reaches_the_builder() -> None:
         if not line.startswith("#")
     ]
     assert ignored == "*"
-    assert {line.removeprefix("!").removesuffix("/*.py") for line in kept} == paths
+    assert {re.sub(r"/\*\.\w+$", "", line.removeprefix("!")) for line in kept} == paths
+    suffixes = {path.suffix for path in (ROOT / "llm_trace_pipeline").iterdir() if path.is_file()}
+    assert {f"!llm_trace_pipeline/*{suffix}" for suffix in suffixes} <= set(kept)
 
 
 def test_kubernetes_runs_by_the_same_rules() -> None:

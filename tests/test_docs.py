@@ -151,6 +151,7 @@ def test_every_command_is_run_somewhere() -> None:
         "backfill",
         "restore",
         "invoice",
+        "report",
         "erase",
     }
 
@@ -190,8 +191,11 @@ def test_run_again_changes_nothing(of_demo: Demo, first_run: str) -> None:
     ids=name_of,
 )
 def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: str) -> None:
-    here = re.sub(r"FROM=\S+", f"FROM={of_demo.key(1)}", command)
-    here = re.sub(r"TO=\S+", f"TO={of_demo.key(2)}", here)
+    bounds = [of_demo.key(number) for number in (1, 2)]
+    if name_of(command) == "report":  # of days
+        bounds = [bound[: len("2026-03-01")] for bound in bounds]
+    here = re.sub(r"FROM=\S+", f"FROM={bounds[0]}", command)
+    here = re.sub(r"TO=\S+", f"TO={bounds[1]}", here)
     done = of_demo.run(here)
     assert (done.returncode, done.stderr) == (0, "")
     rows = loaded(first_run)
@@ -204,6 +208,7 @@ def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: st
         "restore": table,
         "preflight": ["operational database: ", "ClickHouse: OK"],
         "sql": ["model", "sum(total_tokens)"],
+        "report": [f"{of_demo.state}/reports/{bounds[0]}_{bounds[1]}.html"],
         "erase": ["ClickHouse: 0 traces in 0 hours", "Dry run: nothing was changed."],
     }
     for text in expected[name_of(command)]:

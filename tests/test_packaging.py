@@ -58,5 +58,6 @@ def test_an_installed_wheel_finds_every_statement(installed: Path, tmp_path: Pat
 def test_the_wheel_holds_the_package_and_nothing_of_the_checkout(installed: Path) -> None:
     modules = {path.name for path in (installed / "llm_trace_pipeline").glob("*.py")}
     assert modules == {path.name for path in (ROOT / "llm_trace_pipeline").glob("*.py")}
+    assert (installed / "llm_trace_pipeline" / "usage_report.html").exists()
     tops = {path.name.partition("-")[0] for path in installed.iterdir()}
     assert tops == {"llm_trace_pipeline"}

@@ -390,7 +390,7 @@ def test_hours_that_are_being_loaded_are_not_requested(deployment: Deployment) -
             from_failure=False,
             tags={},
             backfill_timestamp=0.0,
-            partition_names=[key(H3)],
+            partition_names=[key(H3), f"{H0:%Y-%m-%d}"],  # a report's day is not its hours
         )
     )
     assert [hours_of_run(each.tags) for each in deployment.requests()] == [[H0], [H2]]

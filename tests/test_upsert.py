@@ -22,7 +22,7 @@ from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.preflight import check_target
-from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, COST_COLUMNS, SCHEMA_VERSION
+from llm_trace_pipeline.schema import ARROW_SCHEMA, COLUMNS, COST_COLUMNS, COST_TYPE, SCHEMA_VERSION
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.statements import read_sql
 from llm_trace_pipeline.upsert import ATTEMPTS, HourLoader, LoadResult
@@ -612,6 +612,7 @@ def test_the_definition_is_the_declared_columns(warehouse: Warehouse) -> None:
         pa.uint8(): ("UInt8",),
         pa.list_(pa.string()): ("Array(String)",),
         pa.timestamp("us", tz="UTC"): ("DateTime64(6, 'UTC')",),
+        COST_TYPE: ("Decimal(38, 18)",),
     }
     found = columns_of(warehouse.database)
     assert [(row["name"], row["comment"]) for row in found] == [
