@@ -25,9 +25,6 @@ from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 from tests.conftest import HOUR, PATIENCE_SECONDS, free_port, wait_for
 
-# Starting Dagster takes 20 s: one worker runs these tests where pytest-xdist is told to group.
-pytestmark = pytest.mark.xdist_group("dagster")
-
 ROOT = Path(__file__).parents[1]
 ASSETS = ("provider_traces", "billing_history", "trace_batches", "llm_traces", "usage_report")
 BROWSER_ARGUMENTS = [

@@ -46,9 +46,6 @@ from tests.conftest import (
     wait_for,
 )
 
-# Starting Dagster takes 20 s: one worker runs these tests where pytest-xdist is told to group.
-pytestmark = pytest.mark.xdist_group("dagster")
-
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))

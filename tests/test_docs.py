@@ -23,9 +23,6 @@ from llm_trace_pipeline.schema import COLUMNS
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 from tests.conftest import HOUR, Operational
 
-# The demo is made once: one worker runs these tests where pytest-xdist is told to group.
-pytestmark = pytest.mark.xdist_group("commands")
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "llm_trace_pipeline"

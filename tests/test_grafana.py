@@ -13,8 +13,6 @@ from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.settings import Settings
 from tests.test_report import CALLS, LONG, insert, summed
 
-pytestmark = pytest.mark.xdist_group("report")
-
 BOARD: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "deploy/grafana/llm_traces.json").read_text(encoding="utf-8")
 )

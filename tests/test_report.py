@@ -33,9 +33,6 @@ from llm_trace_pipeline.usage_report import Days, figures_of, page_of
 from tests.conftest import Operational
 from tests.test_dagster_ui import BROWSER_ARGUMENTS
 
-# The calls are loaded once: one worker runs these tests where pytest-xdist is told to group.
-pytestmark = pytest.mark.xdist_group("report")
-
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 5)
 LONG, SHORT, EMPTY = Days(FIRST, LAST), Days(FIRST, FIRST), Days(date(2025, 1, 1), date(2025, 1, 1))
 MADE_AT = datetime(2026, 3, 6, 9, tzinfo=UTC)
