@@ -225,7 +225,7 @@ class ClusterLoader(HourLoader):
             for result in HourLoader(shard, batches, LOCAL_TABLE).load(hours, force=True):
                 if result.differences:
                     raise ClickHouseError(
-                        f"hour {result.batch.hour:{HOUR_FORMAT}}: shard {shard.number} differs "
+                        f"hour {result.expected.hour:{HOUR_FORMAT}}: shard {shard.number} differs "
                         f"from the batch after the load: {', '.join(result.differences)}",
                         "pause who else writes there, then materialize llm_traces again",
                     )

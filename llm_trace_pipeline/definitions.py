@@ -2,7 +2,13 @@
 
 from dagster import Definitions, in_process_executor
 
-from llm_trace_pipeline.assets import billing_history, llm_traces, provider_traces, trace_batches
+from llm_trace_pipeline.assets import (
+    billing_history,
+    llm_traces,
+    llm_usage_hourly,
+    provider_traces,
+    trace_batches,
+)
 from llm_trace_pipeline.automation import (
     apply_retention,
     apply_retention_schedule,
@@ -16,7 +22,7 @@ from llm_trace_pipeline.checks import reconciliation
 from llm_trace_pipeline.resources import Pipeline
 
 defs = Definitions(
-    assets=[provider_traces, billing_history, trace_batches, llm_traces],
+    assets=[provider_traces, billing_history, trace_batches, llm_traces, llm_usage_hourly],
     asset_checks=[reconciliation],
     jobs=[hourly_llm_traces, reconcile_hours, apply_retention],
     schedules=[hourly_llm_traces_schedule, reconcile_hours_schedule, apply_retention_schedule],

@@ -1,0 +1,415 @@
+"""The roll-up against the real engine: it is what plain SQL makes of llm_traces, at every moment."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_trace_pipeline.clickhouse import ROLLUP, Database, connect
+from llm_trace_pipeline.erase import count_traces, record, remove_from_batches
+from llm_trace_pipeline.erase import remove_from_clickhouse as erase_from_clickhouse
+from llm_trace_pipeline.erasure import Erasure
+from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.retention import apply_retention
+from llm_trace_pipeline.rollup import (
+    COLUMNS,
+    DIMENSIONS,
+    NOTHING,
+    RollupLoader,
+    RollupResult,
+    compare_rollup,
+    roll_up,
+)
+from llm_trace_pipeline.schema import COST_COLUMNS, TOKEN_COLUMNS
+from llm_trace_pipeline.settings import HOUR, Settings
+from llm_trace_pipeline.upsert import HourLoader
+from tests.target import drop_database, environment_of, make_database
+from tests.upsert_process import T0, TABLE, Row, make_rows, publish
+
+DAY = timedelta(days=1)
+HOURS = [T0 + number * HOUR for number in (0, 1, 2, 22, 23)]
+
+
+def calls(hour: datetime, rows: int, seed: int = 1) -> list[Row]:
+    """Return random calls of an hour: some have no price, no latency, or a key of one's own."""
+    chance = random.Random(f"{hour} {seed}")  # noqa: S311
+    made = make_rows(hour, rows, chance.randint(1, 9))
+    for row in made:
+        row["agent_id"] = f"agent-{chance.randint(0, 2)}"
+        row["model"] = chance.choice(["small", "large"])
+        row["latency_ms"] = chance.choice([0, 1, 127, 129, int(chance.lognormvariate(7.5, 0.8))])
+        row["is_byok"] = chance.randint(0, 1)
+        row["call_type"] = chance.choice(["agent_step", "summary"])
+        row["billing_plan_type"] = chance.choice(["", "pro", "team"])
+    return made
+
+
+class Warehouse:
+    """A ClickHouse and a batch store of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings.from_environment(environment_of(folder))
+        make_database(self.settings)
+        self.store = BatchStore.of(self.settings)
+        self._opened = ExitStack()
+        self.database = self._opened.enter_context(connect(self.settings))
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def reopen(self) -> None:
+        """Start the engine again, as the next process would."""
+        self.close()
+        self.database = self._opened.enter_context(connect(self.settings))
+
+    def load(self, hour: datetime, rows: list[Row]) -> None:
+        """Make the rows the hour's batch, and load it into the table of traces."""
+        publish(self.store, hour, rows)
+        [result] = HourLoader(self.database, self.store).load([hour])
+        assert result.differences == ()
+
+    def roll_up(self, *hours: datetime) -> list[RollupResult]:
+        results = roll_up(self.database, self.store, hours)
+        assert [result.differences for result in results] == [()] * len(hours)
+        return results
+
+    def parts(self) -> list[str]:
+        rows = self.database.rows(f"SELECT DISTINCT _partition_id AS id FROM {ROLLUP} ORDER BY id")
+        return sorted(
+            part["name"] for row in rows for part in self.database.parts(ROLLUP, row["id"])
+        )
+
+    def check(self, *hours: datetime) -> None:
+        """Compare all of the roll-up with SQL over the traces of these hours."""
+        window = "toStartOfHour(created_at, 'UTC') IN {hours:Array(DateTime)}"
+        sums = ", ".join(
+            f"ifNull(sum(t.{name}), 0) AS {name}"
+            for name in (*TOKEN_COLUMNS, "request_size_bytes", "response_size_bytes", *COST_COLUMNS)
+        )
+        keys = ", ".join(DIMENSIONS)
+        expected = self.database.rows(
+            f"SELECT toStartOfHour(t.created_at, 'UTC') AS hour, {keys}, count() AS calls, "
+            f"sum(t.is_error) AS errors, {sums}, sum(t.cost_usd IS NULL) AS unpriced_calls "
+            f"FROM {TABLE} AS t WHERE {window} GROUP BY hour, {keys} ORDER BY hour, {keys}",
+            {"hours": list(hours)},
+        )
+        names = [name for name in COLUMNS if name != "latency_ms"]
+        found = self.database.rows(f"SELECT {', '.join(names)} FROM {ROLLUP} ORDER BY hour, {keys}")
+        assert len(found) == len(expected)
+        assert found == expected
+        left = self.database.rows(f"SHOW TABLES LIKE '{ROLLUP}\\_\\_%'")
+        assert left == []
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    warehouse = Warehouse(tmp_path_factory.mktemp("rollup"))
+    yield warehouse
+    warehouse.close()
+    drop_database(warehouse.settings)
+
+
+@pytest.fixture
+def warehouse(engine: Warehouse) -> Iterator[Warehouse]:
+    """The engine of this file, with nothing in it."""
+    yield engine
+    for row in engine.database.rows("SHOW TABLES"):
+        engine.database.execute(f"DROP TABLE `{row['name']}` SYNC")
+    for hour in engine.store.hours():
+        engine.store.remove(hour)
+
+
+@pytest.fixture
+def loaded(warehouse: Warehouse) -> Warehouse:
+    """Five hours of a day, loaded and rolled up."""
+    for number, hour in enumerate(HOURS):
+        warehouse.load(hour, calls(hour, 10 + 20 * number))
+    results = warehouse.roll_up(*HOURS)
+    assert [result.was_written for result in results] == [True] * len(HOURS)
+    return warehouse
+
+
+def test_the_rollup_is_what_the_calls_add_up_to(loaded: Warehouse) -> None:
+    loaded.check(*HOURS)
+    unpriced = loaded.database.rows(f"SELECT sum(unpriced_calls) AS calls FROM {ROLLUP}")
+    assert unpriced[0]["calls"] > 0
+
+
+def test_the_columns_are_those_of_the_table(loaded: Warehouse) -> None:
+    columns = loaded.database.rows(
+        "SELECT name FROM system.columns WHERE database = currentDatabase() "
+        "AND table = {table:String}",
+        {"table": ROLLUP},
+    )
+    assert sorted(column["name"] for column in columns) == sorted(COLUMNS)
+
+
+@pytest.mark.parametrize("key", ["hour", "organization_id", "is_byok", "1"])
+def test_merged_latencies_are_within_a_percent_of_the_exact_ones(
+    loaded: Warehouse, key: str
+) -> None:
+    merged = loaded.database.rows(
+        f"SELECT {key} AS key, quantilesBFloat16Merge(0.5, 0.95)(latency_ms) AS latency "
+        f"FROM {ROLLUP} GROUP BY key ORDER BY key"
+    )
+    exact = loaded.database.rows(
+        f"SELECT {key.replace('hour', 'toStartOfHour(created_at)')} AS key, "
+        f"quantilesExactWeighted(0.5, 0.95)(latency_ms, 1) AS latency "
+        f"FROM {TABLE} WHERE latency_ms > 0 GROUP BY key ORDER BY key"
+    )
+    assert [row["key"] for row in merged] == [row["key"] for row in exact]
+    for ours, theirs in zip(merged, exact, strict=True):
+        assert ours["latency"] == pytest.approx(theirs["latency"], rel=0.01)
+
+
+def test_the_views_sum_up_what_is_billed_apart_from_calls_by_own_keys(loaded: Warehouse) -> None:
+    loaded.load(T0 + DAY, calls(T0 + DAY, 20))
+    loaded.roll_up(T0 + DAY)
+    for view, of in (("daily", "toDate(created_at) AS day"), ("monthly", "0 AS month")):
+        period = of.rpartition(" ")[2]
+        expected = loaded.database.rows(
+            f"SELECT {of}, model, count() AS calls, sum(total_tokens) AS tokens, "
+            "sumIf(t.cost_usd, is_byok = 0) AS cost, sumIf(t.cost_usd, is_byok = 1) AS byok "
+            f"FROM {TABLE} AS t GROUP BY {period}, model ORDER BY {period}, model"
+        )
+        found = loaded.database.rows(
+            f"SELECT {'day' if view == 'daily' else '0 AS month'}, model, sum(calls) AS calls, "
+            "sum(total_tokens) AS tokens, sum(cost_usd) AS cost, sum(byok_list_cost_usd) AS byok "
+            f"FROM llm_usage_{view} GROUP BY {period}, model ORDER BY {period}, model"
+        )
+        assert [
+            {**row, "cost": row["cost"] or 0, "byok": row["byok"] or 0} for row in expected
+        ] == (found)
+    [month] = loaded.database.rows(
+        "SELECT min(month) AS month, max(p95_latency_ms >= p50_latency_ms) AS is_ordered "
+        "FROM llm_usage_monthly"
+    )
+    assert (f"{month['month']}", month["is_ordered"]) == (f"{T0:%Y-%m-%d}", 1)
+
+
+def test_an_hour_that_equals_is_left_alone(loaded: Warehouse) -> None:
+    before = loaded.parts()
+    results = loaded.roll_up(*HOURS)
+    assert not any(result.was_written for result in results)
+    assert loaded.parts() == before
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(calls(HOURS[1], 33, seed=2), id="other calls"),
+        pytest.param(calls(HOURS[1], 30)[:5], id="fewer calls"),
+        pytest.param([], id="none any more"),
+        pytest.param(
+            [row | {"billing_plan_type": "max"} for row in calls(HOURS[1], 30)],
+            id="a restated plan, with the sums as they were",
+        ),
+    ],
+)
+def test_an_hour_that_changed_is_rolled_up_again(loaded: Warehouse, rows: list[Row]) -> None:
+    loaded.load(HOURS[1], rows)
+    found = compare_rollup(loaded.database, loaded.store, HOURS)
+    assert list(found) == [HOURS[1]]
+    results = loaded.roll_up(*HOURS)
+    assert [result.was_written for result in results] == [hour == HOURS[1] for hour in HOURS]
+    assert compare_rollup(loaded.database, loaded.store, HOURS) == {}
+    loaded.check(*HOURS)
+
+
+def test_an_hour_without_calls_leaves_no_row(loaded: Warehouse) -> None:
+    [result] = loaded.roll_up(T0 + 5 * HOUR)
+    assert (result.was_written, result.found) == (False, NOTHING)
+    loaded.check(*HOURS)
+
+
+def test_a_day_that_became_empty_leaves_no_row(warehouse: Warehouse) -> None:
+    warehouse.load(T0, calls(T0, 10))
+    warehouse.roll_up(T0)
+    warehouse.load(T0, [])
+    assert warehouse.roll_up(T0)[0].was_written
+    warehouse.check(T0)
+
+
+def test_hours_of_a_day_are_swapped_in_together(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = [T0 + number * HOUR for number in range(20, 28)]  # over midnight
+    for hour in hours:
+        warehouse.load(hour, calls(hour, 5))
+    windows: list[int] = []
+    replace = RollupLoader._replace
+
+    def counting(self: RollupLoader, expected: Any) -> set[str]:
+        windows.append(len(expected))
+        return replace(self, expected)
+
+    monkeypatch.setattr(RollupLoader, "_replace", counting)
+    warehouse.roll_up(*hours)
+    assert windows == [4, 4]
+    warehouse.check(*hours)
+
+
+DAMAGES = {
+    "a row is gone": f"DELETE FROM {ROLLUP} WHERE hour = '2026-03-01 01:00:00' AND model = 'small'",
+    "the hour is gone": f"DELETE FROM {ROLLUP} WHERE hour = '2026-03-01 01:00:00'",
+    "rows are doubled": f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} WHERE hour = "
+    "'2026-03-01 01:00:00'",
+    "a cost changed": f"ALTER TABLE {ROLLUP} UPDATE output_cost_usd = output_cost_usd + "
+    "toDecimal128('0.000000000000000001', 18) WHERE hour = '2026-03-01 01:00:00'",
+    "a customer changed": f"ALTER TABLE {ROLLUP} UPDATE billing_customer_id = 'cus_9' "
+    "WHERE hour = '2026-03-01 01:00:00'",
+    "latencies are gone": f"ALTER TABLE {ROLLUP} UPDATE latency_ms = initializeAggregation("
+    "'quantilesBFloat16StateIf(0.5, 0.95)', toUInt64(0), 0) WHERE hour = '2026-03-01 01:00:00'",
+}
+
+
+@pytest.mark.parametrize("by_another_hour", [False, True], ids=["found", "repaired by a neighbour"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_found_and_repaired(
+    loaded: Warehouse, damage: str, by_another_hour: bool
+) -> None:
+    loaded.database.execute(damage, None, {"mutations_sync": 2, "lightweight_deletes_sync": 2})
+    if by_another_hour:
+        [result] = loaded.roll_up(HOURS[0])
+        assert result.repaired_hours == (HOURS[1],)
+    else:
+        found = compare_rollup(loaded.database, loaded.store, HOURS)
+        assert list(found) == [HOURS[1]]
+        assert all(text.startswith(f"{ROLLUP}: ") for text in found[HOURS[1]])
+        loaded.roll_up(*HOURS)
+    loaded.check(*HOURS)
+
+
+class StoppedError(Exception):
+    """The process would have ended here."""
+
+
+@contextmanager
+def stopping_after(monkeypatch: pytest.MonkeyPatch, statements: int) -> Iterator[None]:
+    """Stop after so many statements that change something."""
+    remaining = statements
+    execute: Callable[..., None] = Database.execute
+
+    def stopping(self: Database, *arguments: Any) -> None:
+        nonlocal remaining
+        execute(self, *arguments)
+        remaining -= 1
+        if not remaining:
+            raise StoppedError
+
+    with monkeypatch.context() as context:
+        context.setattr(Database, "execute", stopping)
+        yield
+
+
+@pytest.mark.parametrize("is_same_hour", [True, False], ids=["that hour again", "another hour"])
+def test_a_stop_after_any_statement_is_made_good_by_the_next_roll_up(
+    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, is_same_hour: bool
+) -> None:
+    statements = 0
+    for statements in count(1):
+        loaded.load(HOURS[1], calls(HOURS[1], 10 + statements, seed=statements))
+        try:
+            with stopping_after(monkeypatch, statements):
+                loaded.roll_up(HOURS[1])
+        except StoppedError:
+            loaded.reopen()
+        else:
+            break
+        loaded.roll_up(HOURS[1] if is_same_hour else HOURS[3])
+        loaded.check(*HOURS)
+    loaded.check(*HOURS)
+    assert statements > 15
+
+
+@pytest.mark.parametrize("table", [ROLLUP, TABLE], ids=["of the roll-up", "of the traces"])
+def test_a_swap_that_left_old_and_new_parts_is_finished_first(
+    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    """The state that a kill inside REPLACE leaves behind now and then, made on purpose."""
+    execute = Database.execute
+
+    def leaving_both(self: Database, sql: str, *arguments: Any) -> None:
+        if "REPLACE PARTITION" in sql and f"`{table}__ready`" in sql:
+            execute(self, sql.replace("REPLACE", "ATTACH"), *arguments)
+            raise StoppedError
+        execute(self, sql, *arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(Database, "execute", leaving_both)
+        with pytest.raises(StoppedError):
+            loaded.load(HOURS[1], calls(HOURS[1], 12, seed=2))
+            loaded.roll_up(HOURS[1])
+    loaded.reopen()
+    assert compare_rollup(loaded.database, loaded.store, HOURS[2:]) == {}
+    loaded.roll_up(HOURS[1])
+    loaded.check(*HOURS)
+
+
+def test_a_reader_sees_the_hour_as_it_was_or_as_it_is(
+    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = f"SELECT hour, sum(calls) AS calls FROM {ROLLUP} GROUP BY hour ORDER BY hour"
+    before = loaded.database.rows(query)
+    loaded.load(HOURS[1], calls(HOURS[1], 12, seed=2))
+    seen: list[list[Row]] = []
+    execute = Database.execute
+
+    def looking(self: Database, *arguments: Any) -> None:
+        execute(self, *arguments)
+        seen.append(self.rows(query))
+
+    with monkeypatch.context() as context:
+        context.setattr(Database, "execute", looking)
+        loaded.roll_up(HOURS[1])
+    after = loaded.database.rows(query)
+    assert before != after
+    assert all(each in (before, after) for each in seen)
+    assert seen[0] == before
+
+
+@pytest.mark.parametrize("is_cut", [False, True], ids=["at once", "cut and repeated"])
+def test_an_erased_organization_is_gone_from_the_rollup(
+    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, is_cut: bool
+) -> None:
+    erasure = Erasure(
+        organization_id="org-1",
+        agent_id=None,
+        before=HOURS[2] + HOUR / 2,  # of that hour, some calls stay
+        recorded_at=datetime.now(UTC),
+    )
+    assert set(count_traces(loaded.database, loaded.store, erasure).rollup) == set(HOURS[:2])
+    record(loaded.store, erasure)
+    remove_from_batches(loaded.store, erasure)
+    if is_cut:
+        with monkeypatch.context() as context:
+            context.setattr("llm_trace_pipeline.erase.roll_up", _stop)
+            with pytest.raises(StoppedError):
+                erase_from_clickhouse(loaded.database, loaded.store, erasure, None)
+    erase_from_clickhouse(loaded.database, loaded.store, erasure, None)
+    assert count_traces(loaded.database, loaded.store, erasure).is_nothing
+    on_disk = loaded.database.rows(
+        f"SELECT DISTINCT hour FROM {ROLLUP} WHERE organization_id = 'org-1' ORDER BY hour "
+        "SETTINGS apply_deleted_mask = 0"
+    )
+    assert [row["hour"] for row in on_disk] == HOURS[2:]
+    loaded.check(*HOURS)
+
+
+def _stop(*_: Any) -> None:
+    raise StoppedError
+
+
+def test_the_retention_drops_the_days_of_both_tables(loaded: Warehouse) -> None:
+    kept = T0 + 2 * DAY
+    loaded.load(kept, calls(kept, 5))
+    loaded.roll_up(kept)
+    settings = loaded.settings.model_copy(update={"retention_days": 1})
+    apply_retention(loaded.database, loaded.store, settings, kept + DAY + HOUR)
+    loaded.check(kept)
+    assert loaded.database.rows(f"SELECT DISTINCT hour FROM {ROLLUP}") == [{"hour": kept}]
