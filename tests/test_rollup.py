@@ -1,11 +1,11 @@
-"""The roll-up against the real engine: it is what plain SQL makes of llm_traces, at every moment."""
+"""The roll-up on the real engine: it is what plain SQL makes of llm_traces, at every moment."""
 
+import os
 import random
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +32,7 @@ from tests.target import drop_database, environment_of, make_database
 from tests.upsert_process import T0, TABLE, Row, make_rows, publish
 
 DAY = timedelta(days=1)
+SEED = int(os.environ.get("ROLLUP_TEST_SEED") or time.time_ns() % 10**6)
 HOURS = [T0 + number * HOUR for number in (0, 1, 2, 22, 23)]
 
 
@@ -50,33 +51,31 @@ def calls(hour: datetime, rows: int, seed: int = 1) -> list[Row]:
 
 
 class Warehouse:
-    """A ClickHouse and a batch store of their own."""
+    """A ClickHouse and a batch store of their own, and the hours that were rolled up."""
 
-    def __init__(self, folder: Path) -> None:
-        self.settings = Settings.from_environment(environment_of(folder))
-        make_database(self.settings)
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.settings, self.database = settings, database
         self.store = BatchStore.of(self.settings)
-        self._opened = ExitStack()
-        self.database = self._opened.enter_context(connect(self.settings))
-
-    def close(self) -> None:
-        self._opened.close()
-
-    def reopen(self) -> None:
-        """Start the engine again, as the next process would."""
-        self.close()
-        self.database = self._opened.enter_context(connect(self.settings))
+        self.rolled: set[datetime] = set()
 
     def load(self, hour: datetime, rows: list[Row]) -> None:
         """Make the rows the hour's batch, and load it into the table of traces."""
-        publish(self.store, hour, rows)
-        [result] = HourLoader(self.database, self.store).load([hour])
-        assert result.differences == ()
+        self.load_all({hour: rows})
+
+    def load_all(self, batches: dict[datetime, list[Row]]) -> None:
+        for hour, rows in batches.items():
+            publish(self.store, hour, rows)
+        results = HourLoader(self.database, self.store).load(list(batches))
+        assert [result.differences for result in results] == [()] * len(batches)
 
     def roll_up(self, *hours: datetime) -> list[RollupResult]:
         results = roll_up(self.database, self.store, hours)
         assert [result.differences for result in results] == [()] * len(hours)
+        self.rolled.update(hours)
         return results
+
+    def compare(self) -> dict[datetime, tuple[str, ...]]:
+        return compare_rollup(self.database, self.store, HOURS)
 
     def parts(self) -> list[str]:
         rows = self.database.rows(f"SELECT DISTINCT _partition_id AS id FROM {ROLLUP} ORDER BY id")
@@ -84,8 +83,8 @@ class Warehouse:
             part["name"] for row in rows for part in self.database.parts(ROLLUP, row["id"])
         )
 
-    def check(self, *hours: datetime) -> None:
-        """Compare all of the roll-up with SQL over the traces of these hours."""
+    def check(self) -> None:
+        """Compare all of the roll-up with SQL over the traces of the hours it was made of."""
         window = "toStartOfHour(created_at, 'UTC') IN {hours:Array(DateTime)}"
         sums = ", ".join(
             f"ifNull(sum(t.{name}), 0) AS {name}"
@@ -96,7 +95,7 @@ class Warehouse:
             f"SELECT toStartOfHour(t.created_at, 'UTC') AS hour, {keys}, count() AS calls, "
             f"sum(t.is_error) AS errors, {sums}, sum(t.cost_usd IS NULL) AS unpriced_calls "
             f"FROM {TABLE} AS t WHERE {window} GROUP BY hour, {keys} ORDER BY hour, {keys}",
-            {"hours": list(hours)},
+            {"hours": list(self.rolled)},
         )
         names = [name for name in COLUMNS if name != "latency_ms"]
         found = self.database.rows(f"SELECT {', '.join(names)} FROM {ROLLUP} ORDER BY hour, {keys}")
@@ -107,35 +106,25 @@ class Warehouse:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
-    warehouse = Warehouse(tmp_path_factory.mktemp("rollup"))
-    yield warehouse
-    warehouse.close()
-    drop_database(warehouse.settings)
-
-
-@pytest.fixture
-def warehouse(engine: Warehouse) -> Iterator[Warehouse]:
-    """The engine of this file, with nothing in it."""
-    yield engine
-    for row in engine.database.rows("SHOW TABLES"):
-        engine.database.execute(f"DROP TABLE `{row['name']}` SYNC")
-    for hour in engine.store.hours():
-        engine.store.remove(hour)
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    """One for all tests: each leaves the roll-up exact."""
+    settings = Settings.from_environment(environment_of(tmp_path_factory.mktemp("rollup")))
+    make_database(settings)
+    with connect(settings) as database:
+        yield Warehouse(settings, database)
+    drop_database(settings)
 
 
 @pytest.fixture
 def loaded(warehouse: Warehouse) -> Warehouse:
     """Five hours of a day, loaded and rolled up."""
-    for number, hour in enumerate(HOURS):
-        warehouse.load(hour, calls(hour, 10 + 20 * number))
-    results = warehouse.roll_up(*HOURS)
-    assert [result.was_written for result in results] == [True] * len(HOURS)
+    warehouse.load_all({hour: calls(hour, 10 + 20 * n) for n, hour in enumerate(HOURS)})
+    warehouse.roll_up(*HOURS)
     return warehouse
 
 
 def test_the_rollup_is_what_the_calls_add_up_to(loaded: Warehouse) -> None:
-    loaded.check(*HOURS)
+    loaded.check()
     unpriced = loaded.database.rows(f"SELECT sum(unpriced_calls) AS calls FROM {ROLLUP}")
     assert unpriced[0]["calls"] > 0
 
@@ -149,27 +138,28 @@ def test_the_columns_are_those_of_the_table(loaded: Warehouse) -> None:
     assert sorted(column["name"] for column in columns) == sorted(COLUMNS)
 
 
-@pytest.mark.parametrize("key", ["hour", "organization_id", "is_byok", "1"])
-def test_merged_latencies_are_within_a_percent_of_the_exact_ones(
-    loaded: Warehouse, key: str
-) -> None:
-    merged = loaded.database.rows(
-        f"SELECT {key} AS key, quantilesBFloat16Merge(0.5, 0.95)(latency_ms) AS latency "
-        f"FROM {ROLLUP} GROUP BY key ORDER BY key"
-    )
-    exact = loaded.database.rows(
-        f"SELECT {key.replace('hour', 'toStartOfHour(created_at)')} AS key, "
-        f"quantilesExactWeighted(0.5, 0.95)(latency_ms, 1) AS latency "
-        f"FROM {TABLE} WHERE latency_ms > 0 GROUP BY key ORDER BY key"
-    )
-    assert [row["key"] for row in merged] == [row["key"] for row in exact]
-    for ours, theirs in zip(merged, exact, strict=True):
-        assert ours["latency"] == pytest.approx(theirs["latency"], rel=0.01)
+def test_merged_latencies_are_within_a_percent_of_the_exact_ones(loaded: Warehouse) -> None:
+    for key in ("hour", "organization_id", "is_byok", "1"):
+        merged = loaded.database.rows(
+            f"SELECT {key} AS key, quantilesBFloat16Merge(0.5, 0.95)(latency_ms) AS latency "
+            f"FROM {ROLLUP} WHERE hour < '2026-03-02' GROUP BY key ORDER BY key"
+        )
+        exact = loaded.database.rows(
+            f"SELECT {key.replace('hour', 'toStartOfHour(created_at)')} AS key, "
+            "quantilesExactWeighted(0.5, 0.95)(latency_ms, 1) AS latency FROM llm_traces "
+            "WHERE latency_ms > 0 AND created_at < '2026-03-02' GROUP BY key ORDER BY key"
+        )
+        assert [row["key"] for row in merged] == [row["key"] for row in exact]
+        for ours, theirs in zip(merged, exact, strict=True):
+            assert ours["latency"] == pytest.approx(theirs["latency"], rel=0.01)
 
 
 def test_the_views_sum_up_what_is_billed_apart_from_calls_by_own_keys(loaded: Warehouse) -> None:
     loaded.load(T0 + DAY, calls(T0 + DAY, 20))
     loaded.roll_up(T0 + DAY)
+    [unrolled] = loaded.database.rows(f"SELECT sum(calls) AS calls FROM {ROLLUP}")
+    [all_calls] = loaded.database.rows(f"SELECT count() AS calls FROM {TABLE}")
+    assert unrolled == all_calls
     for view, of in (("daily", "toDate(created_at) AS day"), ("monthly", "0 AS month")):
         period = of.rpartition(" ")[2]
         expected = loaded.database.rows(
@@ -213,34 +203,34 @@ def test_an_hour_that_equals_is_left_alone(loaded: Warehouse) -> None:
 )
 def test_an_hour_that_changed_is_rolled_up_again(loaded: Warehouse, rows: list[Row]) -> None:
     loaded.load(HOURS[1], rows)
-    found = compare_rollup(loaded.database, loaded.store, HOURS)
+    found = loaded.compare()
     assert list(found) == [HOURS[1]]
     results = loaded.roll_up(*HOURS)
     assert [result.was_written for result in results] == [hour == HOURS[1] for hour in HOURS]
-    assert compare_rollup(loaded.database, loaded.store, HOURS) == {}
-    loaded.check(*HOURS)
+    assert loaded.compare() == {}
+    loaded.check()
 
 
 def test_an_hour_without_calls_leaves_no_row(loaded: Warehouse) -> None:
     [result] = loaded.roll_up(T0 + 5 * HOUR)
     assert (result.was_written, result.found) == (False, NOTHING)
-    loaded.check(*HOURS)
+    loaded.check()
 
 
 def test_a_day_that_became_empty_leaves_no_row(warehouse: Warehouse) -> None:
-    warehouse.load(T0, calls(T0, 10))
-    warehouse.roll_up(T0)
-    warehouse.load(T0, [])
-    assert warehouse.roll_up(T0)[0].was_written
-    warehouse.check(T0)
+    hour = T0 + 7 * DAY
+    warehouse.load(hour, calls(hour, 10))
+    warehouse.roll_up(hour)
+    warehouse.load(hour, [])
+    assert warehouse.roll_up(hour)[0].was_written
+    warehouse.check()
 
 
 def test_hours_of_a_day_are_swapped_in_together(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hours = [T0 + number * HOUR for number in range(20, 28)]  # over midnight
-    for hour in hours:
-        warehouse.load(hour, calls(hour, 5))
+    hours = [T0 + 9 * DAY + number * HOUR for number in range(20, 28)]  # over midnight
+    warehouse.load_all({hour: calls(hour, 5) for hour in hours})
     windows: list[int] = []
     replace = RollupLoader._replace
 
@@ -251,38 +241,30 @@ def test_hours_of_a_day_are_swapped_in_together(
     monkeypatch.setattr(RollupLoader, "_replace", counting)
     warehouse.roll_up(*hours)
     assert windows == [4, 4]
-    warehouse.check(*hours)
+    warehouse.check()
 
 
+IN_HOUR = "WHERE hour = '2026-03-01 01:00:00'"
 DAMAGES = {
-    "a row is gone": f"DELETE FROM {ROLLUP} WHERE hour = '2026-03-01 01:00:00' AND model = 'small'",
-    "the hour is gone": f"DELETE FROM {ROLLUP} WHERE hour = '2026-03-01 01:00:00'",
-    "rows are doubled": f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} WHERE hour = "
-    "'2026-03-01 01:00:00'",
+    "the hour is gone": f"DELETE FROM {ROLLUP} {IN_HOUR}",
+    "rows are doubled": f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} {IN_HOUR}",
     "a cost changed": f"ALTER TABLE {ROLLUP} UPDATE output_cost_usd = output_cost_usd + "
-    "toDecimal128('0.000000000000000001', 18) WHERE hour = '2026-03-01 01:00:00'",
-    "a customer changed": f"ALTER TABLE {ROLLUP} UPDATE billing_customer_id = 'cus_9' "
-    "WHERE hour = '2026-03-01 01:00:00'",
+    f"toDecimal128('0.000000000000000001', 18) {IN_HOUR}",
+    "a customer changed": f"ALTER TABLE {ROLLUP} UPDATE billing_customer_id = 'cus_9' {IN_HOUR}",
     "latencies are gone": f"ALTER TABLE {ROLLUP} UPDATE latency_ms = initializeAggregation("
-    "'quantilesBFloat16StateIf(0.5, 0.95)', toUInt64(0), 0) WHERE hour = '2026-03-01 01:00:00'",
+    f"'quantilesBFloat16StateIf(0.5, 0.95)', toUInt64(0), 0) {IN_HOUR}",
 }
 
 
-@pytest.mark.parametrize("by_another_hour", [False, True], ids=["found", "repaired by a neighbour"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_found_and_repaired(
-    loaded: Warehouse, damage: str, by_another_hour: bool
-) -> None:
+def test_damage_is_found_and_repaired(loaded: Warehouse, damage: str) -> None:
     loaded.database.execute(damage, None, {"mutations_sync": 2, "lightweight_deletes_sync": 2})
-    if by_another_hour:
-        [result] = loaded.roll_up(HOURS[0])
-        assert result.repaired_hours == (HOURS[1],)
-    else:
-        found = compare_rollup(loaded.database, loaded.store, HOURS)
-        assert list(found) == [HOURS[1]]
-        assert all(text.startswith(f"{ROLLUP}: ") for text in found[HOURS[1]])
-        loaded.roll_up(*HOURS)
-    loaded.check(*HOURS)
+    found = loaded.compare()
+    assert list(found) == [HOURS[1]]
+    assert all(text.startswith(f"{ROLLUP}: ") for text in found[HOURS[1]])
+    [result] = loaded.roll_up(HOURS[0])  # of the same day
+    assert result.repaired_hours == (HOURS[1],)
+    loaded.check()
 
 
 class StoppedError(Exception):
@@ -307,24 +289,31 @@ def stopping_after(monkeypatch: pytest.MonkeyPatch, statements: int) -> Iterator
         yield
 
 
-@pytest.mark.parametrize("is_same_hour", [True, False], ids=["that hour again", "another hour"])
 def test_a_stop_after_any_statement_is_made_good_by_the_next_roll_up(
-    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, is_same_hour: bool
+    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statements = 0
-    for statements in count(1):
+    executed = stops = 0
+    execute: Callable[..., None] = Database.execute
+
+    def counting(self: Database, *arguments: Any) -> None:
+        nonlocal executed
+        executed += 1
+        execute(self, *arguments)
+
+    loaded.load(HOURS[1], calls(HOURS[1], 20, seed=2))
+    with monkeypatch.context() as context:
+        context.setattr(Database, "execute", counting)
+        loaded.roll_up(HOURS[1])
+    for statements in random.Random(SEED).sample(range(1, executed + 1), 3):  # noqa: S311
         loaded.load(HOURS[1], calls(HOURS[1], 10 + statements, seed=statements))
         try:
             with stopping_after(monkeypatch, statements):
                 loaded.roll_up(HOURS[1])
         except StoppedError:
-            loaded.reopen()
-        else:
-            break
-        loaded.roll_up(HOURS[1] if is_same_hour else HOURS[3])
-        loaded.check(*HOURS)
-    loaded.check(*HOURS)
-    assert statements > 15
+            stops += 1
+        loaded.roll_up(HOURS[1] if statements % 2 else HOURS[3])
+        loaded.check()
+    assert stops == 3, f"{SEED=}"
 
 
 @pytest.mark.parametrize("table", [ROLLUP, TABLE], ids=["of the roll-up", "of the traces"])
@@ -340,15 +329,17 @@ def test_a_swap_that_left_old_and_new_parts_is_finished_first(
             raise StoppedError
         execute(self, sql, *arguments)
 
+    def load_and_roll_up() -> None:
+        loaded.load(HOURS[1], calls(HOURS[1], 12, seed=2))
+        loaded.roll_up(HOURS[1])
+
     with monkeypatch.context() as context:
         context.setattr(Database, "execute", leaving_both)
         with pytest.raises(StoppedError):
-            loaded.load(HOURS[1], calls(HOURS[1], 12, seed=2))
-            loaded.roll_up(HOURS[1])
-    loaded.reopen()
-    assert compare_rollup(loaded.database, loaded.store, HOURS[2:]) == {}
+            load_and_roll_up()
+    assert loaded.compare().keys() <= {HOURS[1]}
     loaded.roll_up(HOURS[1])
-    loaded.check(*HOURS)
+    loaded.check()
 
 
 def test_a_reader_sees_the_hour_as_it_was_or_as_it_is(
@@ -398,7 +389,7 @@ def test_an_erased_organization_is_gone_from_the_rollup(
         "SETTINGS apply_deleted_mask = 0"
     )
     assert [row["hour"] for row in on_disk] == HOURS[2:]
-    loaded.check(*HOURS)
+    loaded.check()
 
 
 def _stop(*_: Any) -> None:
@@ -406,10 +397,11 @@ def _stop(*_: Any) -> None:
 
 
 def test_the_retention_drops_the_days_of_both_tables(loaded: Warehouse) -> None:
-    kept = T0 + 2 * DAY
+    kept = T0 + 20 * DAY
     loaded.load(kept, calls(kept, 5))
     loaded.roll_up(kept)
     settings = loaded.settings.model_copy(update={"retention_days": 1})
     apply_retention(loaded.database, loaded.store, settings, kept + DAY + HOUR)
-    loaded.check(kept)
     assert loaded.database.rows(f"SELECT DISTINCT hour FROM {ROLLUP}") == [{"hour": kept}]
+    loaded.rolled = {kept}
+    loaded.check()
