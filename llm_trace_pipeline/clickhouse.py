@@ -253,12 +253,12 @@ class Database:
             if path.url or self._is_embedded:
                 # With the engine's own access to the bucket, so that no secret is in a statement.
                 function = "s3" if path.url else "file"
+                place = f"{function}({{place:String}}, Parquet, {{structure:String}})"
                 # One file at a time: the engine would read ahead in all of them at once.
                 with path.required():
                     self.execute(
                         f"INSERT INTO {self.qualified(table)} ({names}) "
-                        f"SELECT {values} FROM {function}({{place:String}}, Parquet, {{structure:String}})"
-                        f"{self._rows_to_insert}",
+                        f"SELECT {values} FROM {place}{self._rows_to_insert}",
                         {"place": path.url or str(path), "structure": structure},
                         _INSERT_SETTINGS,
                     )

@@ -3,8 +3,9 @@ r"""The content hash: one number for an hour's rows, the same here and in ClickH
 A row's text is its columns joined by 0x1f: integers in decimal, NULL as '', times as microseconds,
 a list as its length and its elements joined by 0x1e. Payloads enter by ``payload_hash`` and the
 configuration by its own xxh3, so that verifying an hour reads neither. Costs enter as one number,
-and only with a ``price_version``: what was never priced has the hash that it had before. The row's hash is the xxh3
-of that text, and the hour's hash the sum of its rows' hashes modulo 2**64: it has no order.
+and only with a ``price_version``: what was never priced has the hash that it had before there were
+prices. The row's hash is the xxh3 of that text, and the hour's hash the sum of its rows' hashes
+modulo 2**64: it has no order.
 """
 
 import numpy as np
@@ -20,8 +21,8 @@ Hashes = npt.NDArray[np.uint64]
 
 _APART = (*PAYLOAD_COLUMNS, *COST_COLUMNS, "price_version")
 _HASHED = tuple(column for column in COLUMNS if column.name not in _APART)
-# The lower half of each cost is multiplied by an odd number: no change of one column leaves the sum.
-_WEIGHTS = {name: xxh3_64_intdigest(name) | 1 for name in COST_COLUMNS}
+# The lower half of each cost is multiplied by an odd number: none can change and leave the sum.
+_WEIGHTS = {name: xxh3_64_intdigest(name.encode()) | 1 for name in COST_COLUMNS}
 _BY_HASH = "llm_config_json"
 _BETWEEN_COLUMNS = "\x1f"
 _BETWEEN_ELEMENTS = "\x1e"

@@ -141,8 +141,8 @@ class Reconciliation(BaseModel):
     pruned: tuple[AwareDatetime, ...] = ()  # the source lost traces that the batch holds
     loaded: tuple[AwareDatetime, ...] = ()  # every hour compared that has a batch
     unreadable: tuple[AwareDatetime, ...] = ()  # the manifest is damaged: nothing can be compared
-    # How much of the billing history, and which prices, were compared with all batches, however old,
-    # and which of them held others: they are compared again until they do not.
+    # How much of the billing history, and which prices, were compared with all batches, however
+    # old, and which of them held others: they are compared again until they do not.
     billing_versions: int = 0
     prices: str = ""
     restated: tuple[AwareDatetime, ...] = ()

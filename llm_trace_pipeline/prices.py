@@ -240,7 +240,10 @@ class PriceBook:
         pairs = pairs + model.indices.to_numpy()
         distinct, which = np.unique(pairs, return_inverse=True)
         names = [
-            (provider.dictionary[pair // len(model.dictionary)].as_py(), model.dictionary[at].as_py())
+            (
+                provider.dictionary[pair // len(model.dictionary)].as_py(),
+                model.dictionary[at].as_py(),
+            )
             for pair in distinct.tolist()
             for at in [pair % len(model.dictionary)]
         ]

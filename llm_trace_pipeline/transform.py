@@ -110,7 +110,9 @@ class Tally:
             "organizations_without_billing_ids": tuple(unbilled[:EXAMPLES]),
             "cost_usd": self.cost_usd,
             "unpriced": sum(self.unpriced.values()),
-            "unpriced_models": tuple(sorted(self.unpriced, key=self.unpriced.__getitem__)[-EXAMPLES:]),
+            "unpriced_models": tuple(
+                sorted(self.unpriced, key=self.unpriced.__getitem__)[-EXAMPLES:]
+            ),
         }
 
 

@@ -24,6 +24,7 @@ from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.files import LocalFiles
 from llm_trace_pipeline.parquet import BatchStore, HourWriter, Manifest
+from llm_trace_pipeline.prices import PACKAGED
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.upsert import HourLoader
@@ -158,7 +159,7 @@ def test_an_erased_organization_is_gone_and_stays_gone(
     again = [*deployment.load(*hours), *deployment.load(LATER)]
     assert [each.is_complete for each in again] == [True] * 4
     assert deployment.ids() == [*left[:2], "later-gone", "later-stays", left[2]]
-    enriched = enrich_hour(deployment.store, deployment.store.billing_history(), T0)
+    enriched = enrich_hour(deployment.store, deployment.store.billing_history(), PACKAGED, T0)
     assert (enriched.is_complete, enriched.source_erased) == (True, 3)
     deployment.operational.execute(
         f"DELETE FROM provider_traces WHERE organization_id = '{GONE}'"

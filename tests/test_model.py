@@ -29,6 +29,7 @@ from llm_trace_pipeline.erasure import Erasure
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore, PartWriter, Reconciliation
+from llm_trace_pipeline.prices import PACKAGED
 from llm_trace_pipeline.reconcile import reconcile
 from llm_trace_pipeline.settings import Settings, parse_hour
 from llm_trace_pipeline.source import Session, Source
@@ -450,7 +451,7 @@ class World:
     def _enrich(self, a: int, _b: int, _c: int) -> None:
         if hours := sorted(self.model.batches):
             hour = hours[a % len(hours)]
-            enrich_hour(self._store, self._store.billing_history(), hour)
+            enrich_hour(self._store, self._store.billing_history(), PACKAGED, hour)
             self.model.enrich(hour)
             self._load([hour])
 
@@ -511,7 +512,7 @@ class World:
                 continue
             if config == {"enrich_only": True}:
                 for hour in hours:
-                    enrich_hour(self._store, self._store.billing_history(), hour)
+                    enrich_hour(self._store, self._store.billing_history(), PACKAGED, hour)
                     self.model.enrich(hour)
             else:
                 assert request.asset_selection == [AssetKey(LLM_TRACES)]

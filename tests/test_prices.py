@@ -1,4 +1,4 @@
-"""What calls cost: against the package call by call, by the user's price file, and what has no price."""
+"""What calls cost: as the package computes each, by the user's price file, and what has none."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -127,7 +127,7 @@ def some_tokens(rng: random.Random) -> list[int | None]:
 
 
 def test_every_model_of_the_package_costs_what_the_package_computes() -> None:
-    rng = random.Random(7)
+    rng = random.Random(7)  # noqa: S311 -- test data
     calls = [
         call(model.id, some_tokens(rng), at, provider.id)
         for provider in get_snapshot().providers
@@ -156,7 +156,9 @@ def test_every_model_of_the_package_costs_what_the_package_computes() -> None:
 
 
 def test_the_parts_add_up_and_count_no_token_twice() -> None:
-    [row] = costs([call("claude-sonnet-4-5", (10_000, 1_000, 6_000, 3_000, 400), NOON, "anthropic")])
+    [row] = costs(
+        [call("claude-sonnet-4-5", (10_000, 1_000, 6_000, 3_000, 400), NOON, "anthropic")]
+    )
     assert row == {
         "cached_input_cost_usd": Decimal("0.0018"),  # 6,000 at 0.30 USD a million
         "cache_write_cost_usd": Decimal("0.01125"),  # 3,000 at 3.75
@@ -214,7 +216,9 @@ def test_a_price_file_comes_before_the_package_from_its_day_on(price_file: Path)
         prices,
     )
     of_file = prices.file_version
-    assert [(row["cost_usd"], row["cached_input_cost_usd"], row["price_version"]) for row in found] == [
+    assert [
+        (row["cost_usd"], row["cached_input_cost_usd"], row["price_version"]) for row in found
+    ] == [
         (Decimal("11.875"), Decimal("0.625"), PACKAGE_VERSION),
         (Decimal("5.675"), Decimal("0.05"), of_file),
         (Decimal("5.675"), Decimal("0.05"), of_file),
@@ -230,7 +234,10 @@ def test_a_price_file_comes_before_the_package_from_its_day_on(price_file: Path)
         ("[[prices]", r"prices.toml: Expected ']]'"),
         ("[[price]]", r"prices.toml: prices: Field required"),
         (FILE.replace("output = 5\n", ""), r"prices.toml: prices.0.output: Field required"),
-        (FILE.replace("output = 5\n", "output = -5\n"), r"prices.0.output: .* greater than or equal"),
+        (
+            FILE.replace("output = 5\n", "output = -5\n"),
+            r"prices.0.output: .* greater than or equal",
+        ),
         (FILE.replace("output = 5\n", "output = 5e-7\n"), r"prices.0.output: .* 6 decimal places"),
         (FILE.replace("output = 5\n", "output = nan\n"), r"prices.0.output: .* finite"),
         (FILE.replace("cached_input", "cached"), r"prices.0.cached: Extra inputs"),
@@ -244,5 +251,3 @@ def test_a_wrong_price_file_is_one_line_that_names_the_place(
     price_file.write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=rf"^LLM_TRACES_PRICES: .*{message}[^\n]*$"):
         PriceBook.of(Settings.from_environment({"LLM_TRACES_PRICES": str(price_file)}))
-
-

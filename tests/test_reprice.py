@@ -6,10 +6,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from genai_prices.types import ModelPrice
 
 from llm_trace_pipeline import prices as prices_module
-from llm_trace_pipeline.billing import BillingMatcher
-from llm_trace_pipeline.enrich import enrich_hour, is_stale
+from llm_trace_pipeline.enrich import enrich_hour
 from llm_trace_pipeline.parquet import Manifest
 from llm_trace_pipeline.prices import PACKAGE_VERSION, PACKAGED, PriceBook
 from llm_trace_pipeline.reconcile import reconcile
@@ -128,7 +128,5 @@ def test_a_new_version_of_the_package_makes_stale_what_it_prices_otherwise_only(
     assert stale_hours(pipeline, upgraded) == ()
 
 
-def book_of_package(price: int) -> prices_module.ModelPrice:
-    return prices_module.ModelPrice(input_mtok=Decimal(price), output_mtok=Decimal(price))
-
-
+def book_of_package(price: int) -> ModelPrice:
+    return ModelPrice(input_mtok=Decimal(price), output_mtok=Decimal(price))

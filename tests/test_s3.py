@@ -21,6 +21,7 @@ from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError
 from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.files import LocalFiles, S3Files
 from llm_trace_pipeline.parquet import BatchStore, Manifest, Reconciliation
+from llm_trace_pipeline.prices import PACKAGED
 from llm_trace_pipeline.retention import apply_retention
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
@@ -163,7 +164,7 @@ def test_billing_is_renewed_and_reconciliations_are_kept(
     )
     history = capture_billing(pipeline.source, pipeline.store).history
     assert pipeline.store.billing_history() == history
-    enrich_hour(pipeline.store, history, T0)
+    enrich_hour(pipeline.store, history, PACKAGED, T0)
     HourLoader(pipeline.database, pipeline.store).load([T0])
     assert pipeline.rows("id, billing_plan_type") == [("a", "pro")]
     for number in range(2):
