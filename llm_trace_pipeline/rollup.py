@@ -113,11 +113,12 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
         found = self._figures(
             read_sql("clickhouse/roll_up.sql").format(table=table, filter=IN_WINDOW), window
         )
-        exact = self._database.rows(
+        measured = self._database.rows(
             read_sql("clickhouse/exact_latency.sql").format(table=table, filter=IN_WINDOW), window
         )
-        for row in exact:
-            found[row["hour"]] |= dict(zip(_QUANTILES, row["latency"], strict=True))
+        exact = {row["hour"]: row["latency"] for row in measured}
+        for hour, figures in found.items():
+            figures |= dict(zip(_QUANTILES, exact.get(hour, (0, 0)), strict=True))
         return [HourUse(hour, found.get(hour, NOTHING)) for hour in hours]
 
     def _expected_around(self, hours: Sequence[datetime]) -> list[HourUse]:
@@ -172,7 +173,7 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
 def rollups_of(
     database: Database, store: BatchStore, keep_from: datetime | None = None
 ) -> list[RollupLoader]:
-    """Return what rolls up ``llm_traces``; in a cluster, of each shard, where tables are made.
+    """Return what rolls up ``llm_traces``; in a cluster, of each shard.
 
     Args:
         database: where the tables lie.
@@ -184,8 +185,6 @@ def rollups_of(
     """
     if not database.cluster:
         return [RollupLoader(database, store, keep_from=keep_from)]
-    for table in (TABLE, ROLLUP):
-        database.define_table(table)  # on all nodes at once
     return [
         RollupLoader(shard, store, traces, local_name(ROLLUP), keep_from)
         for shard, traces in loader_of(database, store).targets
@@ -212,6 +211,7 @@ def roll_up(
     Raises:
         ClickHouseError: a statement failed, or another writer is in the way.
     """
+    _define_on_cluster(database)
     loaders = rollups_of(database, store, keep_from)
     return [result for day in by_day(hours) for loader in loaders for result in loader.load(day)]
 
@@ -224,12 +224,20 @@ def compare_rollup(
     Raises:
         ClickHouseError: a statement failed.
     """
+    _define_on_cluster(database)
     found: dict[datetime, tuple[str, ...]] = {}
     for loader in rollups_of(database, store):
         for day in by_day(hours):
             for hour, differs in loader.compare(day).items():
                 found[hour] = (*found.get(hour, ()), *differs)
     return found
+
+
+def _define_on_cluster(database: Database) -> None:
+    """Make the tables on all nodes at once; on a single server, a loader does once it recovered."""
+    if database.cluster:
+        for table in (TABLE, ROLLUP):
+            database.define_table(table)
 
 
 def by_day(hours: Sequence[datetime]) -> list[list[datetime]]:

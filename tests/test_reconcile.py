@@ -291,6 +291,7 @@ def test_a_pruned_hour_is_repaired_from_its_batch_alone(deployment: Deployment) 
         "DELETE FROM llm_traces WHERE id = 'h2'",
         "INSERT INTO llm_traces SELECT * FROM llm_traces WHERE id = 'h2'",
         "ALTER TABLE llm_traces UPDATE error_type = 'x' WHERE id = 'h2'",
+        f"DELETE FROM llm_usage_hourly WHERE hour = fromUnixTimestamp({int(H2.timestamp())})",
     ],
     ids=lambda sql: sql.split()[0],
 )
