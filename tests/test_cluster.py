@@ -600,7 +600,7 @@ def test_every_statement_is_one_of_the_engine(deployment: Deployment, tmp_path: 
         for sql in sent
         if "ON CLUSTER" in sql
     )
-    local = "db.`llm_traces_local`"
+    local, rollup = "db.`llm_traces_local`", f"db.`{ROLLUP}`"
     assert on_cluster == [
         "ALTER TABLE db.`llm_traces_local` ON CLUSTER `three_shards`",
         "ALTER TABLE db.`llm_traces` ON CLUSTER `three_shards`",
@@ -610,7 +610,7 @@ def test_every_statement_is_one_of_the_engine(deployment: Deployment, tmp_path: 
         "CREATE TABLE IF NOT EXISTS db.`llm_traces_local` ON CLUSTER `three_shards`",
         f"CREATE TABLE IF NOT EXISTS db.`llm_traces` ON CLUSTER `three_shards` AS {local}",
         f"CREATE TABLE IF NOT EXISTS db.`{ROLLUP}_local` ON CLUSTER `three_shards`",
-        f"CREATE TABLE IF NOT EXISTS db.`{ROLLUP}` ON CLUSTER `three_shards` AS db.`{ROLLUP}_local`",
+        f"CREATE TABLE IF NOT EXISTS {rollup} ON CLUSTER `three_shards` AS db.`{ROLLUP}_local`",
     ]
     definition, of_rollup = sorted(
         {sql for sql in sent if re.search(r"ON CLUSTER", sql) and "ReplicatedMergeTree(" in sql},
