@@ -29,7 +29,7 @@ from tests.conftest import HOUR, PATIENCE_SECONDS, free_port, wait_for
 pytestmark = pytest.mark.xdist_group("dagster")
 
 ROOT = Path(__file__).parents[1]
-ASSETS = ("provider_traces", "billing_history", "trace_batches", "llm_traces")
+ASSETS = ("provider_traces", "billing_history", "trace_batches", "llm_traces", "llm_usage_hourly")
 BROWSER_ARGUMENTS = [
     "--headless=new",
     "--no-sandbox",
