@@ -543,7 +543,8 @@ class World:
         self._compare()
         assert {hour: self._found(hour) for hour in HOURS} == expected
         assert self.model.batches.keys() == set(self._store.hours())
-        assert set(self._tables()) <= {TABLE}
+        views = ("llm_usage_daily", "llm_usage_monthly")
+        assert set(self._tables()) <= {TABLE, LLM_USAGE_HOURLY, *views}
         root = Path(self._settings.trace_batch_uri)
         for hour in self._store.begun_hours():
             with self._store.writing(hour):  # whatever a cut write left goes with the next one
