@@ -34,11 +34,14 @@ from pydantic import Field
 from llm_trace_pipeline.checks import (
     BATCH_CHECKS,
     LLM_TRACES,
+    LLM_USAGE_HOURLY,
+    ROLLUP_CHECKS,
     TABLE_CHECKS,
     TRACE_BATCHES,
     Finding,
     check_batch,
     check_load,
+    check_rollup,
 )
 from llm_trace_pipeline.cluster import loader_of
 from llm_trace_pipeline.enrich import enrich_hour
@@ -49,6 +52,7 @@ from llm_trace_pipeline.partitions import DAILY, HOURLY
 from llm_trace_pipeline.reconcile import HOURS_PER_RANGE
 from llm_trace_pipeline.resources import Pipeline
 from llm_trace_pipeline.retention import line_before
+from llm_trace_pipeline.rollup import RollupResult, by_day, roll_up
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
 from llm_trace_pipeline.source import SourceOfHours
 from llm_trace_pipeline.standby import wait_until_replayed
@@ -214,11 +218,45 @@ def llm_traces(
                     )
             if to_load := [hour for hour in hours if hour not in outcomes]:
                 for result in loader.load(to_load, frozenset(awaiting), force=config.force):
-                    outcomes[result.batch.hour] = _describe_load(result), check_load(result)
+                    outcomes[result.expected.hour] = _describe_load(result), check_load(result)
             awaiting.difference_update(hours)
             return outcomes
 
         yield from _materialize_hours(context, loader.in_groups(hours), load)
+
+
+@asset(
+    name=LLM_USAGE_HOURLY,
+    partitions_def=HOURLY,
+    backfill_policy=_A_DAY_PER_RUN,
+    deps=[llm_traces],
+    check_specs=ROLLUP_CHECKS,
+    group_name="llm_traces",
+    kinds={"clickhouse"},
+    pool="clickhouse",
+)
+def llm_usage_hourly(
+    context: AssetExecutionContext, pipeline: Pipeline
+) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+    """What llm_traces adds up to; one row per hour, organization, agent, model, plan and so on."""
+    settings = Settings.from_environment()
+    kept_from = line_before(settings.retention_days, datetime.now(UTC))
+    with pipeline.clickhouse() as database:
+
+        def roll(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
+            past = [hour for hour in hours if kept_from and hour < kept_from]
+            results = roll_up(
+                database, pipeline.store(), [hour for hour in hours if hour not in past], kept_from
+            )
+            by_hour: dict[datetime, list[RollupResult]] = {}
+            for result in results:
+                by_hour.setdefault(result.expected.hour, []).append(result)
+            return {hour: _past_retention("not rolled up", ROLLUP_CHECKS) for hour in past} | {
+                hour: (_describe_rollup(of_hour), check_rollup(of_hour))
+                for hour, of_hour in by_hour.items()
+            }
+
+        yield from _materialize_hours(context, by_day(_hours(context)), roll)
 
 
 @asset(
@@ -411,8 +449,28 @@ def _as_metadata(values: Mapping[str, Any]) -> Metadata:
 def _describe_load(result: LoadResult) -> Metadata:
     return {
         "outcome": "loaded" if result.was_written else "unchanged: nothing was written",
-        **_describe_batch(result.batch),
+        **_describe_batch(result.expected),
         "repaired hours": [f"{hour:{HOUR_FORMAT}}" for hour in result.repaired_hours],
+    }
+
+
+def _describe_rollup(results: Sequence[RollupResult]) -> Metadata:
+    """Return the figures of an hour's roll-up; in a cluster, of all shards together."""
+    was_written = any(result.was_written for result in results)
+    repaired = {hour for result in results for hour in result.repaired_hours}
+
+    totals = {
+        name: sum(result.found[name] for result in results)
+        for name in ("rows", "calls", "total_tokens", "cost_usd", "unpriced_calls")
+    }
+    return {
+        "outcome": "rolled up" if was_written else "unchanged: nothing was written",
+        "rows": totals["rows"],
+        "calls": totals["calls"],
+        "total tokens": totals["total_tokens"],
+        "cost in USD": str(totals["cost_usd"]),
+        "calls without price": totals["unpriced_calls"],
+        "repaired hours": [f"{hour:{HOUR_FORMAT}}" for hour in sorted(repaired)],
     }
 
 

@@ -31,12 +31,20 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from pydantic import AwareDatetime, BaseModel
 from xxhash import xxh3_64_hexdigest
 
-from llm_trace_pipeline.assets import billing_history, llm_traces, trace_batches, usage_report
+from llm_trace_pipeline.assets import (
+    billing_history,
+    llm_traces,
+    llm_usage_hourly,
+    trace_batches,
+    usage_report,
+)
 from llm_trace_pipeline.checks import (
     BATCH_CHECKS,
     LLM_TRACES,
+    LLM_USAGE_HOURLY,
     RANGE_END_TAG,
     RANGE_START_TAG,
+    ROLLUP_CHECKS,
     TABLE_CHECKS,
     TRACE_BATCHES,
     hours_being_loaded,
@@ -59,11 +67,14 @@ _PATIENCE = timedelta(hours=6)
 hourly_llm_traces = define_asset_job(
     "hourly_llm_traces",
     # Assets bring all their checks along; those of all hours together are not for every load.
-    selection=AssetSelection.assets(billing_history, trace_batches, llm_traces).without_checks()
-    | AssetSelection.checks(*(spec.key for spec in (*BATCH_CHECKS, *TABLE_CHECKS))),
+    selection=AssetSelection.assets(
+        billing_history, trace_batches, llm_traces, llm_usage_hourly
+    ).without_checks()
+    | AssetSelection.checks(*(spec.key for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS))),
     # A process per step would cost seconds of start-up each.
     executor_def=in_process_executor,
-    description="Load an hour: from the operational database to a Parquet batch to ClickHouse.",
+    description="Load an hour: from the operational database to a Parquet batch to ClickHouse, "
+    "and roll it up.",
 )
 
 hourly_llm_traces_schedule = build_schedule_from_partitioned_job(
@@ -175,12 +186,16 @@ def requests_for(found: Reconciliation, taken: Collection[datetime]) -> list[Run
             (
                 # The billing table was read by the reconciliation: no database is needed.
                 _request(
-                    found, "billing", hours, {"enrich_only": True}, (TRACE_BATCHES, LLM_TRACES)
+                    found,
+                    "billing",
+                    hours,
+                    {"enrich_only": True},
+                    (TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY),
                 )
                 for hours in ranges(stale, others, gap=_RESTATED_GAP)
             ),
             (
-                _request(found, "table", hours, {}, (LLM_TRACES,))
+                _request(found, "table", hours, {}, (LLM_TRACES, LLM_USAGE_HOURLY))
                 for hours in ranges(damaged, others)
             ),
         )

@@ -55,7 +55,8 @@ def main() -> None:
         having_batches = set(BatchStore.of(settings).hours()).intersection(hours)
         say(f"{len(having_batches)} of {len(hours)} hours have a batch")
         for first, last in ranges(having_batches):
-            load_hours([hour for hour in hours if first <= hour <= last], "llm_traces")
+            of_range = [hour for hour in hours if first <= hour <= last]
+            load_hours(of_range, "llm_traces", "llm_usage_hourly")
     else:
         load_hours(hours)
         say(f"{len(hours)} hours loaded")

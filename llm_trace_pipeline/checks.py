@@ -1,6 +1,6 @@
 """The asset checks: claims about an hour, each compared exactly."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +23,7 @@ from llm_trace_pipeline.partitions import HOURLY
 from llm_trace_pipeline.reconcile import hours_to_reconcile, ranges, reconcile
 from llm_trace_pipeline.resources import Pipeline
 from llm_trace_pipeline.retention import line_before
+from llm_trace_pipeline.rollup import RollupResult
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings, parse_hour
 from llm_trace_pipeline.upsert import LoadResult
 
@@ -31,7 +32,7 @@ RANGE_START_TAG, RANGE_END_TAG = (
     f"dagster/asset_partition_range_{bound}" for bound in ("start", "end")
 )
 
-TRACE_BATCHES, LLM_TRACES = "trace_batches", "llm_traces"
+TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "llm_usage_hourly"
 
 BATCH_CHECKS = (
     AssetCheckSpec(
@@ -65,6 +66,15 @@ TABLE_CHECKS = (
         description="No id occurs twice in this hour.",
     ),
 )
+ROLLUP_CHECKS = (
+    AssetCheckSpec(
+        "rollup_matches_traces",
+        asset=LLM_USAGE_HOURLY,
+        blocking=True,
+        description="The roll-up is what the calls of this hour in llm_traces add up to: counts, "
+        "tokens, bytes and costs exactly, by whom and at whose cost; latency within 1 %.",
+    ),
+)
 # Of all hours of the last days together, by the job reconcile_hours.
 RECONCILIATION_CHECKS = (
     AssetCheckSpec(
@@ -82,8 +92,8 @@ RECONCILIATION_CHECKS = (
     AssetCheckSpec(
         "clickhouse_matches_batches",
         asset=LLM_TRACES,
-        description="ClickHouse holds the rows of every batch: count, tokens and content. "
-        "changed_hours_sensor repairs the hours that differ.",
+        description="ClickHouse holds the rows of every batch, count, tokens and content, and "
+        "llm_usage_hourly what they add up to. changed_hours_sensor repairs the hours that differ.",
     ),
 )
 
@@ -138,7 +148,7 @@ def check_load(result: LoadResult) -> list[Finding]:
             "rows_match_batch",
             not result.differences,
             {
-                "batch rows": result.batch.rows,
+                "batch rows": result.expected.rows,
                 "ClickHouse rows": result.found.rows,
                 "differences": list(result.differences),
             },
@@ -148,6 +158,21 @@ def check_load(result: LoadResult) -> list[Finding]:
             result.found.distinct_ids == result.found.rows,
             {"rows": result.found.rows, "distinct ids": result.found.distinct_ids},
         ),
+    ]
+
+
+def check_rollup(results: Sequence[RollupResult]) -> list[Finding]:
+    """Return what the check of ``llm_usage_hourly`` says of an hour, of all shards of it."""
+    differences = [text for result in results for text in result.differences]
+    return [
+        Finding(
+            "rollup_matches_traces",
+            not differences,
+            {
+                "calls": sum(int(result.expected.figures["calls"]) for result in results),
+                "differences": differences,
+            },
+        )
     ]
 
 

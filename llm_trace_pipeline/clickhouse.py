@@ -83,7 +83,16 @@ _Result = TypeVar("_Result")
 for _name in ("clickhouse_connect", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-IN_WINDOW = "created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}"
+ROLLUP = "llm_usage_hourly"
+_VIEWS = ("llm_usage_daily", "llm_usage_monthly")  # of the roll-up
+
+
+def in_window(column: str) -> str:
+    """Return the condition that a time lies within ``start`` and ``end``, its parameters."""
+    return f"{column} >= {{start:DateTime64(6, 'UTC')}} AND {column} < {{end:DateTime64(6, 'UTC')}}"
+
+
+IN_WINDOW = in_window("created_at")
 SHARDING_KEY = "cityHash64(organization_id)"  # an organization is on one shard
 _ENGINE = "ENGINE = MergeTree\n"
 # The path has no {uuid}: a node that joins later would get another one than its replicas have.
@@ -347,26 +356,47 @@ class Database:
 
         Each leaves the same behind however often it runs, and so does a part of them.
         """
-        make, upgrade = (read_sql(f"clickhouse/{name}.sql") for name in ("llm_traces", "upgrade"))
         target = f"{self.qualified(table)}{self.on_cluster}"
+        if table == ROLLUP:
+            make = read_sql("clickhouse/llm_usage_hourly.sql")
+            views = [
+                read_sql(f"clickhouse/{view}.sql").format(
+                    view=f"{self.qualified(view)}{self.on_cluster}", table=self.qualified(table)
+                )
+                for view in _VIEWS
+            ]
+            if not self.cluster:
+                return [make.replace("{table}", target), *views]
+            distributed = self._distributed(self.cluster, table, "Usage by hour")
+            return [self._local(make, table), distributed, *views]
+        make, upgrade = (read_sql(f"clickhouse/{name}.sql") for name in ("llm_traces", "upgrade"))
         if not self.cluster:
             return [(upgrade if exists else make).replace("{table}", target)]
+        local = f"{self.qualified(local_name(table))}{self.on_cluster}"
+        distributed = self._distributed(self.cluster, table, "One row per LLM call")
+        return [
+            self._local(make, table),
+            upgrade.replace("{table}", local),  # one that was there already
+            upgrade.replace("{table}", target) if exists else distributed,
+        ]
+
+    def _local(self, make: str, table: str) -> str:
+        """Return what makes the local tables behind a table of the cluster."""
+        local = f"{self.qualified(local_name(table))}{self.on_cluster}"
+        return make.replace("{table}", local).replace(_ENGINE, _ENGINE_OF_REPLICAS)
+
+    def _distributed(self, cluster: Cluster, table: str, comment: str) -> str:
+        """Return what makes a table of the cluster in front of the local ones."""
         name = local_name(table)
-        local = f"{self.qualified(name)}{self.on_cluster}"
-        distribute = read_sql("clickhouse/distributed.sql").format(
-            table=target,
+        return read_sql("clickhouse/distributed.sql").format(
+            table=f"{self.qualified(table)}{self.on_cluster}",
             local=self.qualified(name),
-            cluster=quote_text(self.cluster.name),
+            cluster=quote_text(cluster.name),
             database=quote_text(self.name),
             name=quote_text(name),
             key=SHARDING_KEY,
-            version=SCHEMA_VERSION,
+            comment=quote_text(f"{comment} (llm_trace_pipeline schema {SCHEMA_VERSION})."),
         )
-        return [
-            make.replace("{table}", local).replace(_ENGINE, _ENGINE_OF_REPLICAS),
-            upgrade.replace("{table}", local),  # one that was there already
-            upgrade.replace("{table}", target) if exists else distribute,
-        ]
 
     def use(self) -> bool:
         """Let names without a database mean the tables of this one; False: it does not exist."""
@@ -409,6 +439,9 @@ class Database:
                     f"wait, or KILL QUERY WHERE query_id IN ({ids})",
                 )
             time.sleep(0.2)  # nothing tells when it ends
+
+    def catch_up(self, table: str) -> None:
+        """Fetch what other replicas of the table have: there are none of a single server."""
 
     def parts(self, table: str, partition_id: str) -> list[dict[str, Any]]:
         """Return the active parts of a partition: their names and largest block numbers."""

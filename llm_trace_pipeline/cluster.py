@@ -42,6 +42,7 @@ from llm_trace_pipeline.transform import Tally, tally_of
 from llm_trace_pipeline.upsert import TABLE, HourLoader, window_of
 
 LOCAL_TABLE = local_name(TABLE)
+_LOCAL = local_name("")
 _COUNTED = [column.name for column in COLUMNS if column.name not in PAYLOAD_COLUMNS]
 _Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
 _ORGANIZATIONS_AT_ONCE = 1000  # a server takes a value of 128 KiB
@@ -101,9 +102,10 @@ class Shard(Database):
         """
         layout = self.layout(table)
         if not layout or schema_version(layout) != SCHEMA_VERSION:
+            in_front = self.qualified(table.removesuffix(_LOCAL))
             raise ClickHouseError(
                 f"shard {self.number} has no {self.qualified(table)} of schema {SCHEMA_VERSION}",
-                f"DROP TABLE {self.qualified(TABLE)} on all nodes, which holds no row itself: the "
+                f"DROP TABLE {in_front} on all nodes, which holds no row itself: the "
                 "next load makes what is missing",
             )
 
@@ -225,7 +227,7 @@ class ClusterLoader(HourLoader):
             for result in HourLoader(shard, batches, LOCAL_TABLE).load(hours, force=True):
                 if result.differences:
                     raise ClickHouseError(
-                        f"hour {result.batch.hour:{HOUR_FORMAT}}: shard {shard.number} differs "
+                        f"hour {result.expected.hour:{HOUR_FORMAT}}: shard {shard.number} differs "
                         f"from the batch after the load: {', '.join(result.differences)}",
                         "pause who else writes there, then materialize llm_traces again",
                     )

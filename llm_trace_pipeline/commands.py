@@ -79,11 +79,12 @@ def load_hours(hours: Sequence[datetime], *assets: str) -> None:
             first, last = (f"{hour:{HOUR_FORMAT}}" for hour in (of_run[0], of_run[-1]))
             failed.append(f"{first} to {last} (run {result.run_id})")
             # Dagster does not start llm_traces where trace_batches failed for a single hour; the
-            # others have their batches.
+            # others have their batches. Nor the roll-up, which follows whatever the table holds.
             if not assets:
                 having_batches = set(store.hours()).intersection(of_run)
                 for start, end in ranges(having_batches):
                     run([hour for hour in of_run if start <= hour <= end], ["llm_traces"])
+            run(of_run, ["llm_usage_hourly"])
     if failed:
         raise PipelineError(
             "not everything was loaded; what failed is said above and in the Dagster UI: "

@@ -5,6 +5,7 @@ from dagster import Definitions, in_process_executor
 from llm_trace_pipeline.assets import (
     billing_history,
     llm_traces,
+    llm_usage_hourly,
     provider_traces,
     trace_batches,
     usage_report,
@@ -24,7 +25,14 @@ from llm_trace_pipeline.checks import reconciliation
 from llm_trace_pipeline.resources import Pipeline
 
 defs = Definitions(
-    assets=[provider_traces, billing_history, trace_batches, llm_traces, usage_report],
+    assets=[
+        provider_traces,
+        billing_history,
+        trace_batches,
+        llm_traces,
+        llm_usage_hourly,
+        usage_report,
+    ],
     asset_checks=[reconciliation],
     jobs=[hourly_llm_traces, reconcile_hours, apply_retention, daily_usage_report],
     schedules=[

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_trace_pipeline.clickhouse import Database, connect, retried
+from llm_trace_pipeline.clickhouse import ROLLUP, Database, connect, retried
 from llm_trace_pipeline.cluster import loader_of
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.erasure import Erasure
@@ -23,6 +23,7 @@ from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsEr
 from llm_trace_pipeline.hashes import octets
 from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.retention import line_before
+from llm_trace_pipeline.rollup import roll_up, rollups_of
 from llm_trace_pipeline.schema import ARROW_SCHEMA
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings, parse_hour
 from llm_trace_pipeline.transform import Tally, tally_of
@@ -57,19 +58,21 @@ class Found:
 
     batches: dict[datetime, int] = field(default_factory=dict)
     clickhouse: dict[datetime, int] = field(default_factory=dict)
+    rollup: dict[datetime, int] = field(default_factory=dict)  # rows of hours covered whole
     replaced: int = 0  # rows that no query shows, but that still lie in ClickHouse's active parts
 
     def describe(self) -> Iterator[str]:
         """Say it, one line a store."""
         for name, hours in (("batches", self.batches), ("ClickHouse", self.clickhouse)):
             yield f"{name}: {sum(hours.values())} traces in {len(hours)} hours"
+        yield f"{ROLLUP}: {sum(self.rollup.values())} rows in {len(self.rollup)} hours"
         if self.replaced:
             yield f"ClickHouse: {self.replaced} rows more that reloads replaced are still on disk"
 
     @property
     def is_nothing(self) -> bool:
         """Whether nothing is left."""
-        return not (self.batches or self.clickhouse or self.replaced)
+        return not (self.batches or self.clickhouse or self.rollup or self.replaced)
 
 
 @dataclass
@@ -99,6 +102,13 @@ def count_traces(database: Database, store: BatchStore, erasure: Erasure) -> Fou
             sum(_count_on_disk(node, table, erasure).values())
             for node, table in loader_of(database, store).targets
         ) - sum(found.clickhouse.values())
+    if database.has_table(ROLLUP):
+        found.rollup = _count_in_rollup(database, erasure)
+        found.replaced += sum(
+            sum(_count_masked(node, table, erasure).values())
+            for loader in rollups_of(database, store)
+            for node, table in loader.targets
+        )
     return found
 
 
@@ -174,13 +184,7 @@ def remove_from_clickhouse(
         # Rows that an upsert masked are seen by no query, and by no ALTER TABLE … DELETE either:
         # it takes a part without visible rows for one that it need not write anew.
         for node, table in loader.targets:
-            for partition in _count_on_disk(node, table, erasure):
-                node.execute_until_done(
-                    f"ALTER TABLE {node.qualified(table)} "
-                    "APPLY DELETED MASK IN PARTITION ID {partition:String}",
-                    {"partition": partition},
-                    _WAIT,
-                )
+            _apply_mask(node, table, _count_on_disk(node, table, erasure))
     manifests = [
         manifest
         for manifest in _batches(store, erasure)
@@ -194,7 +198,46 @@ def remove_from_clickhouse(
                 f"hour {manifest.hour:{HOUR_FORMAT}}: ClickHouse does not equal its batch after "
                 f"the erasure ({', '.join(result.differences)}); materialize llm_traces for it"
             )
-    return [manifest.hour for manifest in manifests]
+    compared = [manifest.hour for manifest in manifests]
+    _remove_from_rollup(database, store, erasure, kept_from, touched.union(compared))
+    return compared
+
+
+def _remove_from_rollup(
+    database: Database,
+    store: BatchStore,
+    erasure: Erasure,
+    kept_from: datetime | None,
+    touched: set[datetime],
+) -> None:
+    """Roll up anew the hours that lost calls, and take what that masked from the disk."""
+    if not database.has_table(ROLLUP):
+        return
+    # Those that the roll-up still holds are known also where an erasure was cut before this.
+    hours = sorted(touched.union(_count_in_rollup(database, erasure)))
+    kept = [hour for hour in hours if not (kept_from and hour < kept_from)]
+    for result in roll_up(database, store, kept, kept_from):
+        if result.differences:
+            raise ClickHouseError(
+                f"hour {result.expected.hour:{HOUR_FORMAT}}: {ROLLUP} does not equal {TABLE} after "
+                f"the erasure ({', '.join(result.differences)}); materialize {ROLLUP} for it"
+            )
+    with store.loading(TABLE):
+        for loader in rollups_of(database, store):
+            retried(loader.recover)  # its journal holds rows too
+            for node, table in loader.targets:
+                _apply_mask(node, table, _count_masked(node, table, erasure))
+
+
+def _apply_mask(node: Database, table: str, partitions: Iterable[str]) -> None:
+    """Take rows from the disk that a lightweight DELETE masked."""
+    for partition in partitions:
+        node.execute_until_done(
+            f"ALTER TABLE {node.qualified(table)} "
+            "APPLY DELETED MASK IN PARTITION ID {partition:String}",
+            {"partition": partition},
+            _WAIT,
+        )
 
 
 def search(store: BatchStore, erasure: Erasure) -> Search:
@@ -373,10 +416,10 @@ def _count_in_batch(store: BatchStore, manifest: Manifest, erasure: Erasure) -> 
     )
 
 
-def _condition(erasure: Erasure) -> tuple[str, dict[str, Any]]:
+def _condition(erasure: Erasure, column: str = "created_at") -> tuple[str, dict[str, Any]]:
     """Return what ``Erasure.covers`` says, in SQL, and its parameters."""
     condition = (
-        "organization_id = {organization:String} AND created_at < {before:DateTime64(6, 'UTC')}"
+        f"organization_id = {{organization:String}} AND {column} < {{before:DateTime64(6, 'UTC')}}"
     )
     parameters: dict[str, Any] = {
         "organization": erasure.organization_id,
@@ -404,6 +447,32 @@ def _count_on_disk(database: Database, table: str, erasure: Erasure) -> dict[str
     counted = database.rows(
         f"SELECT _partition_id AS id, count() AS rows FROM {database.qualified(table)} "
         f"WHERE {condition} GROUP BY id ORDER BY id SETTINGS apply_deleted_mask = 0",
+        parameters,
+    )
+    return {row["id"]: row["rows"] for row in counted}
+
+
+def _count_in_rollup(database: Database, erasure: Erasure) -> dict[datetime, int]:
+    """Return the rows of the hours that are covered whole: others may go on having some."""
+    condition, parameters = _condition(erasure, "hour")
+    parameters["before"] = parameters["before"].replace(minute=0, second=0, microsecond=0)
+    counted = database.rows(
+        f"SELECT hour, count() AS rows FROM {database.qualified(ROLLUP)} WHERE {condition} "
+        "GROUP BY hour ORDER BY hour",
+        parameters,
+    )
+    return {row["hour"]: row["rows"] for row in counted}
+
+
+def _count_masked(node: Database, table: str, erasure: Erasure) -> dict[str, int]:
+    """Return the rows of a roll-up by partition that a lightweight DELETE masked."""
+    if not node.has_table(table):
+        return {}
+    condition, parameters = _condition(erasure, "hour")
+    counted = node.rows(
+        "SELECT _partition_id AS id, countIf(_row_exists = 0) AS rows "
+        f"FROM {node.qualified(table)} WHERE {condition} "
+        "GROUP BY id HAVING rows > 0 ORDER BY id SETTINGS apply_deleted_mask = 0",
         parameters,
     )
     return {row["id"]: row["rows"] for row in counted}

@@ -54,6 +54,7 @@ _SAFE_VERSION = (26, 6)
 _CHECK_GRANT_VERSION = (25, 1)
 _LOADER_PRIVILEGES = (
     "SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COMMENT, ALTER DELETE, CREATE TABLE, DROP TABLE"
+    ", CREATE VIEW, DROP VIEW"
 )
 _PARTITION_KEY, _SORTING_KEY = "toDate(created_at)", "organization_id, created_at, id"
 _PROJECTION_MODE = "lightweight_mutation_projection_mode"

@@ -21,6 +21,7 @@ from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.extract import is_of_ledger
 from llm_trace_pipeline.parquet import BatchStore, Manifest, Reconciliation
 from llm_trace_pipeline.prices import PriceBook
+from llm_trace_pipeline.rollup import compare_rollup
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.source import EMPTY_LEDGER, Ledger, Snapshot, Source
 from llm_trace_pipeline.upsert import TABLE, describe_differences
@@ -82,15 +83,17 @@ def reconcile(
     # A load from the source, or with new billing and prices, puts the whole hour right.
     awaiting = stale.union(drifted)
     with open_database() as database:
-        damaged = compare_table(
-            database, store, [each for each in others if each.hour not in awaiting]
-        )
+        loaded = [each for each in others if each.hour not in awaiting]
+        damaged = compare_table(database, store, loaded)
+        # What is damaged is rolled up again once it is repaired.
+        sound = [each.hour for each in loaded if each.hour not in damaged]
+        damaged |= compare_rollup(database, store, sound)
     return Reconciliation(
         id=uuid4().hex,
         at=at,
         drifted=tuple(drifted),
         stale=tuple(sorted(stale)),
-        damaged=tuple(damaged),
+        damaged=tuple(sorted(damaged)),
         pruned=tuple(pruned),
         loaded=tuple(sorted({*manifests, *stale})),
         unreadable=unreadable,

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from llm_trace_pipeline.clickhouse import Database, retried
 from llm_trace_pipeline.cluster import loader_of
 from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.rollup import rollups_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upsert import TABLE
 
@@ -55,16 +56,20 @@ def apply_retention(
 
 def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> list[str]:
     # The journal of a swap that was cut would bring a partition back.
-    loader = loader_of(database, store)
-    retried(loader.recover)
+    traces, rollups = loader_of(database, store), rollups_of(database, store)
+    for recover in (traces.recover, *(rollup.recover for rollup in rollups)):
+        retried(recover)
     dropped: set[str] = set()
-    for node, name in loader.targets:
+    targets = [(traces.time_column, *target) for target in traces.targets]
+    for rollup in rollups:
+        targets += [(rollup.time_column, *target) for target in rollup.targets]
+    for time_column, node, name in targets:
         if not node.has_table(name):
             continue
         table = node.qualified(name)
         past = node.rows(
             f"SELECT _partition_id AS id FROM {table} GROUP BY id "
-            "HAVING max(created_at) < {line:DateTime64(6, 'UTC')} ORDER BY id",
+            f"HAVING max({time_column}) < {{line:DateTime64(6, 'UTC')}} ORDER BY id",
             {"line": line},
         )
         for partition in past:

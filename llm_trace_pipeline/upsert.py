@@ -13,13 +13,14 @@ replaying REPLACE from ``t__ready`` does. So a load begins with that replay, and
 dropped only after the swap is verified.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar
 
-from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, HourTotals, retried
+from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, HourTotals, in_window, retried
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.parquet import Manifest, PartPath
 from llm_trace_pipeline.schema import TOKEN_COLUMNS
@@ -42,15 +43,30 @@ _NOTHING = HourTotals(
 )
 
 
+class Hourly(Protocol):
+    """What a table is to hold of an hour."""
+
+    @property
+    def hour(self) -> datetime:
+        """The hour."""
+
+
+Expected = TypeVar("Expected", bound=Hourly)
+Found = TypeVar("Found")
+
+
 @dataclass(frozen=True)
-class LoadResult:
+class WindowResult(Generic[Expected, Found]):
     """What loading an hour did."""
 
-    batch: Manifest  # what was loaded: the hour's batch when its turn came
-    found: HourTotals  # what the table holds of the hour now
-    was_written: bool  # False: the hour was as its batch says already
-    differences: tuple[str, ...]  # from the batch; none where all is well
-    repaired_hours: tuple[datetime, ...]  # others of the partitions, reloaded from their batches
+    expected: Expected  # what was loaded: of llm_traces, the hour's batch when its turn came
+    found: Found  # what the table holds of the hour now
+    was_written: bool  # False: the hour was as expected already
+    differences: tuple[str, ...]  # from what is expected; none where all is well
+    repaired_hours: tuple[datetime, ...]  # others of the partitions, written again too
+
+
+LoadResult = WindowResult[Manifest, HourTotals]  # of llm_traces
 
 
 class Batches(Protocol):
@@ -66,15 +82,14 @@ class Batches(Protocol):
         """Return the files of a batch."""
 
 
-class HourLoader:
-    """Loads hours from the batch store into one table."""
+class WindowLoader(ABC, Generic[Expected, Found]):
+    """Makes hours of a table what they are expected to be, wherever their rows come from."""
+
+    time_column = "created_at"
+    _nothing: Found  # what the table holds of an empty hour
 
     def __init__(
-        self,
-        database: Database,
-        store: Batches,
-        table: str = TABLE,
-        keep_from: datetime | None = None,
+        self, database: Database, store: Batches, table: str, keep_from: datetime | None = None
     ) -> None:
         """Load into the table, which is made if it is missing.
 
@@ -82,12 +97,13 @@ class HourLoader:
             database: where the table lies.
             store: where the batches lie.
             table: the target.
-            keep_from: where the retention begins; earlier hours may lack what their batches hold.
+            keep_from: where the retention begins; earlier hours may lack what is expected of them.
         """
         self._database = database
         self._store = store
         self._table = table
         self._keep_from = keep_from
+        self._in_window = in_window(self.time_column)
         self._staging, self._clone, self._ready = (
             f"{table}__{suffix}" for suffix in ("staging", "clone", "ready")
         )
@@ -97,20 +113,29 @@ class HourLoader:
         """Where rows lie: the node, and the table's name there."""
         return [(self._database, self._table)]
 
-    def in_groups(self, hours: Sequence[datetime]) -> list[list[datetime]]:
-        """Split hours into those that are small enough to be loaded together."""
-        groups: list[list[datetime]] = []
-        payload_bytes = 0
-        for hour in hours:
-            manifest = self._manifest_if_readable(hour)
-            own_bytes = manifest.payload_bytes if manifest else BYTES_TOGETHER
-            payload_bytes += own_bytes
-            if groups and payload_bytes <= BYTES_TOGETHER:
-                groups[-1].append(hour)
-            else:
-                groups.append([hour])
-                payload_bytes = own_bytes
-        return groups
+    @abstractmethod
+    def _expected(self, hours: Sequence[datetime]) -> list[Expected]:
+        """Return what the table is to hold of the hours, in their order."""
+
+    @abstractmethod
+    def _expected_around(self, hours: Sequence[datetime]) -> list[Expected]:
+        """Return the same of those that were ever loaded; what cannot be read is left out."""
+
+    @abstractmethod
+    def _fill(self, expected: Sequence[Expected]) -> None:
+        """Put the rows of contiguous hours into the staging table."""
+
+    @abstractmethod
+    def _found(self, window: dict[str, datetime]) -> dict[datetime, Found]:
+        """Return what the table holds, by hour; none where it holds nothing."""
+
+    def _found_around(self, window: dict[str, datetime]) -> dict[datetime, Found]:
+        """Return the same of hours that only stand beside those that are loaded."""
+        return self._found(window)
+
+    @abstractmethod
+    def _differences(self, expected: Expected, found: Found) -> list[str]:
+        """Return what of an hour is not as expected, such as ``rows 10, not 12``."""
 
     def load(
         self,
@@ -118,73 +143,62 @@ class HourLoader:
         awaiting: frozenset[datetime] = frozenset(),
         *,
         force: bool = False,
-    ) -> list[LoadResult]:
-        """Make the table hold exactly the batches of some hours.
+    ) -> list[WindowResult[Expected, Found]]:
+        """Make the table hold exactly what is expected of some hours.
 
-        An hour that equals its batch already (rows, ids, tokens, content) is left alone.
+        An hour that equals it already (rows, tokens, costs, content) is left alone.
 
         Args:
             hours: the hours, in their order; neighbours are swapped in together.
-            awaiting: hours that the caller is about to load: they may differ from their batches.
+            awaiting: hours that the caller is about to load: they may differ.
             force: write the hours in any case.
 
         Raises:
-            BatchError: a batch is missing or damaged; nothing was changed.
+            BatchError: a batch is missing or damaged; no row was changed.
             ClickHouseError: a statement failed, or another writer is in the way.
         """
-        # The pool serializes loads under Dagster; this does where two are started by hand.
-        with self._store.loading(self._table):
-            # Read only now: before this load had its turn, they may have been older ones.
-            manifests = [self._batch_of(hour) for hour in hours]
+        # The pool serializes loads under Dagster; this does where two are started by hand. What is
+        # made of llm_traces takes turns with its loads.
+        with self._store.loading(TABLE):
             # The whole load is what can be repeated: it begins with recover(), and is exact from
             # any state that statements whose answer was lost leave behind.
-            return retried(lambda: self._load_serialized(manifests, awaiting, force=force))
-
-    def _batch_of(self, hour: datetime) -> Manifest:
-        if manifest := self._store.manifest(hour):
-            return manifest
-        raise BatchError(
-            f"hour {hour:{HOUR_FORMAT}} has no batch; materialize trace_batches for it"
-        )
+            return retried(lambda: self._load_serialized(hours, awaiting, force=force))
 
     def _load_serialized(
-        self, manifests: Sequence[Manifest], awaiting: frozenset[datetime], *, force: bool
-    ) -> list[LoadResult]:
+        self, hours: Sequence[datetime], awaiting: frozenset[datetime], *, force: bool
+    ) -> list[WindowResult[Expected, Found]]:
         self.recover()  # before the upgrade: a journal has the columns of its day
         self._database.define_table(self._table)
-        hours = frozenset(manifest.hour for manifest in manifests)
-        found = self._totals(manifests)
-        stale = [
-            manifest
-            for manifest in manifests
-            if force or describe_differences(manifest, found[manifest.hour])
-        ]
-        partitions = self._partitions(self._table, IN_WINDOW, window_of(manifests))
+        # Read only now: before this load had its turn, it may have been older.
+        expected = self._expected(hours)
+        found = self._totals(expected)
+        stale = [each for each in expected if force or self._differences(each, found[each.hour])]
+        partitions = self._partitions(self._table, self._in_window, window_of(expected))
         for neighbours in _neighbours(stale):
             loaded, concerned = self._load(neighbours)
             found |= loaded
             partitions |= concerned
-        others = self._differing_hours(partitions, manifests, awaiting | hours)
+        others = self._differing_hours(partitions, expected, awaiting.union(hours))
         for other in others:
             self._load([other])
         self._drop(self._staging)
         return [
-            LoadResult(
-                batch=manifest,
-                found=found[manifest.hour],
-                was_written=manifest in stale,
-                differences=tuple(describe_differences(manifest, found[manifest.hour])),
+            WindowResult(
+                expected=each,
+                found=found[each.hour],
+                was_written=each in stale,
+                differences=tuple(self._differences(each, found[each.hour])),
                 repaired_hours=tuple(other.hour for other in others),
             )
-            for manifest in manifests
+            for each in expected
         ]
 
-    def _load(self, manifests: Sequence[Manifest]) -> tuple[dict[datetime, HourTotals], set[str]]:
+    def _load(self, expected: Sequence[Expected]) -> tuple[dict[datetime, Found], set[str]]:
         """Replace a window and read it back; again where somebody inserted into it meanwhile."""
         for _ in range(ATTEMPTS):
-            partitions = self._replace(manifests)
-            found = self._totals(manifests)
-            if not any(describe_differences(each, found[each.hour]) for each in manifests):
+            partitions = self._replace(expected)
+            found = self._totals(expected)
+            if not any(self._differences(each, found[each.hour]) for each in expected):
                 break
         return found, partitions
 
@@ -214,15 +228,14 @@ class HourLoader:
             partition,
         )
 
-    def _replace(self, manifests: Sequence[Manifest]) -> set[str]:
-        """Put batches in place of their hours' rows; return the partitions concerned."""
-        window = window_of(manifests)
-        paths = [path for manifest in manifests for path in self._store.part_paths(manifest)]
+    def _replace(self, expected: Sequence[Expected]) -> set[str]:
+        """Put what is expected in place of the hours' rows; return the partitions concerned."""
+        window = window_of(expected)
         self._drop(self._staging)
         self._create_like_target(self._staging, *_COMPACT_PARTS)
-        self._database.insert_parquet(self._staging, paths)
+        self._fill(expected)
         staged = self._partitions(self._staging, "1", {})
-        held = self._partitions(self._table, IN_WINDOW, window)
+        held = self._partitions(self._table, self._in_window, window)
         for partition in sorted(staged | held):
             if partition in held:
                 self._swap(partition, window, has_rows=partition in staged)
@@ -271,9 +284,9 @@ class HourLoader:
     def _take_out(self, window: dict[str, datetime]) -> None:
         """Remove the window's rows from the clone."""
         parts = self._database.rows(
-            "SELECT _part AS name, min(created_at) >= {start:DateTime64(6, 'UTC')} "
-            "AND max(created_at) < {end:DateTime64(6, 'UTC')} AS is_inside "
-            f"FROM {self._name(self._clone)} GROUP BY _part HAVING countIf({IN_WINDOW}) > 0",
+            f"SELECT _part AS name, min({self.time_column}) >= {{start:DateTime64(6, 'UTC')}} "
+            f"AND max({self.time_column}) < {{end:DateTime64(6, 'UTC')}} AS is_inside "
+            f"FROM {self._name(self._clone)} GROUP BY _part HAVING countIf({self._in_window}) > 0",
             window,
         )
         for part in parts:
@@ -284,16 +297,16 @@ class HourLoader:
                         {"part": part["name"]},
                         _WAIT,
                     )
-        if self._count(self._clone, IN_WINDOW, window):
+        if self._count(self._clone, self._in_window, window):
             self._database.execute(
-                f"DELETE FROM {self._name(self._clone)} WHERE {IN_WINDOW}", window, _WAIT
+                f"DELETE FROM {self._name(self._clone)} WHERE {self._in_window}", window, _WAIT
             )
 
     def _fingerprint(self, partition: str) -> tuple[Any, ...]:
         """Return what changes when anybody writes into the partition; merges do not count."""
         blocks = [part["max_block_number"] for part in self._database.parts(self._table, partition)]
         counts = self._database.rows(
-            f"SELECT toStartOfHour(created_at, 'UTC') AS hour, count() AS rows "
+            f"SELECT toStartOfHour({self.time_column}, 'UTC') AS hour, count() AS rows "
             f"FROM {self._name(self._table)} WHERE {_IN_PARTITION} GROUP BY hour ORDER BY hour",
             {"partition": partition},
         )
@@ -319,25 +332,23 @@ class HourLoader:
                 "the next load of any hour replays it"
             )
 
-    def _totals(self, manifests: Sequence[Manifest]) -> dict[datetime, HourTotals]:
+    def _totals(self, expected: Sequence[Expected]) -> dict[datetime, Found]:
         """Return what the table holds of each hour."""
-        found = self._database.hour_totals(
-            self._table, IN_WINDOW, window_of(manifests), with_content_hash=True
-        )
-        return {manifest.hour: found.get(manifest.hour, _NOTHING) for manifest in manifests}
+        found = self._found(window_of(expected))
+        return {each.hour: found.get(each.hour, self._nothing) for each in expected}
 
     def _differing_hours(
-        self, partitions: set[str], loaded: Sequence[Manifest], excluded: frozenset[datetime]
-    ) -> list[Manifest]:
-        """Return the batches of the other hours around that the table does not equal.
+        self, partitions: set[str], loaded: Sequence[Expected], excluded: frozenset[datetime]
+    ) -> list[Expected]:
+        """Return what is expected of the other hours around, where the table does not equal it.
 
         Around means from the first to the last day of the partitions, the loaded hours' among them.
         An hour is compared over all partitions, since it may lie in several. What the retention
         drops is no difference.
         """
         rows = self._database.rows(
-            "SELECT toStartOfDay(min(created_at), 'UTC') AS first, "
-            "toStartOfDay(max(created_at), 'UTC') AS last "
+            f"SELECT toStartOfDay(min({self.time_column}), 'UTC') AS first, "
+            f"toStartOfDay(max({self.time_column}), 'UTC') AS last "
             f"FROM {self._name(self._table)} WHERE _partition_id IN {{partitions:Array(String)}} "
             "HAVING count() > 0",
             {"partitions": sorted(partitions)},
@@ -345,26 +356,18 @@ class HourLoader:
         own = [each.hour.astimezone(UTC).replace(hour=0) for each in (loaded[0], loaded[-1])]
         first = min([own[0], *(row["first"] for row in rows)])
         last = max([own[-1], *(row["last"] for row in rows)])
-        days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-        found = self._database.hour_totals(
-            self._table, IN_WINDOW, {"start": days[0], "end": days[-1] + timedelta(days=1)}
+        hours = [first + n * HOUR for n in range(24 * ((last - first).days + 1))]
+        found = self._found_around({"start": hours[0], "end": hours[-1] + HOUR})
+        others = self._expected_around(
+            [
+                hour
+                for hour in hours
+                if hour not in excluded and not (self._keep_from and hour < self._keep_from)
+            ]
         )
-        manifests = [
-            self._manifest_if_readable(other)
-            for day in days
-            for other in (day + number * HOUR for number in range(24))
-            if other not in excluded and not (self._keep_from and other < self._keep_from)
-        ]
         return [
-            manifest
-            for manifest in manifests
-            if manifest and describe_differences(manifest, found.get(manifest.hour, _NOTHING))
+            each for each in others if self._differences(each, found.get(each.hour, self._nothing))
         ]
-
-    def _manifest_if_readable(self, hour: datetime) -> Manifest | None:
-        with suppress(BatchError):  # reported by the load of that hour and by reconcile_hours
-            return self._store.manifest(hour)
-        return None
 
     def _create_like_target(self, table: str, *own_settings: str) -> None:
         """Make a table that parts can move to and from: the target's layout, as plain MergeTree."""
@@ -416,19 +419,82 @@ class HourLoader:
         return self._database.qualified(table)
 
 
-def window_of(manifests: Sequence[Manifest]) -> dict[str, datetime]:
-    """Return the parameters of ``IN_WINDOW``, from the first hour to the end of the last."""
-    return {"start": manifests[0].hour, "end": manifests[-1].hour + HOUR}
+class HourLoader(WindowLoader[Manifest, HourTotals]):
+    """Loads hours from the batch store into one table."""
+
+    _nothing = _NOTHING
+
+    def __init__(
+        self,
+        database: Database,
+        store: Batches,
+        table: str = TABLE,
+        keep_from: datetime | None = None,
+    ) -> None:
+        """Load into the table; see WindowLoader."""
+        super().__init__(database, store, table, keep_from)
+
+    def in_groups(self, hours: Sequence[datetime]) -> list[list[datetime]]:
+        """Split hours into those that are small enough to be loaded together."""
+        groups: list[list[datetime]] = []
+        payload_bytes = 0
+        for hour in hours:
+            manifest = self._manifest_if_readable(hour)
+            own_bytes = manifest.payload_bytes if manifest else BYTES_TOGETHER
+            payload_bytes += own_bytes
+            if groups and payload_bytes <= BYTES_TOGETHER:
+                groups[-1].append(hour)
+            else:
+                groups.append([hour])
+                payload_bytes = own_bytes
+        return groups
+
+    def _expected(self, hours: Sequence[datetime]) -> list[Manifest]:
+        return [self._batch_of(hour) for hour in hours]
+
+    def _batch_of(self, hour: datetime) -> Manifest:
+        if manifest := self._store.manifest(hour):
+            return manifest
+        raise BatchError(
+            f"hour {hour:{HOUR_FORMAT}} has no batch; materialize trace_batches for it"
+        )
+
+    def _expected_around(self, hours: Sequence[datetime]) -> list[Manifest]:
+        manifests = [self._manifest_if_readable(hour) for hour in hours]
+        return [manifest for manifest in manifests if manifest]
+
+    def _manifest_if_readable(self, hour: datetime) -> Manifest | None:
+        with suppress(BatchError):  # reported by the load of that hour and by reconcile_hours
+            return self._store.manifest(hour)
+        return None
+
+    def _fill(self, expected: Sequence[Manifest]) -> None:
+        paths = [path for manifest in expected for path in self._store.part_paths(manifest)]
+        self._database.insert_parquet(self._staging, paths)
+
+    def _found(self, window: dict[str, datetime]) -> dict[datetime, HourTotals]:
+        return self._database.hour_totals(self._table, IN_WINDOW, window, with_content_hash=True)
+
+    def _found_around(self, window: dict[str, datetime]) -> dict[datetime, HourTotals]:
+        return self._database.hour_totals(self._table, IN_WINDOW, window)
+
+    def _differences(self, expected: Manifest, found: HourTotals) -> list[str]:
+        return describe_differences(expected, found)
 
 
-def _neighbours(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
+def window_of(hours: Sequence[Hourly]) -> dict[str, datetime]:
+    """Return the parameters of ``in_window``, from the first hour to the end of the last."""
+    return {"start": hours[0].hour, "end": hours[-1].hour + HOUR}
+
+
+def _neighbours(hours: Sequence[Expected]) -> list[list[Expected]]:
     """Split hours where one is missing between two."""
-    groups: list[list[Manifest]] = []
-    for manifest in manifests:
-        if groups and manifest.hour == groups[-1][-1].hour + HOUR:
-            groups[-1].append(manifest)
+    groups: list[list[Expected]] = []
+    for each in hours:
+        if groups and each.hour == groups[-1][-1].hour + HOUR:
+            groups[-1].append(each)
         else:
-            groups.append([manifest])
+            groups.append([each])
     return groups
 
 

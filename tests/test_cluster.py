@@ -16,7 +16,7 @@ import clickhouse_connect
 import pyarrow as pa
 import pytest
 
-from llm_trace_pipeline.clickhouse import Cluster, Database, connect
+from llm_trace_pipeline.clickhouse import ROLLUP, Cluster, Database, connect
 from llm_trace_pipeline.cluster import LOCAL_TABLE, Shard, loader_of, shards_of
 from llm_trace_pipeline.erase import count_traces, record, remove_from_batches
 from llm_trace_pipeline.erase import remove_from_clickhouse as erase_from_clickhouse
@@ -26,6 +26,7 @@ from llm_trace_pipeline.parquet import BatchStore, Manifest
 from llm_trace_pipeline.preflight import _needed_grants_of_cluster, check_target
 from llm_trace_pipeline.reconcile import compare_table
 from llm_trace_pipeline.retention import apply_retention
+from llm_trace_pipeline.rollup import compare_rollup, roll_up
 from llm_trace_pipeline.schema import COLUMNS, SCHEMA_VERSION
 from llm_trace_pipeline.settings import HOUR, Settings
 from llm_trace_pipeline.statements import read_sql
@@ -529,10 +530,55 @@ def test_a_retention_drops_days_on_all_shards(deployment: Deployment) -> None:
 # Statements
 
 
+def test_each_shard_rolls_up_its_own_organizations(deployment: Deployment) -> None:
+    hours = [T0, T0 + HOUR]
+    for hour in hours:
+        deployment.load_rows(hour, rows_of(hour))
+    roll_up(deployment.database, deployment.store, hours)
+
+    def check() -> None:
+        sums = "organization_id, sum(total_tokens) AS tokens, sum(cost_usd) AS cost"
+        expected, found = (
+            deployment.database.rows(
+                f"SELECT {hour} AS hour, {calls} AS calls, {sums} "
+                f"FROM {deployment.database.qualified(table)} "
+                "GROUP BY 1, organization_id ORDER BY 1, organization_id"
+            )
+            for hour, calls, table in (
+                ("toStartOfHour(created_at, 'UTC')", "count()", TABLE),
+                ("hour", "sum(calls)", ROLLUP),
+            )
+        )
+        assert len(found) == 2 * ORGANIZATIONS
+        assert found == [{**row, "cost": row["cost"] or 0} for row in expected]
+        for shard in deployment.shards():
+            organizations = shard.rows(
+                f"SELECT DISTINCT organization_id FROM {shard.qualified(f'{ROLLUP}_local')} "
+                f"EXCEPT SELECT organization_id FROM {shard.qualified(LOCAL_TABLE)}"
+            )
+            assert organizations == []
+
+    check()
+    shard = deployment.shards()[2]
+    shard.execute(
+        f"ALTER TABLE {shard.qualified(f'{ROLLUP}_local')} DELETE WHERE hour = {{hour:DateTime}}",
+        {"hour": T0},
+        {"mutations_sync": 2},
+    )
+    compared = compare_rollup(deployment.database, deployment.store, hours)
+    assert list(compared) == [T0]
+    results = roll_up(deployment.database, deployment.store, hours)
+    assert [result.was_written for result in results] == [
+        *(False, False, False, False, True, False),
+    ]
+    check()
+
+
 def use_everything(deployment: Deployment) -> None:
     """Have every kind of statement sent."""
     deployment.load_rows(T0, rows_of(T0))
     deployment.load_rows(T0, rows_of(T0, version=2))
+    roll_up(deployment.database, deployment.store, [T0])
     erase_from_clickhouse(deployment.database, deployment.store, erasure_of("org-1"), None)
     settings = deployment.settings.model_copy(update={"retention_days": 1})
     apply_retention(deployment.database, deployment.store, settings, T0 + 48 * HOUR)
@@ -554,17 +600,23 @@ def test_every_statement_is_one_of_the_engine(deployment: Deployment, tmp_path: 
         for sql in sent
         if "ON CLUSTER" in sql
     )
-    local = "db.`llm_traces_local`"
+    local, rollup = "db.`llm_traces_local`", f"db.`{ROLLUP}`"
     assert on_cluster == [
         "ALTER TABLE db.`llm_traces_local` ON CLUSTER `three_shards`",
         "ALTER TABLE db.`llm_traces` ON CLUSTER `three_shards`",
         "CREATE DATABASE IF NOT EXISTS db ON CLUSTER `three_shards`",
+        "CREATE OR REPLACE VIEW db.`llm_usage_daily` ON CLUSTER `three_shards` AS",
+        "CREATE OR REPLACE VIEW db.`llm_usage_monthly` ON CLUSTER `three_shards` AS",
         "CREATE TABLE IF NOT EXISTS db.`llm_traces_local` ON CLUSTER `three_shards`",
         f"CREATE TABLE IF NOT EXISTS db.`llm_traces` ON CLUSTER `three_shards` AS {local}",
+        f"CREATE TABLE IF NOT EXISTS db.`{ROLLUP}_local` ON CLUSTER `three_shards`",
+        f"CREATE TABLE IF NOT EXISTS {rollup} ON CLUSTER `three_shards` AS db.`{ROLLUP}_local`",
     ]
-    [definition] = {
-        sql for sql in sent if re.search(r"ON CLUSTER", sql) and "ReplicatedMergeTree(" in sql
-    }
+    definition, of_rollup = sorted(
+        {sql for sql in sent if re.search(r"ON CLUSTER", sql) and "ReplicatedMergeTree(" in sql},
+        key=lambda sql: ROLLUP in sql,
+    )
+    assert "PARTITION BY toDate(hour)\n" in of_rollup
     assert (
         "ENGINE = "
         "ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')\n"

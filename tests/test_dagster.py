@@ -125,7 +125,12 @@ def test_each_hour_of_a_run_is_one_materialization(
         for each in (figures[0], figures[2]):
             for name in ("bytes", "parts", "payload bytes", "duration (s)", "rows/s"):
                 assert each[name].value > 0
-    for check in ("rows_match_source", "rows_match_batch", "ids_are_unique"):
+    rolled_up = materializations(instance, "llm_usage_hourly")
+    assert [partition for partition, _ in rolled_up] == [key(hour) for hour in hours]
+    assert [metadata["calls"].value for _, metadata in rolled_up] == [2, 0, 1]
+    for check in (
+        *("rows_match_source", "rows_match_batch", "ids_are_unique", "rollup_matches_traces"),
+    ):
         assert evaluations(result, check) == dict.fromkeys([*map(key, hours), None], True)
     assert evaluations(result, "billing_is_known") == {
         key(hours[0]): False,
@@ -244,9 +249,10 @@ def test_the_graph_has_the_public_names() -> None:
     names = {key.to_user_string() for key in graph.get_all_asset_keys()}
     assert names == {
         *("provider_traces", "billing_history", "trace_batches", "llm_traces"),
-        "usage_report",
+        *("llm_usage_hourly", "usage_report"),
     }
     parents = graph.get(AssetKey("trace_batches")).parent_keys
     assert parents == {AssetKey("provider_traces"), AssetKey("billing_history")}
     assert graph.get(AssetKey("llm_traces")).parent_keys == {AssetKey("trace_batches")}
     assert graph.get(AssetKey("usage_report")).parent_keys == {AssetKey("llm_traces")}
+    assert graph.get(AssetKey("llm_usage_hourly")).parent_keys == {AssetKey("llm_traces")}

@@ -26,7 +26,10 @@ from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 from tests.conftest import HOUR, PATIENCE_SECONDS, free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
-ASSETS = ("provider_traces", "billing_history", "trace_batches", "llm_traces", "usage_report")
+ASSETS = (
+    *("provider_traces", "billing_history", "trace_batches", "llm_traces"),
+    *("llm_usage_hourly", "usage_report"),
+)
 BROWSER_ARGUMENTS = [
     "--headless=new",
     "--no-sandbox",

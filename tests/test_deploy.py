@@ -60,7 +60,7 @@ FIRST = T0.replace(hour=0)
 HOURS = [FIRST + HOUR * n for n in range(48)]
 NEXT_DAYS = [FIRST + HOUR * n for n in range(48, 73)]
 ROWS_PER_HOUR = 3
-ASSETS = ("trace_batches", "llm_traces")
+ASSETS = ("trace_batches", "llm_traces", "llm_usage_hourly")
 
 LAUNCH = """mutation ($backfill: LaunchBackfillParams!) {
     launchPartitionBackfill(backfillParams: $backfill) { __typename

@@ -16,9 +16,15 @@ import pytest
 
 from llm_trace_pipeline import demo
 from llm_trace_pipeline.assets import ExtractConfig, LoadConfig
-from llm_trace_pipeline.checks import BATCH_CHECKS, RECONCILIATION_CHECKS, TABLE_CHECKS
-from llm_trace_pipeline.clickhouse import Database
+from llm_trace_pipeline.checks import (
+    BATCH_CHECKS,
+    RECONCILIATION_CHECKS,
+    ROLLUP_CHECKS,
+    TABLE_CHECKS,
+)
+from llm_trace_pipeline.clickhouse import ROLLUP, Database
 from llm_trace_pipeline.invoice import EVENT_SCHEMA, ITEM_SCHEMA
+from llm_trace_pipeline.rollup import DIMENSIONS
 from llm_trace_pipeline.schema import COLUMNS
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
 from tests.conftest import HOUR, Operational
@@ -200,9 +206,10 @@ def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: st
         [f"{asset}: hour {hour}: {rows[hour][0]} rows" for hour in (of_demo.key(1), of_demo.key(2))]
         for asset in ("trace_batches", "llm_traces")
     )
+    rolled_up = [f"{ROLLUP}: hour {of_demo.key(1)}: ", f"{ROLLUP}: hour {of_demo.key(2)}: "]
     expected = {
-        "backfill": [*batches, *table],
-        "restore": table,
+        "backfill": [*batches, *table, *rolled_up],
+        "restore": [*table, *rolled_up],
         "preflight": ["operational database: ", "ClickHouse: OK"],
         "sql": ["model", "sum(total_tokens)"],
         "report": [f"{of_demo.state}/reports/{bounds[0]}_{bounds[1]}.html"],
@@ -349,6 +356,16 @@ def test_the_columns_are_those_of_the_table(database: Database) -> None:
     ]
 
 
+def test_the_rollup_is_as_it_is_described(database: Database) -> None:
+    _, _, section = README.partition('<a id="usage"></a>')
+    section, _, _ = section.partition("\n## ")
+    assert set(DIMENSIONS) <= set(re.findall(r"`(\w+)`", section))
+    for table in ("llm_traces", ROLLUP):
+        database.define_table(table)
+    [queries] = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    assert [database.rows(query) for query in queries.split("\n\n")] == [[], []]
+
+
 def test_the_run_config_is_that_of_the_assets() -> None:
     assert [tuple(map(bare, row)) for row in rows_of_table("option")] == [
         (name, asset, str(field.default).lower(), field.description)
@@ -365,7 +382,7 @@ def test_the_checks_are_those_of_the_assets() -> None:
             "yes" if spec.blocking else "no",
             spec.description,
         )
-        for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *RECONCILIATION_CHECKS)
+        for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS, *RECONCILIATION_CHECKS)
     ]
 
 

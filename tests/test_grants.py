@@ -13,6 +13,7 @@ from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.preflight import _needed_grants, check_source
 from llm_trace_pipeline.reconcile import reconcile
+from llm_trace_pipeline.rollup import roll_up
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import Source
 from llm_trace_pipeline.statements import read_sql
@@ -52,6 +53,7 @@ def test_the_reader_is_all_that_the_pipeline_needs(
     assert extract_hour(reader, store, history, T0 + HOUR).rows == 0  # asks for unaccounted steps
     with connect(settings) as database:
         [result] = HourLoader(database, store).load([T0])
+        roll_up(database, store, [T0])
     assert result.differences == ()
     found = reconcile(reader, store, lambda: connect(settings), [T0, T0 + HOUR], history)
     assert (found.drifted, found.damaged, found.pruned) == ((), (), ())

@@ -21,7 +21,13 @@ from dagster import AssetKey
 
 from llm_trace_pipeline import parquet
 from llm_trace_pipeline.automation import requests_for
-from llm_trace_pipeline.checks import LLM_TRACES, RANGE_END_TAG, RANGE_START_TAG, TRACE_BATCHES
+from llm_trace_pipeline.checks import (
+    LLM_TRACES,
+    LLM_USAGE_HOURLY,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+    TRACE_BATCHES,
+)
 from llm_trace_pipeline.clickhouse import Database, connect
 from llm_trace_pipeline.enrich import enrich_hour
 from llm_trace_pipeline.erase import record, remove_from_batches, remove_from_clickhouse
@@ -31,6 +37,7 @@ from llm_trace_pipeline.extract import capture_billing, extract_hour
 from llm_trace_pipeline.parquet import BatchStore, PartWriter, Reconciliation
 from llm_trace_pipeline.prices import PACKAGED
 from llm_trace_pipeline.reconcile import reconcile
+from llm_trace_pipeline.rollup import roll_up
 from llm_trace_pipeline.settings import Settings, parse_hour
 from llm_trace_pipeline.source import Session, Source
 from llm_trace_pipeline.upsert import HourLoader
@@ -509,14 +516,16 @@ class World:
             config = request.run_config.get("ops", {}).get(TRACE_BATCHES, {}).get("config", {})
             if config == {"only_changed": True}:
                 self._extract_and_load(hours, only_changed=True)
+                roll_up(self._database, self._store, hours)
                 continue
             if config == {"enrich_only": True}:
                 for hour in hours:
                     enrich_hour(self._store, self._store.billing_history(), PACKAGED, hour)
                     self.model.enrich(hour)
             else:
-                assert request.asset_selection == [AssetKey(LLM_TRACES)]
+                assert request.asset_selection == [AssetKey(LLM_TRACES), AssetKey(LLM_USAGE_HOURLY)]
             self._load_in_groups(hours)
+            roll_up(self._database, self._store, hours)
         self._found_last = None
         return bool(requests)
 
@@ -534,7 +543,8 @@ class World:
         self._compare()
         assert {hour: self._found(hour) for hour in HOURS} == expected
         assert self.model.batches.keys() == set(self._store.hours())
-        assert set(self._tables()) <= {TABLE}
+        views = ("llm_usage_daily", "llm_usage_monthly")
+        assert set(self._tables()) <= {TABLE, LLM_USAGE_HOURLY, *views}
         root = Path(self._settings.trace_batch_uri)
         for hour in self._store.begun_hours():
             with self._store.writing(hour):  # whatever a cut write left goes with the next one

@@ -25,6 +25,7 @@ from llm_trace_pipeline.checks import (
     RANGE_END_TAG,
     RANGE_START_TAG,
     RECONCILIATION_CHECKS,
+    ROLLUP_CHECKS,
     TABLE_CHECKS,
     hours_of_run,
     repair_commands,
@@ -279,7 +280,7 @@ def test_a_pruned_hour_is_repaired_from_its_batch_alone(deployment: Deployment) 
     deployment.reconcile()
     (request,) = deployment.requests()
     assert hours_of_run(request.tags) == [H0]
-    assert request.asset_selection == [AssetKey("llm_traces")]
+    assert request.asset_selection == [AssetKey("llm_traces"), AssetKey("llm_usage_hourly")]
     deployment.execute(request)
     assert deployment.rows() == ALL
 
@@ -290,6 +291,7 @@ def test_a_pruned_hour_is_repaired_from_its_batch_alone(deployment: Deployment) 
         "DELETE FROM llm_traces WHERE id = 'h2'",
         "INSERT INTO llm_traces SELECT * FROM llm_traces WHERE id = 'h2'",
         "ALTER TABLE llm_traces UPDATE error_type = 'x' WHERE id = 'h2'",
+        f"DELETE FROM llm_usage_hourly WHERE hour = fromUnixTimestamp({int(H2.timestamp())})",
     ],
     ids=lambda sql: sql.split()[0],
 )
@@ -402,7 +404,7 @@ def test_hours_that_are_being_loaded_are_not_requested(deployment: Deployment) -
 
 def test_an_hours_load_does_not_compare_all_hours() -> None:
     assert {str(each) for each in JOB.asset_layer.asset_graph.asset_check_keys} == {
-        str(spec.key) for spec in (*BATCH_CHECKS, *TABLE_CHECKS)
+        str(spec.key) for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS)
     }
     assert {str(each) for each in RECONCILE.asset_layer.asset_graph.asset_check_keys} == {
         str(spec.key) for spec in RECONCILIATION_CHECKS

@@ -141,7 +141,7 @@ def test_a_batch_from_before_costs_is_loaded_as_it_is_and_then_priced(
     shutil.copytree(Path(__file__).parent / "data" / "batch_of_manifest_1", folder)
     loader = HourLoader(pipeline.database, pipeline.store)
     [result] = loader.load([T0])
-    assert (result.differences, result.batch.version) == ((), 1)
+    assert (result.differences, result.expected.version) == ((), 1)
     assert costs(pipeline) == {"listed": UNKNOWN, "unknown": UNKNOWN}
     untouched = pipeline.rows("id, organization_id, total_tokens, request_json, payload_hash")
 

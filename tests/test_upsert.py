@@ -372,7 +372,7 @@ def test_neighbours_are_swapped_in_together(
     assert windows == [hours[:2], hours[3:7]]
     written = [True, True, False, True, True, True, True, False]
     assert [result.was_written for result in results] == written
-    assert [result.batch.hour for result in results] == hours
+    assert [result.expected.hour for result in results] == hours
     assert {(result.differences, result.repaired_hours) for result in results} == {((), ())}
     warehouse.check()
 
@@ -577,7 +577,7 @@ def test_a_batch_that_was_switched_before_its_turn_is_not_loaded(warehouse: Ware
     empty = warehouse.publish(T0, 0)
     current = warehouse.publish(T0, 10, 2)
     for _ in range(2):
-        assert warehouse.load_batch(empty).batch == current
+        assert warehouse.load_batch(empty).expected == current
         warehouse.check()
 
 

@@ -2,4 +2,4 @@
 -- of the shards. All rows of an organization are on one shard, so each is seen whole.
 CREATE TABLE IF NOT EXISTS {table} AS {local}
 ENGINE = Distributed({cluster}, {database}, {name}, {key})
-COMMENT 'One row per LLM call (llm_trace_pipeline schema {version}).'
+COMMENT {comment}
