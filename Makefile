@@ -48,7 +48,7 @@ lint: .venv/installed  ## ruff and the strict type checker
 
 .PHONY: test
 test: .venv/installed  ## the whole test suite, but for what needs a server
-	.venv/bin/pytest -n 2 --dist loadfile --ignore tests/test_faults.py
+	.venv/bin/pytest -n 2 --dist worksteal --ignore tests/test_faults.py
 
 # What loads, with fewer random histories than "make test" has: the engine is the same.
 .PHONY: test-server

@@ -16,7 +16,7 @@ import clickhouse_connect
 import pyarrow as pa
 import pytest
 
-from llm_trace_pipeline.clickhouse import ROLLUP, Cluster, Database, connect
+from llm_trace_pipeline.clickhouse import ROLLUP, SHARDING_KEY, Cluster, Database, connect
 from llm_trace_pipeline.cluster import LOCAL_TABLE, Shard, loader_of, shards_of
 from llm_trace_pipeline.erase import count_traces, record, remove_from_batches
 from llm_trace_pipeline.erase import remove_from_clickhouse as erase_from_clickhouse
@@ -656,7 +656,8 @@ def test_a_single_server_is_sent_nothing_of_a_cluster(tmp_path: Path, nodes: lis
     deployment.close()
     assert first == third == []
     assert len(second) > 50
-    of_cluster = "CLUSTER|Replicated|REPLICA|Distributed|_local|cityHash64|system.clusters|REMOTE"
+    of_cluster = "CLUSTER|Replicated|REPLICA|Distributed|_local|system.clusters|REMOTE"
+    of_cluster += f"|{re.escape(SHARDING_KEY)}"
     assert [sql for sql in second if re.search(of_cluster, sql)] == []
 
 

@@ -374,6 +374,7 @@ def retries_of(instance: DagsterInstance, run: str) -> list[str]:
 LEFT_OUT = {
     "LLM_TRACES_STATE",
     "LLM_TRACES_REDACT",
+    "LLM_TRACES_PRICES",
     "AWS_ENDPOINT_URL_S3",
     "CLICKHOUSE_CLUSTER",
     "CLICKHOUSE_CA_CERT",

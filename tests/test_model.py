@@ -45,7 +45,7 @@ from tests.conftest import Operational
 from tests.model import COLUMNS, HOURS, MOMENTS, Erased, Model, Rows, Trace
 from tests.target import drop_database, environment_of, make_database
 
-SEQUENCES = int(os.environ.get("SOAK_SEQUENCES") or 200)
+SEQUENCES = int(os.environ.get("SOAK_SEQUENCES") or 100)
 SEED = int(os.environ.get("MODEL_SEED") or time.time_ns() % 10**6)
 CHUNKS = min(8, SEQUENCES)  # each is a test of its own, so that processes share them
 TABLE = "llm_traces"

@@ -57,6 +57,7 @@ WRONG = [
     ("LLM_TRACES_SCHEDULE_MINUTE", "-1"),
     ("LLM_TRACES_SCHEDULE_MINUTE", "ten"),
     ("EXTRACT_CONNECTIONS", "0"),
+    ("LLM_TRACES_PRICES", "/no/such/file"),
     ("EXTRACT_CONNECTIONS", "1.5"),
     ("EXTRACT_CONNECTIONS", "many"),
 ]
