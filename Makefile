@@ -64,8 +64,9 @@ test-http: .venv/installed  ## the same over HTTP on the embedded engine, then w
 	.venv/bin/pytest -n 2 tests/test_faults.py
 
 .PHONY: soak
-soak: .venv/installed  ## random histories against the model (SEQUENCES=5000)
-	SOAK_SEQUENCES="$${SEQUENCES:-5000}" .venv/bin/pytest -n 2 tests/test_model.py
+soak: .venv/installed  ## random histories against the model (SEQUENCES=5000), kills (KILLS=500)
+	SOAK_SEQUENCES="$${SEQUENCES:-5000}" SOAK_KILLS="$${KILLS:-500}" .venv/bin/pytest -n 2 \
+		tests/test_model.py tests/test_upsert.py -k "equals_the_model or kills"
 
 .PHONY: run
 run: .venv/installed  ## demo data, the last 24 full hours through Dagster, a report

@@ -160,7 +160,7 @@ class Asked(BaseModel):
 def _way(found: Reconciliation, hour: datetime) -> str:
     """Return in which way an hour differs; '' where it does not."""
     if hour in found.stale:
-        return f"billing {found.billing_versions}"
+        return f"billing {found.billing_versions}, prices {found.prices}"
     differs = hour in found.drifted or hour in found.damaged
     return xxh3_64_hexdigest(repr(found.differences[hour]).encode()) if differs else ""
 

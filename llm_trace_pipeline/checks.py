@@ -192,14 +192,14 @@ def reconciliation(
     store, source = pipeline.store(), pipeline.source()
     history = capture_billing(source, store).history
     settings, now = Settings.from_environment(), datetime.now(UTC)
-    lines = (
+    kept_from, batches_kept_from = (
         line_before(days, now) for days in (settings.retention_days, settings.batch_retention_days)
     )
     start = datetime.fromtimestamp(HOURLY.start.timestamp(), UTC)
-    first = max([start, *(line for line in lines if line)])
+    first = max([start, *(line for line in (kept_from, batches_kept_from) if line)])
     hours = hours_to_reconcile(store, first, settings.reconcile_days, now)
     loading = hours_being_loaded(context.instance)
-    found = reconcile(source, store, pipeline.clickhouse, hours, history)
+    found = reconcile(source, store, pipeline.clickhouse, hours, history, kept_from)
     found = without_hours(found, loading | hours_being_loaded(context.instance))
     store.record_reconciliation(found)
     yield from check_reconciliation(found, len(hours))

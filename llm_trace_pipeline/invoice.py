@@ -9,7 +9,7 @@ import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, localcontext
@@ -115,13 +115,8 @@ class Month:
         """The start of the next month."""
         return (self.start + timedelta(days=31)).replace(day=1)
 
-    @property
-    def window(self) -> dict[str, datetime]:
-        """The parameters of a query."""
-        return {"start": self.start, "end": self.end}
-
     def hours(self, first_hour: datetime, now: datetime) -> list[datetime]:
-        """Return the hours that have ended and can be loaded."""
+        """Return the hours that have ended and can be loaded: no others are invoiced."""
         begin = max(self.start, first_hour)
         return [begin + n * HOUR for n in range(max(0, int((min(self.end, now) - begin) / HOUR)))]
 
@@ -213,6 +208,7 @@ def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -
     """
     first_hour = settings.first_hour or demo.first_hour(settings.state_dir)
     of_month = Month.of(month, first_hour, now)
+    hours = of_month.hours(first_hour, now)
     store = BatchStore.of(settings)
     # Nobody loads meanwhile, and a swap that was cut is finished first.
     with connect(settings) as database, store.loading(TABLE):
@@ -225,9 +221,9 @@ def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -
         folder.mkdir(parents=True, exist_ok=True)
         # Beside the files that it replaces, all at once where they are all complete.
         with TemporaryDirectory(dir=folder, prefix=".invoice-") as beside:
-            totals = _write_files(database, of_month, Path(beside))
+            totals = _write_files(database, of_month, hours, Path(beside))
             # After the files: what another writer added while they were read is noticed.
-            holes = _holes(database, store, of_month.hours(first_hour, now))
+            holes = _holes(database, store, hours)
             paths = [path.replace(folder / path.name) for path in sorted(Path(beside).iterdir())]
     say(f"{of_month} (UTC), from llm_traces")
     for line in chain(totals.describe(), map(str, paths)):
@@ -236,8 +232,8 @@ def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -
         say(f"not before {first_hour:{HOUR_FORMAT}}, the first hour (LLM_TRACES_START)")
     if now < of_month.end:
         say(f"not final: {of_month} ends {of_month.end:{HOUR_FORMAT}} UTC")
-    for reasons, hours in groupby(sorted(holes), key=lambda hour: holes[hour]):
-        for first, last in ranges(hours):
+    for reasons, of_reason in groupby(sorted(holes), key=lambda hour: holes[hour]):
+        for first, last in ranges(of_reason):
             say(f"hole: {first:{HOUR_FORMAT}} to {last:{HOUR_FORMAT}}: {', '.join(reasons)}")
     if holes:
         raise PipelineError(
@@ -246,21 +242,25 @@ def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -
         )
 
 
-def _write_files(database: Database, month: Month, folder: Path) -> Totals:
-    """Write all files into a folder.
+def _write_files(
+    database: Database, month: Month, hours: Sequence[datetime], folder: Path
+) -> Totals:
+    """Write all files of contiguous hours of a month into a folder.
 
     Raises:
-        PipelineError: the rows do not add up to what ClickHouse says of the month.
+        PipelineError: the rows do not add up to what ClickHouse says of the hours.
     """
     totals = Totals()
+    first = hours[0] if hours else month.start
+    window = {"start": first, "end": first + len(hours) * HOUR}
     events, items = (
-        chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), month.window))
+        chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), window))
         for name in ("meter_events", "invoice_items")
     )
     with localcontext(prec=_EXACT_DIGITS):
         _write(folder / f"{month}-invoice-items", ITEM_SCHEMA, _items(items, month, totals))
         _write(folder / f"{month}-meter-events", EVENT_SCHEMA, _events(events, totals))
-    [said] = database.rows(read_sql("invoice/totals.sql"), month.window)
+    [said] = database.rows(read_sql("invoice/totals.sql"), window)
     if totals.as_said() != said or totals.metered != totals.to_bill:
         raise PipelineError(
             f"the rows of {month} changed while they were read, or not all of them came: nothing "

@@ -52,11 +52,12 @@ def reconcile(
     open_database: Callable[[], AbstractContextManager[Database]],
     hours: Sequence[datetime],
     history: pa.Table,
+    kept_from: datetime | None = None,
 ) -> Reconciliation:
     """Compare contiguous hours of the source, of the batches and of ClickHouse.
 
     Billing that was restated is looked for in all batches, since a plan may be restated for any
-    past; so is what new prices touch.
+    past; so is what new prices touch. Of such hours ClickHouse is compared too, until it follows.
 
     Args:
         source: the operational database.
@@ -64,6 +65,7 @@ def reconcile(
         open_database: opens ClickHouse, which is held for its own part of the work only.
         hours: the hours to compare.
         history: the billing history.
+        kept_from: where the retention of ClickHouse begins.
 
     Raises:
         SourceError: the operational database cannot be read.
@@ -82,12 +84,23 @@ def reconcile(
     stale = stale_hours(store, [*matched.values(), *others], history, source.prices)
     # A load from the source, or with new billing and prices, puts the whole hour right.
     awaiting = stale.union(drifted)
+    loaded = [each for each in others if each.hour not in awaiting]
+    # Their batches were written anew since the last time; was ClickHouse loaded from them?
+    renewed, _ = readable_manifests(
+        store,
+        [
+            hour
+            for hour in last.restated
+            if hour not in hours and hour not in stale and not (kept_from and hour < kept_from)
+        ],
+    )
+    damaged: Differences = {}
     with open_database() as database:
-        loaded = [each for each in others if each.hour not in awaiting]
-        damaged = compare_table(database, store, loaded)
-        # What is damaged is rolled up again once it is repaired.
-        sound = [each.hour for each in loaded if each.hour not in damaged]
-        damaged |= compare_rollup(database, store, sound)
+        for group in (loaded, *([manifest] for manifest in renewed.values())):
+            damaged |= compare_table(database, store, group)
+            # What is damaged is rolled up again once it is repaired.
+            sound = [each.hour for each in group if each.hour not in damaged]
+            damaged |= compare_rollup(database, store, sound)
     return Reconciliation(
         id=uuid4().hex,
         at=at,
@@ -95,11 +108,11 @@ def reconcile(
         stale=tuple(sorted(stale)),
         damaged=tuple(sorted(damaged)),
         pruned=tuple(pruned),
-        loaded=tuple(sorted({*manifests, *stale})),
+        loaded=tuple(sorted({*manifests, *stale, *renewed})),
         unreadable=unreadable,
         billing_versions=history.num_rows,
         prices=source.prices.version,
-        restated=tuple(sorted(stale.intersection(earlier))),
+        restated=tuple(sorted({*stale.intersection(earlier), *renewed.keys() & damaged.keys()})),
         differences={**differences, **drifted, **damaged, **pruned},
     )
 

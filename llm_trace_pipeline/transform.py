@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from llm_trace_pipeline.billing import MATCH_NONE, BillingMatcher
 from llm_trace_pipeline.hashes import Hashes, hash_each, octets, row_hashes, sum_of_hashes
 from llm_trace_pipeline.prices import PACKAGED, PRICED_BY, PriceBook
 from llm_trace_pipeline.privacy import KEEP_ALL, PayloadPolicy
-from llm_trace_pipeline.schema import ARROW_SCHEMA, PAYLOAD_COLUMNS, TOKEN_COLUMNS
+from llm_trace_pipeline.schema import ARROW_SCHEMA, COST_TYPE, PAYLOAD_COLUMNS, TOKEN_COLUMNS
 from llm_trace_pipeline.usage import (
     ConfigReading,
     ResponseReading,
@@ -68,7 +68,8 @@ class Tally:
         for kind, count in other.billing_matches.items():
             self.billing_matches[kind] = self.billing_matches.get(kind, 0) + count
         self.organizations_without_billing |= other.organizations_without_billing
-        self.cost_usd += other.cost_usd
+        with localcontext(prec=COST_TYPE.precision):  # Python's own 28 digits could round
+            self.cost_usd += other.cost_usd
         for model, count in other.unpriced.items():
             self.unpriced[model] = self.unpriced.get(model, 0) + count
         self.erased += other.erased

@@ -368,6 +368,26 @@ def test_what_does_not_add_up_leaves_the_files_as_they_were(
         assert books.files() == before
 
 
+def test_rows_of_hours_that_are_not_to_be_loaded_are_not_invoiced(books: Books) -> None:
+    """Another writer's, from before the first hour and of the hour that has not ended."""
+    books.publish(BEFORE, [call(BEFORE, "cus_a", id="1")])
+    books.load(BEFORE)
+    with connect(books.settings) as database:
+        for customer, hours in (("cus_early", -1), ("cus_now", 1)):
+            database.execute(
+                "INSERT INTO llm_traces SELECT * REPLACE ("
+                "{customer:String} AS billing_customer_id, "
+                f"created_at + toIntervalHour({hours}) AS created_at) FROM llm_traces "
+                "WHERE billing_customer_id = 'cus_a'",
+                {"customer": customer},
+            )
+    books.write(now=LAST + HOUR / 2)
+    for name in ("invoice-items", "meter-events"):
+        assert "cus_a" in (text := books.files()[f"2025-03-{name}.csv"].decode())
+        assert "cus_early" not in text
+        assert "cus_now" not in text
+
+
 @pytest.mark.parametrize(
     ("month", "message"),
     [

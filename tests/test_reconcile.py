@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,7 +35,7 @@ from llm_trace_pipeline.checks import (
 from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.erasure import Erasure
-from llm_trace_pipeline.parquet import BatchStore, Reconciliation
+from llm_trace_pipeline.parquet import BatchStore, Reconciliation, prices_key
 from llm_trace_pipeline.reconcile import HOURS_PER_RANGE, hours_to_reconcile, ranges
 from llm_trace_pipeline.resources import Pipeline
 from llm_trace_pipeline.settings import HOUR_FORMAT, Settings
@@ -365,6 +366,52 @@ def test_a_plan_restated_for_long_ago_is_attached_there_too(
     for request in requests:
         deployment.execute(request)
     assert set(deployment.rows("billing_plan_type")) == {"max"}
+
+
+def test_an_old_hour_is_watched_until_clickhouse_follows_its_batch(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_TRACES_RECONCILE_DAYS", "1")
+    old = H0 - timedelta(days=20)
+    deployment.operational.insert("provider_traces", trace(old, id="old"))
+    deployment.load(old, old)
+    deployment.operational.insert(
+        "organization_billing_details",
+        {"organization_id": "org-1", "plan_type": "max", "updated_at": old - MINUTE},
+    )
+    assert deployment.repair()  # all but the old hour's load, which fails as on a dead server
+    deployment.clickhouse("ALTER TABLE llm_traces UPDATE billing_plan_type = '' WHERE id = 'old'")
+    found = deployment.found().model_copy(update={"restated": (old,)})
+    deployment.store.record_reconciliation(found)
+    deployment.reconcile()
+    assert (deployment.found().damaged, deployment.found().restated) == ((old,), (old,))
+    assert deployment.repair() == [old]
+    assert deployment.found().restated == ()
+    assert set(deployment.rows("billing_plan_type")) == {"max"}
+
+
+def test_a_new_price_file_is_kept_and_reaches_every_hour(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "contract.toml"
+    path.write_text(
+        '[[prices]]\nprovider = "openai"\nmodel = "gpt-4o"\ninput = 1\noutput = 2\n',
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("LLM_TRACES_PRICES", str(path))
+    assert deployment.repair() == [H0, H1, H2, H3]
+    [version] = set(deployment.rows("price_version"))
+    assert set(deployment.rows("cost_usd")) == {Decimal("0.00002")}
+    kept = Path(deployment.settings.trace_batch_uri) / prices_key(version)
+    assert kept.read_bytes() == path.read_bytes()
+
+
+def test_other_prices_are_another_way_to_differ() -> None:
+    """A price file that is mended within hours is not taken for one that did not help."""
+    found = Reconciliation(id="1", at=H3, stale=(H0,), prices="file:1")
+    asked = Asked().and_now(found, found)
+    assert asked.in_vain(found) == {H0}
+    assert asked.in_vain(found.model_copy(update={"prices": "file:2"})) == set()
 
 
 def test_erased_rows_are_no_drift(deployment: Deployment) -> None:

@@ -43,7 +43,7 @@ from tests.upsert_process import (
 
 DAY = timedelta(days=1)
 # On a server only the client is killed, while the statement that it sent runs on.
-KILLS = 15 if ENDPOINT else 50
+KILLS = int(os.environ.get("SOAK_KILLS") or (15 if ENDPOINT else 20))
 SEED = int(os.environ.get("UPSERT_TEST_SEED") or time.time_ns() % 10**6)
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"

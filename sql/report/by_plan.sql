@@ -1,4 +1,4 @@
--- What was called within the window, by plan and by what pays for it.
+-- What was called within the window, by plan and by what pays for it. Calls by own keys cost nothing.
 SELECT
     billing_plan_type AS plan,
     billing_cost_source AS cost_source,
@@ -8,6 +8,7 @@ SELECT
     sum(cached_input_tokens) AS cached,
     sum(cache_write_tokens) AS cache_written,
     sum(reasoning_tokens) AS reasoning,
+    round(sumIf(cost_usd, is_byok = 0), 2) AS usd,
     countIf(is_error = 1) AS errors,
     toUInt64(quantileExactIf(0.5)(latency_ms, latency_ms > 0)) AS p50_ms,
     toUInt64(quantileExactIf(0.95)(latency_ms, latency_ms > 0)) AS p95_ms

@@ -5,6 +5,7 @@ SELECT
     argMax(billing_plan_type, created_at) AS plan,
     count() AS calls,
     sum(total_tokens) AS tokens,
+    round(sumIf(cost_usd, is_byok = 0), 2) AS usd,
     countIf(is_byok = 1) AS own_key_calls,
     countIf(is_error = 1) AS errors
 FROM llm_traces
