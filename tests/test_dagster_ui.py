@@ -284,5 +284,5 @@ def test_screenshot(dagster: Dagster, page: Page) -> None:
     page.goto("/asset-groups")
     page.get_by_role("button", name="Hide navigation").click()
     show_lineage(page)
-    expect(page.get_by_text("100% filled")).to_have_count(2)
+    expect(page.get_by_text("100% filled")).to_have_count(3)
     page.screenshot(path=os.environ["UI_SCREENSHOT"])
