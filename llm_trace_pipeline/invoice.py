@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from functools import partial
 from hashlib import sha256
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -25,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_trace_pipeline import demo
-from llm_trace_pipeline.clickhouse import Database, connect, retried
-from llm_trace_pipeline.cluster import loader_of
+from llm_trace_pipeline.clickhouse import Database, connect
+from llm_trace_pipeline.cluster import reading
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
 from llm_trace_pipeline.parquet import BatchStore
@@ -214,14 +213,11 @@ def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -
     first_hour = settings.first_hour or demo.first_hour(settings.state_dir)
     of_month = Month.of(month, first_hour, now)
     store = BatchStore.of(settings)
-    # Nobody loads meanwhile, and a swap that was cut is finished first.
-    with connect(settings) as database, store.loading(TABLE):
-        retried(loader_of(database, store).recover)
-        if not database.has_table(TABLE):
+    with connect(settings) as database, reading(database, store) as exists:
+        if not exists:
             raise ClickHouseError(
                 f"{database.qualified(TABLE)} does not exist", "load the hours of the month first"
             )
-        retried(partial(database.define_table, TABLE))
         folder.mkdir(parents=True, exist_ok=True)
         # Beside the files that it replaces, all at once where they are all complete.
         with TemporaryDirectory(dir=folder, prefix=".invoice-") as beside:

@@ -13,7 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from llm_trace_pipeline.charts import SERIES, stacked_bars
 from llm_trace_pipeline.clickhouse import Database
+from llm_trace_pipeline.cluster import reading
 from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.statements import quote_identifier, read_sql
 from llm_trace_pipeline.upsert import TABLE
@@ -66,15 +68,23 @@ class Figures:
     over_time: dict[str, Rows]  # bucket, series, spend_usd
 
 
-def figures_of(database: Database, days: Days) -> Figures:
-    """Read the figures of some days, from small columns alone.
+def figures_of(database: Database, store: BatchStore, days: Days) -> Figures:
+    """Read the figures of some days, from small columns alone, while nobody loads.
 
     Raises:
+        BatchError: another process loads and did not finish in time.
         ClickHouseError: the table cannot be read.
         PipelineError: there is no such table.
     """
-    if not database.has_table(TABLE):
-        raise PipelineError(f"ClickHouse has no {TABLE} yet: load hours first, such as by make run")
+    with reading(database, store) as exists:
+        if not exists:
+            raise PipelineError(
+                f"ClickHouse has no {TABLE} yet: load hours first, such as by make run"
+            )
+        return _read(database, days)
+
+
+def _read(database: Database, days: Days) -> Figures:
     window = days.window
     tables = {name: database.rows(read_sql(f"report/{name}.sql"), window) for name in _TABLES}
     for name, column in _DIMENSIONS.items():
