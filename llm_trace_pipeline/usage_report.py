@@ -168,7 +168,7 @@ def _template() -> Template:
         "share": _share,
         "share_width": _share_width,
         "seconds": _seconds,
-        "price_entry": _price_entry,
+        "price_entries": _price_entries,
     }
     return environment.get_template(_TEMPLATE.name)
 
@@ -211,7 +211,7 @@ def _seconds(milliseconds: int) -> str:
     return f"{milliseconds / 1000:.2f} s"
 
 
-def _price_entry(models: Sequence[Mapping[str, Any]]) -> str:
+def _price_entries(models: Sequence[Mapping[str, Any]]) -> str:
     """Return what to add to the price file; a text of JSON is one of TOML too."""
     return "\n\n".join(
         "[[prices]]\n"
@@ -219,5 +219,5 @@ def _price_entry(models: Sequence[Mapping[str, Any]]) -> str:
         f"model = {json.dumps(row['model'])}\n"
         "input = \noutput = "
         for row in models
-        if not row["priced"]
+        if row["calls"] > row["contradictory"]
     )

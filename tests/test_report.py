@@ -368,6 +368,7 @@ def test_what_is_to_be_done_is_listed(pages: dict[Days, Path], page: Page) -> No
     assert tables["unpriced_models"] == {
         f"some-provider/{UNPRICED}": {
             "calls": len(unpriced),
+            "contradictory": 0,
             "input_tokens": sum(call.prompt_tokens for call in unpriced),
             "output_tokens": sum(call.completion_tokens for call in unpriced),
         }
@@ -376,6 +377,69 @@ def test_what_is_to_be_done_is_listed(pages: dict[Days, Path], page: Page) -> No
     assert entry.startswith('[[prices]]\nprovider = "some-provider"\nmodel = "<script>')
     without = [call for call in CALLS if call.billing_match == "none"]
     assert tables["organizations_without_billing"] == {"org-4": summed(without)}
+
+
+def report_of(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Return the page of a first day that has these rows, as a file."""
+    settings = Settings.from_environment({"LLM_TRACES_STATE": str(folder)})
+    created_at = f"{SHORT.window['start']:%Y-%m-%d %H:%M:%S}"
+    lines = "\n".join(
+        json.dumps({"id": str(number), "created_at": created_at, "provider": "p", **row})
+        for number, row in enumerate(rows)
+    )
+    with connect(settings) as database:
+        database.define_table("llm_traces")
+        database.execute(f"INSERT INTO llm_traces FORMAT JSONEachRow\n{lines}")
+        figures = figures_of(database, BatchStore.of(settings), SHORT)
+    path = folder / "report.html"
+    path.write_text(page_of(figures, MADE_AT), encoding="utf-8")
+    return path
+
+
+CONTRADICTORY = [
+    {"prompt_tokens": 10, "cached_input_tokens": 11},
+    {"prompt_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 5},
+    {"prompt_tokens": 10, "cached_input_tokens": 2**63, "cache_write_tokens": 2**63},
+    {"completion_tokens": 10, "reasoning_tokens": 11},
+]
+CONSISTENT = [
+    {"prompt_tokens": 10, "cached_input_tokens": 10, "completion_tokens": 1},
+    {"prompt_tokens": 10, "cached_input_tokens": 6, "cache_write_tokens": 4},
+    {"completion_tokens": 10, "reasoning_tokens": 10},
+]
+
+
+def test_calls_without_a_cost_are_told_apart_by_cause(tmp_path: Path, page: Page) -> None:
+    priced = {"cost_usd": "1", "input_cost_usd": "1"}
+    rows: list[dict[str, Any]] = [
+        {"model": "contradictory", **priced},
+        *({"model": "contradictory", **counts} for counts in CONTRADICTORY),
+        {"model": "priced since", **priced},
+        *({"model": "priced since", **counts} for counts in CONSISTENT),
+        *({"model": "both", **counts} for counts in (*CONTRADICTORY[:1], *CONSISTENT)),
+        {"model": "priced", **priced, **CONTRADICTORY[0]},  # its price knows no cache
+    ]
+    show(page, report_of(tmp_path, rows))
+    found = tables_of(page)["unpriced_models"]
+    assert {
+        model: [
+            int(row[key]) for key in ("calls", "contradictory", "input_tokens", "output_tokens")
+        ]
+        for model, row in found.items()
+    } == {
+        "p/contradictory": [4, 4, 30, 10],
+        "p/priced since": [3, 0, 20, 11],
+        "p/both": [4, 1, 30, 11],
+    }
+    entries = page.locator("#to-do pre").text_content() or ""
+    assert re.findall('model = "(.*)"', entries) == ["both", "priced since"]
+    assert "no price helps them" in page.locator("#to-do").inner_text()
+
+
+def test_contradictory_calls_alone_need_no_price(tmp_path: Path, page: Page) -> None:
+    show(page, report_of(tmp_path, [{"model": "m", **counts} for counts in CONTRADICTORY]))
+    assert tables_of(page)["unpriced_models"]["p/m"]["contradictory"] == 4
+    assert page.locator("#to-do pre").count() == 0
 
 
 @pytest.mark.parametrize("days", [LONG, SHORT, EMPTY], ids=["days", "hours", "empty"])
