@@ -442,6 +442,42 @@ def test_contradictory_calls_alone_need_no_price(tmp_path: Path, page: Page) -> 
     assert page.locator("#to-do pre").count() == 0
 
 
+GARBLED = 10**15
+
+
+def cached_call(cached: int, uncached: int, model: str = "m") -> dict[str, Any]:
+    """Return a call at 20 US dollars a million tokens of input, and 2 where they are cached."""
+    return {
+        "model": model,
+        "prompt_tokens": cached + uncached,
+        "cached_input_tokens": cached,
+        "cost_usd": f"{(20 * uncached + 2 * cached) / Decimal(10**6):f}",
+        "input_cost_usd": f"{(20 * uncached + 2 * cached) / Decimal(10**6):f}",
+        "cached_input_cost_usd": f"{2 * cached / Decimal(10**6):f}",
+        "cache_write_cost_usd": "0",
+    }
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[(1000, 500), (GARBLED, GARBLED), (300, 0)], [(1, 2**64 - 2), (300, 0)]],
+    ids=["beside a normal one", "beyond 63 bits"],
+)
+def test_a_call_of_absurd_counts_spoils_no_saving(
+    tmp_path: Path, page: Page, counts: list[tuple[int, int]]
+) -> None:
+    rows = [*(cached_call(*each) for each in counts), cached_call(700, 700, "other")]
+    show(page, report_of(tmp_path, rows))
+    found = tables_of(page)["cache"]
+    cached = sum(cached for cached, _ in counts)
+    assert {model: row["saved_usd"] for model, row in found.items()} == {
+        "m": 18 * cached / Decimal(10**6),
+        "other": Decimal("0.0126"),
+        "": 18 * (cached + 700) / Decimal(10**6),
+    }
+    assert found["m"]["at_input_price_usd"] == 20 * cached / Decimal(10**6)
+
+
 @pytest.mark.parametrize("days", [LONG, SHORT, EMPTY], ids=["days", "hours", "empty"])
 def test_the_page_is_quiet_and_shows_texts_as_texts(
     pages: dict[Days, Path], page: Page, noise: list[str], days: Days
