@@ -30,7 +30,7 @@ from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.reconcile import Differences, compare_loaded, ranges, readable_manifests
-from llm_trace_pipeline.schema import COST_TYPE
+from llm_trace_pipeline.schema import COST_TYPE, EXACT_DIGITS
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
 from llm_trace_pipeline.statements import read_sql
 from llm_trace_pipeline.upsert import TABLE
@@ -77,7 +77,6 @@ _METERS = {
 }
 _ROWS_AT_ONCE = 8192  # of a file; each is a row group of the Parquet file
 _NOTHING = Decimal(f"0E-{COST_TYPE.scale}")
-_EXACT_DIGITS = 76  # of sums of amounts; Python's own 28 would round them
 _USAGE = "usage: make invoice MONTH=2026-03"
 
 Row = dict[str, Any]
@@ -253,7 +252,7 @@ def _write_files(database: Database, month: Month, folder: Path) -> Totals:
         chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), month.window))
         for name in ("meter_events", "invoice_items")
     )
-    with localcontext(prec=_EXACT_DIGITS):
+    with localcontext(prec=EXACT_DIGITS):
         _write(folder / f"{month}-invoice-items", ITEM_SCHEMA, _items(items, month, totals))
         _write(folder / f"{month}-meter-events", EVENT_SCHEMA, _events(events, totals))
     [said] = database.rows(read_sql("invoice/totals.sql"), month.window)

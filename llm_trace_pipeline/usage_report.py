@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from llm_trace_pipeline.clickhouse import Database
 from llm_trace_pipeline.cluster import reading
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.schema import EXACT_DIGITS
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.statements import quote_identifier, read_sql
 from llm_trace_pipeline.upsert import TABLE
@@ -122,24 +123,26 @@ def _of_dimension(name: str, column: str) -> str:
 def page_of(figures: Figures, made_at: datetime) -> str:
     """Return the page: one file, which needs no network and runs no script."""
     window = figures.days.window
-    charts = {
-        name: stacked_bars(rows, window["start"], window["end"], figures.days.step)
-        for name, rows in figures.over_time.items()
-        if any(row["spend_usd"] for row in rows)
-    }
     hours = int((window["end"] - window["start"]) / HOUR)
-    return _template().render(
-        days=figures.days,
-        headline=figures.headline,
-        tables=figures.tables,
-        over_time={
-            name: _by_bucket(rows, figures.tables[name]) for name, rows in figures.over_time.items()
-        },
-        charts=charts,
-        is_hourly=figures.days.step == HOUR,
-        hours=hours,
-        made_at=made_at,
-    )
+    with localcontext(prec=EXACT_DIGITS):
+        charts = {
+            name: stacked_bars(rows, window["start"], window["end"], figures.days.step)
+            for name, rows in figures.over_time.items()
+            if any(row["spend_usd"] for row in rows)
+        }
+        return _template().render(
+            days=figures.days,
+            headline=figures.headline,
+            tables=figures.tables,
+            over_time={
+                name: _by_bucket(rows, figures.tables[name])
+                for name, rows in figures.over_time.items()
+            },
+            charts=charts,
+            is_hourly=figures.days.step == HOUR,
+            hours=hours,
+            made_at=made_at,
+        )
 
 
 def _by_bucket(rows: Rows, series: Rows) -> list[tuple[datetime, list[Decimal]]]:

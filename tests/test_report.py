@@ -478,6 +478,30 @@ def test_a_call_of_absurd_counts_spoils_no_saving(
     assert found["m"]["at_input_price_usd"] == 20 * cached / Decimal(10**6)
 
 
+def test_amounts_of_many_digits_are_exact(tmp_path: Path, page: Page) -> None:
+    amounts = {
+        "a": Decimal("12345678901234567.123456789012345678"),
+        "b": Decimal("76543210987654321.000000000000000001"),
+    }
+    rows = [
+        {
+            **cached_call(1, 1, model),
+            **dict.fromkeys(("cost_usd", "input_cost_usd", "cached_input_cost_usd"), f"{amount:f}"),
+        }
+        for model, amount in amounts.items()
+    ]
+    total = Decimal("88888889888888888.123456789012345679")
+    show(page, report_of(tmp_path, rows))
+    assert Decimal(page.evaluate(READ_HEADLINE)["spend_usd"]) == total
+    tables = tables_of(page)
+    assert {model: row["spend_usd"] for model, row in tables["model"].items()} == amounts
+    cached = {model: row["cached_usd"] for model, row in tables["cache"].items()}
+    assert cached == {**amounts, "": total}
+    assert {model: row["saved_usd"] for model, row in tables["cache"].items()} == {
+        model: amount.copy_negate() for model, amount in cached.items()
+    }
+
+
 @pytest.mark.parametrize("days", [LONG, SHORT, EMPTY], ids=["days", "hours", "empty"])
 def test_the_page_is_quiet_and_shows_texts_as_texts(
     pages: dict[Days, Path], page: Page, noise: list[str], days: Days
