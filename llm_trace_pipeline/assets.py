@@ -277,13 +277,14 @@ def llm_usage_hourly(
 def usage_report(context: AssetExecutionContext, pipeline: Pipeline) -> MaterializeResult[None]:
     """What a day cost and whom, as ClickHouse has it now; one HTML page per day."""
     day = context.partition_time_window.start.date()
+    store = pipeline.store()
     with pipeline.clickhouse() as database:
-        figures = figures_of(database, Days(day, day))
+        figures = figures_of(database, store, Days(day, day))
     page = page_of(figures, datetime.now(UTC))
     headline = figures.headline
     return MaterializeResult(
         metadata={
-            "page": pipeline.store().keep_report(day, page),
+            "page": store.keep_report(day, page),
             "spend in USD": str(headline["spend_usd"]),
             "by own keys in USD": str(headline["byok_usd"]),
             "calls": headline["calls"],

@@ -14,8 +14,8 @@ is what any of them shows. A swap of replicated tables is one entry in Keeper, d
 one was loaded would bring old rows back.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
@@ -251,3 +251,24 @@ def loader_of(
     if database.cluster:
         return ClusterLoader(database, database.cluster, store, keep_from)
     return HourLoader(database, store, keep_from=keep_from)
+
+
+@contextmanager
+def reading(database: Database, store: BatchStore) -> Iterator[bool]:
+    """Hold the loads of ``llm_traces`` off while it is read, and tell whether it exists.
+
+    A swap that was cut, which shows rows twice, is finished first; an older table is upgraded.
+
+    Args:
+        database: where the table lies.
+        store: where its batches lie.
+
+    Raises:
+        BatchError: another process loads and did not finish in time.
+        ClickHouseError: a statement failed, or a newer version of this program made the table.
+    """
+    with store.loading(TABLE):
+        retried(loader_of(database, store).recover)
+        if exists := database.has_table(TABLE):
+            retried(partial(database.define_table, TABLE))
+        yield exists

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from functools import partial
 from hashlib import sha256
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -25,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_trace_pipeline import demo
-from llm_trace_pipeline.clickhouse import Database, connect, retried
-from llm_trace_pipeline.cluster import loader_of
+from llm_trace_pipeline.clickhouse import Database, connect
+from llm_trace_pipeline.cluster import reading
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.reconcile import Differences, compare_loaded, ranges, readable_manifests
-from llm_trace_pipeline.schema import COST_TYPE
+from llm_trace_pipeline.schema import COST_TYPE, EXACT_DIGITS
 from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
 from llm_trace_pipeline.statements import read_sql
 from llm_trace_pipeline.upsert import TABLE
@@ -78,7 +77,6 @@ _METERS = {
 }
 _ROWS_AT_ONCE = 8192  # of a file; each is a row group of the Parquet file
 _NOTHING = Decimal(f"0E-{COST_TYPE.scale}")
-_EXACT_DIGITS = 76  # of sums of amounts; Python's own 28 would round them
 _USAGE = "usage: make invoice MONTH=2026-03"
 
 Row = dict[str, Any]
@@ -210,14 +208,11 @@ def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -
     of_month = Month.of(month, first_hour, now)
     hours = of_month.hours(first_hour, now)
     store = BatchStore.of(settings)
-    # Nobody loads meanwhile, and a swap that was cut is finished first.
-    with connect(settings) as database, store.loading(TABLE):
-        retried(loader_of(database, store).recover)
-        if not database.has_table(TABLE):
+    with connect(settings) as database, reading(database, store) as exists:
+        if not exists:
             raise ClickHouseError(
                 f"{database.qualified(TABLE)} does not exist", "load the hours of the month first"
             )
-        retried(partial(database.define_table, TABLE))
         folder.mkdir(parents=True, exist_ok=True)
         # Beside the files that it replaces, all at once where they are all complete.
         with TemporaryDirectory(dir=folder, prefix=".invoice-") as beside:
@@ -257,7 +252,7 @@ def _write_files(
         chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), window))
         for name in ("meter_events", "invoice_items")
     )
-    with localcontext(prec=_EXACT_DIGITS):
+    with localcontext(prec=EXACT_DIGITS):
         _write(folder / f"{month}-invoice-items", ITEM_SCHEMA, _items(items, month, totals))
         _write(folder / f"{month}-meter-events", EVENT_SCHEMA, _events(events, totals))
     [said] = database.rows(read_sql("invoice/totals.sql"), window)

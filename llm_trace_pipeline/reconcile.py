@@ -7,15 +7,14 @@ hash has every column that a load reads: ``updated_at`` is moved by application 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm_trace_pipeline.billing import MATCH_FIRST_KNOWN, MATCH_NONE, BillingMatcher
-from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, retried
-from llm_trace_pipeline.cluster import loader_of
+from llm_trace_pipeline.clickhouse import IN_WINDOW, Database
+from llm_trace_pipeline.cluster import reading
 from llm_trace_pipeline.enrich import is_stale
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.extract import is_of_ledger
@@ -242,12 +241,9 @@ def compare_table(
     """Return the hours of which ClickHouse does not hold exactly what their batches say."""
     if not manifests:
         return {}
-    # Nobody loads meanwhile, and a swap that was cut is no damage: it is finished first.
-    with store.loading(TABLE):
-        retried(loader_of(database, store).recover)
-        if not database.has_table(TABLE):
+    with reading(database, store) as exists:  # a swap that was cut is no damage
+        if not exists:
             return {manifest.hour: ("the table is missing",) for manifest in manifests}
-        retried(partial(database.define_table, TABLE))
         return compare_loaded(database, manifests)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from llm_trace_pipeline.clickhouse import connect
 from llm_trace_pipeline.commands import run_command, say
 from llm_trace_pipeline.errors import PipelineError, SettingsError
+from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.usage_report import Days, figures_of, page_of
 
@@ -41,7 +42,7 @@ def main() -> None:
     settings, now = Settings.from_environment(), datetime.now(UTC)
     days = days_between(arguments.first, arguments.last, now.date())
     with connect(settings) as database:
-        figures = figures_of(database, days)
+        figures = figures_of(database, BatchStore.of(settings), days)
     name = f"{days.first}_{days.last}.html"
     path = Path(arguments.out or settings.state_dir / "reports" / name)
     try:

@@ -95,6 +95,7 @@ class Column:
 
 # Exact: no price has more decimals for a million tokens than twelve, but for a few of the package.
 COST_TYPE = pa.decimal128(38, 18)
+EXACT_DIGITS = 76  # of arithmetic with costs; Python's own 28 would round them
 
 _CLICKHOUSE_TYPES = {
     pa.string(): "String",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from llm_trace_pipeline.charts import SERIES, stacked_bars
 from llm_trace_pipeline.clickhouse import Database
+from llm_trace_pipeline.cluster import reading
 from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.schema import EXACT_DIGITS
 from llm_trace_pipeline.settings import HOUR
 from llm_trace_pipeline.statements import quote_identifier, read_sql
 from llm_trace_pipeline.upsert import TABLE
@@ -66,15 +69,23 @@ class Figures:
     over_time: dict[str, Rows]  # bucket, series, spend_usd
 
 
-def figures_of(database: Database, days: Days) -> Figures:
-    """Read the figures of some days, from small columns alone.
+def figures_of(database: Database, store: BatchStore, days: Days) -> Figures:
+    """Read the figures of some days, from small columns alone, while nobody loads.
 
     Raises:
+        BatchError: another process loads and did not finish in time.
         ClickHouseError: the table cannot be read.
         PipelineError: there is no such table.
     """
-    if not database.has_table(TABLE):
-        raise PipelineError(f"ClickHouse has no {TABLE} yet: load hours first, such as by make run")
+    with reading(database, store) as exists:
+        if not exists:
+            raise PipelineError(
+                f"ClickHouse has no {TABLE} yet: load hours first, such as by make run"
+            )
+        return _read(database, days)
+
+
+def _read(database: Database, days: Days) -> Figures:
     window = days.window
     tables = {name: database.rows(read_sql(f"report/{name}.sql"), window) for name in _TABLES}
     for name, column in _DIMENSIONS.items():
@@ -112,24 +123,26 @@ def _of_dimension(name: str, column: str) -> str:
 def page_of(figures: Figures, made_at: datetime) -> str:
     """Return the page: one file, which needs no network and runs no script."""
     window = figures.days.window
-    charts = {
-        name: stacked_bars(rows, window["start"], window["end"], figures.days.step)
-        for name, rows in figures.over_time.items()
-        if any(row["spend_usd"] for row in rows)
-    }
     hours = int((window["end"] - window["start"]) / HOUR)
-    return _template().render(
-        days=figures.days,
-        headline=figures.headline,
-        tables=figures.tables,
-        over_time={
-            name: _by_bucket(rows, figures.tables[name]) for name, rows in figures.over_time.items()
-        },
-        charts=charts,
-        is_hourly=figures.days.step == HOUR,
-        hours=hours,
-        made_at=made_at,
-    )
+    with localcontext(prec=EXACT_DIGITS):
+        charts = {
+            name: stacked_bars(rows, window["start"], window["end"], figures.days.step)
+            for name, rows in figures.over_time.items()
+            if any(row["spend_usd"] for row in rows)
+        }
+        return _template().render(
+            days=figures.days,
+            headline=figures.headline,
+            tables=figures.tables,
+            over_time={
+                name: _by_bucket(rows, figures.tables[name])
+                for name, rows in figures.over_time.items()
+            },
+            charts=charts,
+            is_hourly=figures.days.step == HOUR,
+            hours=hours,
+            made_at=made_at,
+        )
 
 
 def _by_bucket(rows: Rows, series: Rows) -> list[tuple[datetime, list[Decimal]]]:
@@ -158,7 +171,7 @@ def _template() -> Template:
         "share": _share,
         "share_width": _share_width,
         "seconds": _seconds,
-        "price_entry": _price_entry,
+        "price_entries": _price_entries,
     }
     return environment.get_template(_TEMPLATE.name)
 
@@ -201,7 +214,7 @@ def _seconds(milliseconds: int) -> str:
     return f"{milliseconds / 1000:.2f} s"
 
 
-def _price_entry(models: Sequence[Mapping[str, Any]]) -> str:
+def _price_entries(models: Sequence[Mapping[str, Any]]) -> str:
     """Return what to add to the price file; a text of JSON is one of TOML too."""
     return "\n\n".join(
         "[[prices]]\n"
@@ -209,5 +222,5 @@ def _price_entry(models: Sequence[Mapping[str, Any]]) -> str:
         f"model = {json.dumps(row['model'])}\n"
         "input = \noutput = "
         for row in models
-        if not row["priced"]
+        if row["calls"] > row["contradictory"]
     )

@@ -1,7 +1,8 @@
 -- What caching saved within the window, by model, own keys left out: the cached tokens at the price
 -- of input, minus what they cost. A call's price of input is that of its uncached tokens; one that
 -- has none takes its model's of that day, the lowest where the price has tiers. Cached tokens of
--- which neither is known are counted, and saved nothing.
+-- which neither is known are counted, and saved nothing. Amounts that are multiplied by tokens have
+-- 256 bits: 128 overflow without an error where a call reports absurd counts.
 SELECT
     model AS name,
     sum(day_cached) AS cached_tokens,
@@ -29,13 +30,13 @@ FROM (
             toDate(created_at) AS day,
             cost_usd IS NOT NULL AS is_priced,
             least(ifNull(cached_input_tokens, 0), prompt_tokens) AS cached,
-            toInt64(prompt_tokens) - toInt64(cached) - toInt64(ifNull(cache_write_tokens, 0))
-                AS uncached,
+            toInt128(prompt_tokens) - cached - ifNull(cache_write_tokens, 0) AS uncached,
             is_priced AND uncached > 0 AS has_rate,
             greatest(uncached, 1) AS divisor,
             ifNull(cached_input_cost_usd, 0) AS cached_cost,
             ifNull(cache_write_cost_usd, 0) AS written_cost,
-            ifNull(input_cost_usd, 0) - cached_cost - written_cost AS uncached_cost
+            toDecimal256(ifNull(input_cost_usd, 0), 18) - cached_cost - written_cost
+                AS uncached_cost
         FROM llm_traces
         WHERE created_at >= {start:DateTime64(6, 'UTC')}
             AND created_at < {end:DateTime64(6, 'UTC')}

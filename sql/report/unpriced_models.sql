@@ -1,10 +1,18 @@
--- The models with calls within the window whose cost is not known: most tokens first. "priced" are
--- the calls of that model with a cost: the others then report more cached tokens than tokens.
+-- The models with calls within the window whose cost is not known: most tokens first. Of those,
+-- "contradictory" report more cached tokens than input, or more reasoning than output: no price
+-- helps them. All others lack one.
 SELECT
     provider,
     model,
     countIf(cost_usd IS NULL) AS calls,
-    countIf(cost_usd IS NOT NULL) AS priced,
+    countIf(
+        cost_usd IS NULL
+        AND (
+            toUInt128(ifNull(cached_input_tokens, 0)) + ifNull(cache_write_tokens, 0)
+                > prompt_tokens
+            OR ifNull(reasoning_tokens, 0) > completion_tokens
+        )
+    ) AS contradictory,
     sumIf(prompt_tokens, cost_usd IS NULL) AS input_tokens,
     sumIf(completion_tokens, cost_usd IS NULL) AS output_tokens,
     count() OVER () AS found
