@@ -1,16 +1,15 @@
 """The roll-up on the real engine: it is what plain SQL makes of llm_traces, at every moment."""
 
-import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import pytest
 
-from llm_trace_pipeline.clickhouse import ROLLUP, Database, connect
+from llm_trace_pipeline.clickhouse import ROLLUP, VIEWS, Database, connect
 from llm_trace_pipeline.erase import count_traces, record, remove_from_batches
 from llm_trace_pipeline.erase import remove_from_clickhouse as erase_from_clickhouse
 from llm_trace_pipeline.erasure import Erasure
@@ -32,7 +31,6 @@ from tests.target import drop_database, environment_of, make_database
 from tests.upsert_process import T0, TABLE, Row, make_rows, publish
 
 DAY = timedelta(days=1)
-SEED = int(os.environ.get("ROLLUP_TEST_SEED") or time.time_ns() % 10**6)
 HOURS = [T0 + number * HOUR for number in (0, 1, 2, 22, 23)]
 
 
@@ -292,31 +290,85 @@ def stopping_after(monkeypatch: pytest.MonkeyPatch, statements: int) -> Iterator
         yield
 
 
+@pytest.mark.parametrize("is_first", [False, True], ids=["an hour differs", "the first ever"])
 def test_a_stop_after_any_statement_is_made_good_by_the_next_roll_up(
-    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch, is_first: bool
 ) -> None:
-    executed = stops = 0
-    execute: Callable[..., None] = Database.execute
-
-    def counting(self: Database, *arguments: Any) -> None:
-        nonlocal executed
-        executed += 1
-        execute(self, *arguments)
-
-    loaded.load(HOURS[1], calls(HOURS[1], 20, seed=2))
-    with monkeypatch.context() as context:
-        context.setattr(Database, "execute", counting)
-        loaded.roll_up(HOURS[1])
-    for statements in random.Random(SEED).sample(range(1, executed + 1), 3):  # noqa: S311
-        loaded.load(HOURS[1], calls(HOURS[1], 10 + statements, seed=statements))
+    hours = [T0 + 13 * DAY] if is_first else [T0 + 12 * DAY, T0 + 12 * DAY + HOUR]
+    before = warehouse.rolled.union(hours)
+    warehouse.load_all({hour: calls(hour, 4) for hour in hours})
+    warehouse.roll_up(*hours)
+    doubled = f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} WHERE hour = {{hour:DateTime}}"
+    for statements in count(1):
+        if is_first:
+            drop_rollup(warehouse)
+        else:
+            warehouse.database.execute(doubled, {"hour": hours[0]})
         try:
             with stopping_after(monkeypatch, statements):
-                loaded.roll_up(HOURS[1])
+                warehouse.roll_up(hours[0])
         except StoppedError:
-            stops += 1
-        loaded.roll_up(HOURS[1] if statements % 2 else HOURS[3])
-        loaded.check()
-    assert stops == 3, f"{SEED=}"
+            warehouse.roll_up(hours[statements % len(hours)])  # the other one makes it good too
+            warehouse.rolled = set(hours) if is_first else before
+            warehouse.check()
+            assert views_of(warehouse) == set(VIEWS)
+        else:
+            break
+    assert statements > 10
+    warehouse.roll_up(*sorted(before))
+    warehouse.check()
+
+
+def drop_rollup(warehouse: Warehouse) -> None:
+    for name in (*VIEWS, ROLLUP):
+        warehouse.database.execute(f"DROP TABLE IF EXISTS {name} SYNC")
+    warehouse.rolled.clear()
+
+
+def views_of(warehouse: Warehouse) -> set[str]:
+    """Return the views that add up the same calls as the roll-up."""
+    [rolled] = warehouse.database.rows(f"SELECT sum(calls) AS calls FROM {ROLLUP}")
+    views = warehouse.database.rows(
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View'"
+    )
+    return {
+        view["name"]
+        for view in views
+        if warehouse.database.rows(f"SELECT sum(calls) AS calls FROM {view['name']}") == [rolled]
+    }
+
+
+@pytest.mark.parametrize("statements", [1, 2, 3])
+def test_a_first_definition_that_stopped_is_finished_by_the_next(
+    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, statements: int
+) -> None:
+    everything = sorted(loaded.rolled)
+    drop_rollup(loaded)
+    with pytest.raises(StoppedError), stopping_after(monkeypatch, statements):
+        loaded.database.define_table(ROLLUP)
+    assert len(views_of(loaded)) == statements - 1
+    loaded.database.define_table(ROLLUP)
+    assert views_of(loaded) == set(VIEWS)
+    loaded.roll_up(*everything)
+    loaded.check()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_that_was_dropped_is_made_again(loaded: Warehouse, view: str) -> None:
+    parts = loaded.parts()
+    loaded.database.execute(f"DROP VIEW {view} SYNC")
+    assert loaded.compare() == {}
+    assert views_of(loaded) == set(VIEWS)
+    assert loaded.parts() == parts
+
+
+def test_an_hour_whose_batch_is_gone_is_rolled_up(loaded: Warehouse) -> None:
+    hour = T0 + 14 * DAY
+    loaded.load(hour, calls(hour, 10))
+    loaded.store.remove(hour)
+    [result] = loaded.roll_up(hour)
+    assert (result.was_written, result.found["calls"]) == (True, 10)
+    loaded.check()
 
 
 @pytest.mark.parametrize("table", [ROLLUP, TABLE], ids=["of the roll-up", "of the traces"])
