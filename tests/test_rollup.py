@@ -419,9 +419,15 @@ def test_a_reader_sees_the_hour_as_it_was_or_as_it_is(
     assert seen[0] == before
 
 
+@pytest.mark.parametrize(
+    "kept_from", [None, HOURS[1], HOURS[3]], ids=["without", "within", "after"]
+)
 @pytest.mark.parametrize("is_cut", [False, True], ids=["at once", "cut and repeated"])
 def test_an_erased_organization_is_gone_from_the_rollup(
-    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, is_cut: bool
+    loaded: Warehouse,
+    monkeypatch: pytest.MonkeyPatch,
+    is_cut: bool,
+    kept_from: datetime | None,  # where the retention begins, which has dropped nothing yet
 ) -> None:
     erasure = Erasure(
         organization_id="org-1",
@@ -440,8 +446,8 @@ def test_an_erased_organization_is_gone_from_the_rollup(
         with monkeypatch.context() as context:
             context.setattr("llm_trace_pipeline.erase.roll_up", _stop)
             with pytest.raises(StoppedError):
-                erase_from_clickhouse(loaded.database, loaded.store, erasure, None)
-    erase_from_clickhouse(loaded.database, loaded.store, erasure, None)
+                erase_from_clickhouse(loaded.database, loaded.store, erasure, kept_from)
+    erase_from_clickhouse(loaded.database, loaded.store, erasure, kept_from)
     assert count_traces(loaded.database, loaded.store, erasure).is_nothing
     on_disk = loaded.database.rows(
         f"SELECT DISTINCT hour FROM {ROLLUP} WHERE organization_id = 'org-1' "
