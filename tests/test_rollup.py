@@ -173,11 +173,41 @@ def test_the_views_sum_up_what_is_billed_apart_from_calls_by_own_keys(loaded: Wa
         assert [
             {**row, "cost": row["cost"] or 0, "byok": row["byok"] or 0} for row in expected
         ] == (found)
-    [month] = loaded.database.rows(
-        "SELECT min(month) AS month, max(p95_latency_ms >= p50_latency_ms) AS is_ordered "
-        "FROM llm_usage_monthly"
+    [month] = loaded.database.rows("SELECT min(month) AS month FROM llm_usage_monthly")
+    assert f"{month['month']}" == f"{T0:%Y-%m-%d}"
+
+
+@pytest.mark.parametrize(
+    ("view", "period"),
+    [
+        ("llm_usage_daily", "toDate(created_at) AS day"),
+        ("llm_usage_monthly", "toStartOfMonth(created_at) AS month"),
+    ],
+)
+def test_the_latencies_of_the_views_are_those_of_the_calls(
+    loaded: Warehouse, view: str, period: str
+) -> None:
+    hour = T0 + 5 * DAY
+    same = {"agent_id": "agent-0", "call_type": "summary", "billing_plan_type": "pro"}
+    loaded.load(hour, [row | same for row in calls(hour, 120)])
+    loaded.roll_up(hour)
+    columns = (period.rpartition(" ")[2], *(name for name in DIMENSIONS if name != "is_byok"))
+    keys = ", ".join(columns)
+    found = loaded.database.rows(
+        f"SELECT {keys}, calls, p50_latency_ms AS p50, p95_latency_ms AS p95 FROM {view} "
+        f"ORDER BY {keys}"
     )
-    assert (f"{month['month']}", month["is_ordered"]) == (f"{T0:%Y-%m-%d}", 1)
+    expected = loaded.database.rows(
+        f"SELECT {period}, {keys.partition(', ')[2]}, count() AS calls, "
+        "quantilesExactWeightedIf(0.5, 0.95)(latency_ms, 1, latency_ms > 0) AS latency "
+        f"FROM {TABLE} GROUP BY {keys} ORDER BY {keys}"
+    )
+    assert [{name: row[name] for name in (*columns, "calls")} for row in found] == [
+        {name: row[name] for name in (*columns, "calls")} for row in expected
+    ]
+    assert sum(row["calls"] >= 5 and row["p50"] < row["p95"] for row in found) >= 6
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [ours["p50"], ours["p95"]] == pytest.approx(theirs["latency"], rel=0.01)
 
 
 def test_an_hour_that_equals_is_left_alone(loaded: Warehouse) -> None:
