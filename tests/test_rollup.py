@@ -13,6 +13,7 @@ from llm_trace_pipeline.clickhouse import ROLLUP, VIEWS, Database, connect
 from llm_trace_pipeline.erase import count_traces, record, remove_from_batches
 from llm_trace_pipeline.erase import remove_from_clickhouse as erase_from_clickhouse
 from llm_trace_pipeline.erasure import Erasure
+from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.retention import apply_retention
 from llm_trace_pipeline.rollup import (
@@ -423,6 +424,27 @@ def test_a_swap_that_left_old_and_new_parts_is_finished_first(
         with pytest.raises(StoppedError):
             load_and_roll_up()
     assert loaded.compare().keys() <= {HOURS[1]}
+    loaded.roll_up(HOURS[1])
+    loaded.check()
+
+
+def test_another_writer_is_named_with_the_asset_to_materialize(
+    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded.load(HOURS[1], calls(HOURS[1], 12, seed=2))
+    execute = Database.execute
+
+    def inserting_before(self: Database, sql: str, *arguments: Any) -> None:
+        if "RENAME TABLE" in sql:
+            execute(self, f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} {IN_HOUR} LIMIT 1")
+        execute(self, sql, *arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(Database, "execute", inserting_before)
+        with pytest.raises(
+            ClickHouseError, match=f"of {ROLLUP} during .* then materialize {ROLLUP} again"
+        ):
+            loaded.roll_up(HOURS[1])
     loaded.roll_up(HOURS[1])
     loaded.check()
 
