@@ -84,7 +84,7 @@ for _name in ("clickhouse_connect", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 ROLLUP = "llm_usage_hourly"
-_VIEWS = ("llm_usage_daily", "llm_usage_monthly")  # of the roll-up
+VIEWS = ("llm_usage_daily", "llm_usage_monthly")  # of the roll-up
 
 
 def in_window(column: str) -> str:
@@ -342,9 +342,19 @@ class Database:
         layout = self.layout(table)
         if layout and (newer := newer_schema(self.qualified(table), layout)):
             raise newer
-        if not layout or schema_version(layout) < SCHEMA_VERSION:
+        is_current = layout and schema_version(layout) == SCHEMA_VERSION
+        if not is_current or (table == ROLLUP and not self._has_views()):
             for statement in self._definition(table, exists=bool(layout)):
                 self.execute(statement)
+
+    def _has_views(self) -> bool:
+        """Whether the views of the roll-up exist: they are made after it, and can be dropped."""
+        [found] = self.rows(
+            "SELECT count() AS views FROM system.tables "
+            "WHERE database = {database:String} AND name IN {views:Array(String)}",
+            {"database": self.name, "views": list(VIEWS)},
+        )
+        return bool(found["views"] == len(VIEWS))
 
     @property
     def on_cluster(self) -> str:
@@ -363,7 +373,7 @@ class Database:
                 read_sql(f"clickhouse/{view}.sql").format(
                     view=f"{self.qualified(view)}{self.on_cluster}", table=self.qualified(table)
                 )
-                for view in _VIEWS
+                for view in VIEWS
             ]
             if not self.cluster:
                 return [make.replace("{table}", target), *views]

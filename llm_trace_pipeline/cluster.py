@@ -229,7 +229,8 @@ class ClusterLoader(HourLoader):
                     raise ClickHouseError(
                         f"hour {result.expected.hour:{HOUR_FORMAT}}: shard {shard.number} differs "
                         f"from the batch after the load: {', '.join(result.differences)}",
-                        "pause who else writes there, then materialize llm_traces again",
+                        "pause who else writes there, then materialize llm_traces and "
+                        "llm_usage_hourly again",
                     )
         partitions = self._partitions(self._table, IN_WINDOW, window_of(manifests))
         return self._totals(manifests), partitions

@@ -196,7 +196,8 @@ def remove_from_clickhouse(
         if result.differences:
             raise ClickHouseError(
                 f"hour {manifest.hour:{HOUR_FORMAT}}: ClickHouse does not equal its batch after "
-                f"the erasure ({', '.join(result.differences)}); materialize llm_traces for it"
+                f"the erasure ({', '.join(result.differences)}); materialize llm_traces for it, "
+                "then repeat the erasure"
             )
     compared = [manifest.hour for manifest in manifests]
     _remove_from_rollup(database, store, erasure, kept_from, touched.union(compared))
@@ -213,14 +214,20 @@ def _remove_from_rollup(
     """Roll up anew the hours that lost calls, and take what that masked from the disk."""
     if not database.has_table(ROLLUP):
         return
-    # Those that the roll-up still holds are known also where an erasure was cut before this.
-    hours = sorted(touched.union(_count_in_rollup(database, erasure)))
-    kept = [hour for hour in hours if not (kept_from and hour < kept_from)]
-    for result in roll_up(database, store, kept, kept_from):
+    # Those that the roll-up still holds are known also where an erasure was cut before this, and
+    # are all there is to do before the retention's line: what was dropped must not come back.
+    condition, parameters = _condition(erasure, "hour")
+    held = database.rows(
+        f"SELECT DISTINCT hour FROM {database.qualified(ROLLUP)} WHERE {condition}", parameters
+    )
+    kept = {hour for hour in touched if not (kept_from and hour < kept_from)}
+    hours = sorted(kept.union(row["hour"] for row in held))
+    for result in roll_up(database, store, hours, kept_from):
         if result.differences:
             raise ClickHouseError(
                 f"hour {result.expected.hour:{HOUR_FORMAT}}: {ROLLUP} does not equal {TABLE} after "
-                f"the erasure ({', '.join(result.differences)}); materialize {ROLLUP} for it"
+                f"the erasure ({', '.join(result.differences)}); materialize {ROLLUP} for "
+                "it, then repeat the erasure"
             )
     with store.loading(TABLE):
         for loader in rollups_of(database, store):

@@ -60,6 +60,7 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
     """Rolls up one table of traces."""
 
     time_column = "hour"
+    _asset = ROLLUP
     _nothing = NOTHING
 
     def __init__(

@@ -86,6 +86,7 @@ class WindowLoader(ABC, Generic[Expected, Found]):
     """Makes hours of a table what they are expected to be, wherever their rows come from."""
 
     time_column = "created_at"
+    _asset = TABLE  # which loads the table, or in a cluster the local ones behind it
     _nothing: Found  # what the table holds of an empty hour
 
     def __init__(
@@ -278,7 +279,7 @@ class WindowLoader(ABC, Generic[Expected, Found]):
         raise ClickHouseError(
             f"hour {window['start']:{HOUR_FORMAT}}: another writer kept inserting into partition "
             f"{partition} of {self._table} during {ATTEMPTS} attempts to swap it; pause that "
-            "writer for hours that are being loaded, then materialize llm_traces again"
+            f"writer for hours that are being loaded, then materialize {self._asset} again"
         )
 
     def _take_out(self, window: dict[str, datetime]) -> None:

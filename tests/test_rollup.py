@@ -1,19 +1,19 @@
 """The roll-up on the real engine: it is what plain SQL makes of llm_traces, at every moment."""
 
-import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import pytest
 
-from llm_trace_pipeline.clickhouse import ROLLUP, Database, connect
+from llm_trace_pipeline.clickhouse import ROLLUP, VIEWS, Database, connect
 from llm_trace_pipeline.erase import count_traces, record, remove_from_batches
 from llm_trace_pipeline.erase import remove_from_clickhouse as erase_from_clickhouse
 from llm_trace_pipeline.erasure import Erasure
+from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.parquet import BatchStore
 from llm_trace_pipeline.retention import apply_retention
 from llm_trace_pipeline.rollup import (
@@ -32,7 +32,6 @@ from tests.target import drop_database, environment_of, make_database
 from tests.upsert_process import T0, TABLE, Row, make_rows, publish
 
 DAY = timedelta(days=1)
-SEED = int(os.environ.get("ROLLUP_TEST_SEED") or time.time_ns() % 10**6)
 HOURS = [T0 + number * HOUR for number in (0, 1, 2, 22, 23)]
 
 
@@ -175,11 +174,41 @@ def test_the_views_sum_up_what_is_billed_apart_from_calls_by_own_keys(loaded: Wa
         assert [
             {**row, "cost": row["cost"] or 0, "byok": row["byok"] or 0} for row in expected
         ] == (found)
-    [month] = loaded.database.rows(
-        "SELECT min(month) AS month, max(p95_latency_ms >= p50_latency_ms) AS is_ordered "
-        "FROM llm_usage_monthly"
+    [month] = loaded.database.rows("SELECT min(month) AS month FROM llm_usage_monthly")
+    assert f"{month['month']}" == f"{T0:%Y-%m-%d}"
+
+
+@pytest.mark.parametrize(
+    ("view", "period"),
+    [
+        ("llm_usage_daily", "toDate(created_at) AS day"),
+        ("llm_usage_monthly", "toStartOfMonth(created_at) AS month"),
+    ],
+)
+def test_the_latencies_of_the_views_are_those_of_the_calls(
+    loaded: Warehouse, view: str, period: str
+) -> None:
+    hour = T0 + 5 * DAY
+    same = {"agent_id": "agent-0", "call_type": "summary", "billing_plan_type": "pro"}
+    loaded.load(hour, [row | same for row in calls(hour, 120)])
+    loaded.roll_up(hour)
+    columns = (period.rpartition(" ")[2], *(name for name in DIMENSIONS if name != "is_byok"))
+    keys = ", ".join(columns)
+    found = loaded.database.rows(
+        f"SELECT {keys}, calls, p50_latency_ms AS p50, p95_latency_ms AS p95 FROM {view} "
+        f"ORDER BY {keys}"
     )
-    assert (f"{month['month']}", month["is_ordered"]) == (f"{T0:%Y-%m-%d}", 1)
+    expected = loaded.database.rows(
+        f"SELECT {period}, {keys.partition(', ')[2]}, count() AS calls, "
+        "quantilesExactWeightedIf(0.5, 0.95)(latency_ms, 1, latency_ms > 0) AS latency "
+        f"FROM {TABLE} GROUP BY {keys} ORDER BY {keys}"
+    )
+    assert [{name: row[name] for name in (*columns, "calls")} for row in found] == [
+        {name: row[name] for name in (*columns, "calls")} for row in expected
+    ]
+    assert sum(row["calls"] >= 5 and row["p50"] < row["p95"] for row in found) >= 6
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [ours["p50"], ours["p95"]] == pytest.approx(theirs["latency"], rel=0.01)
 
 
 def test_an_hour_that_equals_is_left_alone(loaded: Warehouse) -> None:
@@ -292,31 +321,85 @@ def stopping_after(monkeypatch: pytest.MonkeyPatch, statements: int) -> Iterator
         yield
 
 
+@pytest.mark.parametrize("is_first", [False, True], ids=["an hour differs", "the first ever"])
 def test_a_stop_after_any_statement_is_made_good_by_the_next_roll_up(
-    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch, is_first: bool
 ) -> None:
-    executed = stops = 0
-    execute: Callable[..., None] = Database.execute
-
-    def counting(self: Database, *arguments: Any) -> None:
-        nonlocal executed
-        executed += 1
-        execute(self, *arguments)
-
-    loaded.load(HOURS[1], calls(HOURS[1], 20, seed=2))
-    with monkeypatch.context() as context:
-        context.setattr(Database, "execute", counting)
-        loaded.roll_up(HOURS[1])
-    for statements in random.Random(SEED).sample(range(1, executed + 1), 3):  # noqa: S311
-        loaded.load(HOURS[1], calls(HOURS[1], 10 + statements, seed=statements))
+    hours = [T0 + 13 * DAY] if is_first else [T0 + 12 * DAY, T0 + 12 * DAY + HOUR]
+    before = warehouse.rolled.union(hours)
+    warehouse.load_all({hour: calls(hour, 4) for hour in hours})
+    warehouse.roll_up(*hours)
+    doubled = f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} WHERE hour = {{hour:DateTime}}"
+    for statements in count(1):
+        if is_first:
+            drop_rollup(warehouse)
+        else:
+            warehouse.database.execute(doubled, {"hour": hours[0]})
         try:
             with stopping_after(monkeypatch, statements):
-                loaded.roll_up(HOURS[1])
+                warehouse.roll_up(hours[0])
         except StoppedError:
-            stops += 1
-        loaded.roll_up(HOURS[1] if statements % 2 else HOURS[3])
-        loaded.check()
-    assert stops == 3, f"{SEED=}"
+            warehouse.roll_up(hours[statements % len(hours)])  # the other one makes it good too
+            warehouse.rolled = set(hours) if is_first else before
+            warehouse.check()
+            assert views_of(warehouse) == set(VIEWS)
+        else:
+            break
+    assert statements > 10
+    warehouse.roll_up(*sorted(before))
+    warehouse.check()
+
+
+def drop_rollup(warehouse: Warehouse) -> None:
+    for name in (*VIEWS, ROLLUP):
+        warehouse.database.execute(f"DROP TABLE IF EXISTS {name} SYNC")
+    warehouse.rolled.clear()
+
+
+def views_of(warehouse: Warehouse) -> set[str]:
+    """Return the views that add up the same calls as the roll-up."""
+    [rolled] = warehouse.database.rows(f"SELECT sum(calls) AS calls FROM {ROLLUP}")
+    views = warehouse.database.rows(
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View'"
+    )
+    return {
+        view["name"]
+        for view in views
+        if warehouse.database.rows(f"SELECT sum(calls) AS calls FROM {view['name']}") == [rolled]
+    }
+
+
+@pytest.mark.parametrize("statements", [1, 2, 3])
+def test_a_first_definition_that_stopped_is_finished_by_the_next(
+    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, statements: int
+) -> None:
+    everything = sorted(loaded.rolled)
+    drop_rollup(loaded)
+    with pytest.raises(StoppedError), stopping_after(monkeypatch, statements):
+        loaded.database.define_table(ROLLUP)
+    assert len(views_of(loaded)) == statements - 1
+    loaded.database.define_table(ROLLUP)
+    assert views_of(loaded) == set(VIEWS)
+    loaded.roll_up(*everything)
+    loaded.check()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_that_was_dropped_is_made_again(loaded: Warehouse, view: str) -> None:
+    parts = loaded.parts()
+    loaded.database.execute(f"DROP VIEW {view} SYNC")
+    assert loaded.compare() == {}
+    assert views_of(loaded) == set(VIEWS)
+    assert loaded.parts() == parts
+
+
+def test_an_hour_whose_batch_is_gone_is_rolled_up(loaded: Warehouse) -> None:
+    hour = T0 + 14 * DAY
+    loaded.load(hour, calls(hour, 10))
+    loaded.store.remove(hour)
+    [result] = loaded.roll_up(hour)
+    assert (result.was_written, result.found["calls"]) == (True, 10)
+    loaded.check()
 
 
 @pytest.mark.parametrize("table", [ROLLUP, TABLE], ids=["of the roll-up", "of the traces"])
@@ -345,6 +428,27 @@ def test_a_swap_that_left_old_and_new_parts_is_finished_first(
     loaded.check()
 
 
+def test_another_writer_is_named_with_the_asset_to_materialize(
+    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded.load(HOURS[1], calls(HOURS[1], 12, seed=2))
+    execute = Database.execute
+
+    def inserting_before(self: Database, sql: str, *arguments: Any) -> None:
+        if "RENAME TABLE" in sql:
+            execute(self, f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} {IN_HOUR} LIMIT 1")
+        execute(self, sql, *arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(Database, "execute", inserting_before)
+        with pytest.raises(
+            ClickHouseError, match=f"of {ROLLUP} during .* then materialize {ROLLUP} again"
+        ):
+            loaded.roll_up(HOURS[1])
+    loaded.roll_up(HOURS[1])
+    loaded.check()
+
+
 def test_a_reader_sees_the_hour_as_it_was_or_as_it_is(
     loaded: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,9 +471,15 @@ def test_a_reader_sees_the_hour_as_it_was_or_as_it_is(
     assert seen[0] == before
 
 
+@pytest.mark.parametrize(
+    "kept_from", [None, HOURS[1], HOURS[3]], ids=["without", "within", "after"]
+)
 @pytest.mark.parametrize("is_cut", [False, True], ids=["at once", "cut and repeated"])
 def test_an_erased_organization_is_gone_from_the_rollup(
-    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, is_cut: bool
+    loaded: Warehouse,
+    monkeypatch: pytest.MonkeyPatch,
+    is_cut: bool,
+    kept_from: datetime | None,  # where the retention begins, which has dropped nothing yet
 ) -> None:
     erasure = Erasure(
         organization_id="org-1",
@@ -388,8 +498,8 @@ def test_an_erased_organization_is_gone_from_the_rollup(
         with monkeypatch.context() as context:
             context.setattr("llm_trace_pipeline.erase.roll_up", _stop)
             with pytest.raises(StoppedError):
-                erase_from_clickhouse(loaded.database, loaded.store, erasure, None)
-    erase_from_clickhouse(loaded.database, loaded.store, erasure, None)
+                erase_from_clickhouse(loaded.database, loaded.store, erasure, kept_from)
+    erase_from_clickhouse(loaded.database, loaded.store, erasure, kept_from)
     assert count_traces(loaded.database, loaded.store, erasure).is_nothing
     on_disk = loaded.database.rows(
         f"SELECT DISTINCT hour FROM {ROLLUP} WHERE organization_id = 'org-1' "
