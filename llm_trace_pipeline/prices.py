@@ -34,7 +34,7 @@ from xxhash import xxh3_64_hexdigest
 
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.schema import COST_COLUMNS, COST_TYPE
-from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.settings import HOUR, Settings
 
 PRICED_BY = (
     *("provider", "model", "created_at", "prompt_tokens", "completion_tokens"),
@@ -58,6 +58,7 @@ _COARSE = 10 ** (_SCALE - _COARSE_SCALE)
 _ROUNDED = 10 ** (_SCALE - COST_TYPE.scale)
 _LARGEST_COARSE_RATE = 2**30  # 1,073 USD a million tokens
 _MOST_COARSE_TOKENS = 2**31
+_MOST_KNOWN = 4096  # prices and tables of them that are kept at hand
 
 _Integers = npt.NDArray[np.int64] | npt.NDArray[np.object_]
 _Mask = npt.NDArray[np.bool_]
@@ -156,6 +157,12 @@ class PriceBook:
         # Both lists of prices live as long as this does, so that an id names one of them.
         self._own = {id(entry): entry.price() for entry in entries}
         self._rates: dict[int, _Rates | None] = {}
+        # A batch has a thousand rows or so, and the next one the same models: laid out anew for
+        # each, prices cost an hour of wide rows 4 % of its extraction.
+        self._known: dict[
+            tuple[str, str, datetime, datetime], tuple[list[int], list[_Rates | None]]
+        ] = {}
+        self._tables: dict[tuple[int, ...], _Table] = {}
 
     @classmethod
     def of(cls, settings: Settings) -> "PriceBook":
@@ -212,7 +219,7 @@ class PriceBook:
             blank = {name: pa.array([], COST_TYPE) for name in COST_COLUMNS}
             return {**blank, "price_version": pa.array([], pa.string())}
         rates, which = self._rates_of(calls)
-        table = _Table(rates)
+        table = self._table_of(rates)
         tokens = {
             name: calls.column(name).fill_null(0).to_numpy(zero_copy_only=False)
             for name in PRICED_BY[3:]
@@ -236,38 +243,68 @@ class PriceBook:
         numbers = np.where(is_priced, which + 1, 0)
         return {**costs, "price_version": versions.take(pa.array(numbers))}
 
-    def _rates_of(self, calls: pa.RecordBatch) -> tuple[list[_Rates | None], npt.NDArray[np.int64]]:
+    def _rates_of(
+        self, calls: pa.RecordBatch
+    ) -> tuple[tuple[_Rates | None, ...], npt.NDArray[np.int64]]:
         """Return the rates that occur in a batch, and which of them each call has."""
         provider, model = (calls.column(name).dictionary_encode() for name in PRICED_BY[:2])
-        pairs = provider.indices.to_numpy() * np.int64(len(model.dictionary))
-        pairs = pairs + model.indices.to_numpy()
-        distinct, which = np.unique(pairs, return_inverse=True)
-        names = [
-            (
-                provider.dictionary[pair // len(model.dictionary)].as_py(),
-                model.dictionary[at].as_py(),
-            )
-            for pair in distinct.tolist()
-            for at in [pair % len(model.dictionary)]
-        ]
+        providers, models = provider.dictionary.to_pylist(), model.dictionary.to_pylist()
+        pairs = provider.indices.to_numpy().astype(np.int64) * len(models)
+        pairs += model.indices.to_numpy()
         times = pc.min_max(calls.column("created_at")).as_py()
-        at = calls.column("created_at").cast(pa.int64()).to_numpy()
+        first, last = (times[end].replace(minute=0, second=0, microsecond=0) for end in times)
         rates: list[_Rates | None] = []
-        which_rates = np.zeros(len(which), np.int64)
-        for number, (of_provider, of_model) in enumerate(names):
-            moments = self._changes(of_provider, of_model, times["min"], times["max"])
-            rows = which == number
-            which_rates[rows] = len(rates) + np.searchsorted(
-                [_microseconds(moment) for moment in moments[1:]], at[rows], side="right"
-            )
-            rates += [self._at(of_provider, of_model, moment) for moment in moments]
-        return rates, which_rates
+        position = np.zeros(len(providers) * len(models), np.int64)  # of a pair's first rate
+        changing: list[tuple[int, list[int]]] = []
+        distinct = {
+            (providers[pair // len(models)], models[pair % len(models)]): pair
+            for pair in np.flatnonzero(np.bincount(pairs)).tolist()
+        }
+        for of_model, pair in sorted(distinct.items()):  # the same order in every batch
+            changes, of_pair = self._within(*of_model, first, last + HOUR)
+            position[pair] = len(rates)
+            rates += of_pair
+            if changes:
+                changing.append((pair, changes))
+        which: npt.NDArray[np.int64] = position[pairs]
+        if changing:
+            at = calls.column("created_at").cast(pa.int64()).to_numpy()
+            for pair, changes in changing:
+                rows = pairs == pair
+                which[rows] += np.searchsorted(changes, at[rows], side="right")
+        return tuple(rates), which
 
-    def _changes(
-        self, provider: str, model: str, first: datetime, last: datetime
-    ) -> list[datetime]:
+    def _within(
+        self, provider: str, model: str, first: datetime, end: datetime
+    ) -> tuple[list[int], list[_Rates | None]]:
+        """Return when a model changes its price between two moments, and its rates in between.
+
+        The changes are microseconds since 1970; there is one rate more.
+        """
+        key = (provider, model, first, end)
+        if (known := self._known.get(key)) is None:
+            moments = self._changes(provider, model, first, end)
+            known = (
+                [_microseconds(moment) for moment in moments[1:]],
+                [self._at(provider, model, moment) for moment in moments],
+            )
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = known
+        return known
+
+    def _table_of(self, rates: tuple[_Rates | None, ...]) -> "_Table":
+        key = tuple(map(id, rates))
+        if (table := self._tables.get(key)) is None:
+            table = _Table(rates)
+            if len(self._tables) >= _MOST_KNOWN:
+                self._tables.clear()
+            self._tables[key] = table
+        return table
+
+    def _changes(self, provider: str, model: str, first: datetime, end: datetime) -> list[datetime]:
         """Return the moments from which on a model may have another price, the first among them."""
-        days = [first.date() + timedelta(days=n) for n in range(-1, (last - first).days + 3)]
+        days = [first.date() + timedelta(days=n) for n in range(-1, (end - first).days + 3)]
         found = {_midnight(entry.since) for entry in self._entries.get((provider, model), ())}
         info = _model(provider, model)
         conditions = info.prices if info and isinstance(info.prices, list) else []
@@ -277,7 +314,7 @@ class PriceBook:
             elif isinstance(constraint, TimeOfDateConstraint):
                 ends = (constraint.start_time, constraint.end_time)
                 found |= {_moment(day, end) for day in days for end in ends}
-        return [first, *sorted(moment for moment in found if first < moment <= last)]
+        return [first, *sorted(moment for moment in found if first < moment < end)]
 
     def _at(self, provider: str, model: str, moment: datetime) -> _Rates | None:
         """Return what a model costs at some moment; None where that is not known."""
