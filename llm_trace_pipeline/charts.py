@@ -13,6 +13,8 @@ SERIES = 9  # colours of the page: eight of their own, and that of all others
 
 _FONT = "system-ui, sans-serif"
 _WIDTH, _HEIGHT = 960, 240
+# The top of an axis, of five steps or so, from which on its labels need no cents, or no less.
+_WHOLE_DOLLARS_FROM, _CENTS_FROM = Decimal(10), Decimal("0.1")
 _CONFIG = {
     "background": None,
     "font": _FONT,
@@ -104,7 +106,9 @@ def stacked_bars(
 
 def _axis_format(top: Decimal) -> str:
     """Return whole dollars, or cents, or less, as the steps of the axis need."""
-    return "$,.0f" if top >= 10 else "$,.2f" if top >= Decimal("0.1") else "$,.4f"  # noqa: PLR2004
+    if top >= _WHOLE_DOLLARS_FROM:
+        return "$,.0f"
+    return "$,.2f" if top >= _CENTS_FROM else "$,.4f"
 
 
 def _milliseconds(time: datetime) -> int:

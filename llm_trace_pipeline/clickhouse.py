@@ -84,7 +84,8 @@ for _name in ("clickhouse_connect", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 ROLLUP = "llm_usage_hourly"
-VIEWS = ("llm_usage_daily", "llm_usage_monthly")  # of the roll-up
+# The views of the roll-up: the column that tells the period, and the function that gives its start.
+VIEWS = {"llm_usage_daily": ("day", "toDate"), "llm_usage_monthly": ("month", "toStartOfMonth")}
 
 
 def in_window(column: str) -> str:
@@ -369,11 +370,15 @@ class Database:
         target = f"{self.qualified(table)}{self.on_cluster}"
         if table == ROLLUP:
             make = read_sql("clickhouse/llm_usage_hourly.sql")
+            by_period = read_sql("clickhouse/llm_usage_by_period.sql")
             views = [
-                read_sql(f"clickhouse/{view}.sql").format(
-                    view=f"{self.qualified(view)}{self.on_cluster}", table=self.qualified(table)
+                by_period.format(
+                    view=f"{self.qualified(view)}{self.on_cluster}",
+                    table=self.qualified(table),
+                    period=period,
+                    start_of=start_of,
                 )
-                for view in VIEWS
+                for view, (period, start_of) in VIEWS.items()
             ]
             if not self.cluster:
                 return [make.replace("{table}", target), *views]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -205,7 +206,7 @@ def test_large_requests(loaded: tuple[Database, list[Row]]) -> None:
     smallest = sizes[len(sizes) // 2]
     found, _ = ask(loaded, "large_requests", min_size_bytes=smallest, limit=1000)
     wanted = [read(row) for row in rows if row["request_size_bytes"] >= smallest]
-    by_id = lambda row: row["id"]  # noqa: E731
+    by_id = itemgetter("id")
     assert sorted(found, key=by_id) == sorted(wanted, key=by_id)
     found_sizes = [row["request_size_bytes"] for row in found]
     assert found_sizes == sorted(found_sizes, reverse=True)

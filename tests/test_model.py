@@ -93,7 +93,7 @@ class StoppedError(Exception):
 
 def draw_events(seed: int) -> list[Event]:
     """Return the events of a sequence."""
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)  # noqa: S311 -- test data
     kinds = chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=chance.randint(6, 14))
     return [
         Event(kind, *(chance.randrange(10_000) for _ in range(3)))
@@ -451,7 +451,7 @@ class World:
         self.model.table = {hour: {()} for hour in HOURS}
         hours = self._store.hours()
         assert hours == sorted(self.model.batches)
-        random.Random(a).shuffle(hours)  # noqa: S311
+        random.Random(a).shuffle(hours)  # noqa: S311 -- test data
         for position, hour in enumerate(hours):
             self._load([hour], frozenset(hours[position + 1 :]))
 
@@ -597,7 +597,7 @@ def failure_of(world: World, events: Sequence[Event]) -> Exception | None:
         world.counts["rest"] += 1
     except (StoppedError, KeyboardInterrupt):
         raise
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the history is reported with it
         return error
     return None
 

@@ -10,6 +10,7 @@ import pytest
 from genai_prices.types import ModelPrice
 
 from llm_trace_pipeline import prices as prices_module
+from llm_trace_pipeline.clickhouse import Database
 from llm_trace_pipeline.enrich import enrich_hour
 from llm_trace_pipeline.parquet import MANIFEST_VERSION, Manifest
 from llm_trace_pipeline.prices import PACKAGE_VERSION, PACKAGED, PriceBook
@@ -50,7 +51,10 @@ def stale_hours(pipeline: Pipeline, prices: PriceBook) -> tuple[datetime, ...]:
     """Reconcile a later hour than those that are loaded, and keep what was found."""
     source = Source(pipeline.source.url, prices=prices)
     history = pipeline.store.billing_history()
-    opened = lambda: nullcontext(pipeline.database)  # noqa: E731
+
+    def opened() -> nullcontext[Database]:
+        return nullcontext(pipeline.database)
+
     found = reconcile(source, pipeline.store, opened, [H2], history)
     pipeline.store.record_reconciliation(found)
     return found.stale
@@ -118,7 +122,7 @@ def test_a_new_version_of_the_package_makes_stale_what_it_prices_otherwise_only(
     info = prices_module._model("openai", "gpt-4o-mini")  # noqa: SLF001 -- what an upgrade changes
     assert info
     dearer = type(info)(id="dearer", match=info.match, prices=book_of_package(9))
-    find = prices_module._model  # noqa: SLF001
+    find = prices_module._model  # noqa: SLF001 -- for all other models
     monkeypatch.setattr(prices_module, "PACKAGE_VERSION", "genai-prices 99")
     monkeypatch.setattr(
         prices_module, "_model", lambda *of: dearer if of[1] == "gpt-4o-mini" else find(*of)

@@ -37,7 +37,7 @@ HOURS = [T0 + number * HOUR for number in (0, 1, 2, 22, 23)]
 
 def calls(hour: datetime, rows: int, seed: int = 1) -> list[Row]:
     """Return random calls of an hour: some have no price, no latency, or a key of one's own."""
-    chance = random.Random(f"{hour} {seed}")  # noqa: S311
+    chance = random.Random(f"{hour} {seed}")  # noqa: S311 -- test data
     made = make_rows(hour, rows, chance.randint(1, 9))
     for row in made:
         row["agent_id"] = f"agent-{chance.randint(0, 2)}"

@@ -194,7 +194,7 @@ def report_of(child: subprocess.Popen[str]) -> dict[str, Any]:
 def test_kills_inside_the_swap_are_made_good_by_the_next_load(
     warehouse: Warehouse, record_property: Callable[[str, object], None]
 ) -> None:
-    chance = random.Random(SEED)  # noqa: S311
+    chance = random.Random(SEED)  # noqa: S311 -- test data
     fill_day(warehouse)
     warehouse.load(T0 + DAY, 20)
     warehouse.close()

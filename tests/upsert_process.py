@@ -190,7 +190,7 @@ def load_until_killed(state: str, seed: int) -> None:
     """
     settings = Settings.from_environment(environment_of(Path(state)))
     store = BatchStore.of(settings)
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)  # noqa: S311 -- test data
     sys.stdin.readline()
     with connect(settings) as database, small_blocks():
         loader = HourLoader(database, store)

@@ -1,8 +1,9 @@
--- llm_usage_hourly by month, UTC: {view} is read like a table. What calls cost is summed apart for
--- those by the organization's own key, for which nobody else pays.
+-- llm_usage_hourly by {period}, UTC, as the views llm_usage_daily and llm_usage_monthly, which are
+-- read like tables: {view} is the view's name. What calls cost is summed apart for those by the
+-- organization's own key, for which nobody else pays.
 CREATE OR REPLACE VIEW {view} AS
 SELECT
-    toStartOfMonth(usage.hour) AS month,
+    {start_of}(usage.hour) AS {period},
     usage.organization_id AS organization_id,
     usage.project_id AS project_id,
     usage.agent_id AS agent_id,
@@ -33,5 +34,5 @@ SELECT
     sum(usage.unpriced_calls) AS unpriced_calls
 FROM {table} AS usage
 GROUP BY
-    month, organization_id, project_id, agent_id, provider, model, call_type,
+    {period}, organization_id, project_id, agent_id, provider, model, call_type,
     billing_plan_type, billing_cost_source, billing_customer_id
