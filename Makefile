@@ -48,65 +48,66 @@ lint: .venv/installed  ## ruff and the strict type checker
 
 .PHONY: test
 test: .venv/installed  ## the whole test suite, but for what needs a server
-	.venv/bin/pytest -n 2 --dist worksteal --ignore tests/test_faults.py
+	.venv/bin/pytest -n 2 --dist worksteal --ignore tests/clickhouse/test_faults.py
 
 # What loads, with fewer random histories than "make test" has: the engine is the same.
 .PHONY: test-server
 test-server: .venv/installed  ## what loads, on the server that CLICKHOUSE_TEST_ENDPOINT names
 	@test -n "$$CLICKHOUSE_TEST_ENDPOINT" || { echo "set CLICKHOUSE_TEST_ENDPOINT" >&2; exit 2; }
-	SOAK_SEQUENCES="$${SEQUENCES:-24}" .venv/bin/pytest -n 2 tests/test_upsert.py \
-		tests/test_reload.py tests/test_model.py tests/test_erase.py tests/test_retention.py
+	SOAK_SEQUENCES="$${SEQUENCES:-24}" .venv/bin/pytest -n 2 tests/clickhouse/test_upsert.py \
+		tests/whole/test_reload.py tests/whole/test_model.py \
+		tests/upkeep/test_erase.py tests/upkeep/test_retention.py
 
 .PHONY: test-http
 test-http: .venv/installed  ## the same over HTTP on the embedded engine, then what goes wrong there
 	@state="$$(mktemp -d)"; trap 'rm -rf "$$state"' EXIT; \
-		$(PY) -m tests.clickhouse_http "$$state" $(MAKE) test-server
-	.venv/bin/pytest -n 2 tests/test_faults.py
+		$(PY) -m tests.clickhouse.clickhouse_http "$$state" $(MAKE) test-server
+	.venv/bin/pytest -n 2 tests/clickhouse/test_faults.py
 
 .PHONY: soak
 soak: .venv/installed  ## random histories against the model (SEQUENCES=5000), kills (KILLS=500)
 	SOAK_SEQUENCES="$${SEQUENCES:-5000}" SOAK_KILLS="$${KILLS:-500}" .venv/bin/pytest -n 2 \
-		tests/test_model.py tests/test_upsert.py -k "equals_the_model or kills"
+		tests/whole/test_model.py tests/clickhouse/test_upsert.py -k "equals_the_model or kills"
 
 .PHONY: run
 run: .venv/installed  ## demo data, the last 24 full hours through Dagster, a report
-	@$(PY) -m llm_trace_pipeline.run
+	@$(PY) -m llm_trace_pipeline.cli.run
 
 .PHONY: dev
 dev: .venv/installed  ## the Dagster UI, with the hourly schedule running (PORT=3000)
-	@$(PY) -m llm_trace_pipeline.dev $(PORT)
+	@$(PY) -m llm_trace_pipeline.cli.dev $(PORT)
 
 .PHONY: screenshot
 screenshot: .venv/installed  ## take docs/ui.png from the real UI
-	UI_SCREENSHOT=docs/ui.png .venv/bin/pytest tests/test_dagster_ui.py -k screenshot
+	UI_SCREENSHOT=docs/ui.png .venv/bin/pytest tests/defs/test_dagster_ui.py -k screenshot
 
 .PHONY: report-picture
 report-picture: .venv/installed  ## take docs/report.png from a week of demo traffic
-	REPORT_PICTURE=docs/report.png .venv/bin/pytest tests/test_report.py -k picture
+	REPORT_PICTURE=docs/report.png .venv/bin/pytest tests/reports/test_report.py -k picture
 
 .PHONY: report
 report: .venv/installed  ## what some days cost, as an HTML page: FROM=2026-03-01 TO=2026-03-31 (OUT=file)
-	@$(PY) -m llm_trace_pipeline.report "$(FROM)" "$(TO)" "$(OUT)"
+	@$(PY) -m llm_trace_pipeline.cli.report "$(FROM)" "$(TO)" "$(OUT)"
 
 .PHONY: backfill
 backfill: .venv/installed  ## load a range of hours: FROM=2026-03-01-00:00 TO=2026-03-31-23:00
-	@$(PY) -m llm_trace_pipeline.backfill "$(FROM)" "$(TO)"
+	@$(PY) -m llm_trace_pipeline.cli.backfill "$(FROM)" "$(TO)"
 
 .PHONY: restore
 restore: .venv/installed  ## rebuild ClickHouse from the Parquet batches alone: FROM=… TO=…
-	@$(PY) -m llm_trace_pipeline.backfill --from-batches "$(FROM)" "$(TO)"
+	@$(PY) -m llm_trace_pipeline.cli.backfill --from-batches "$(FROM)" "$(TO)"
 
 .PHONY: sql
 sql: .venv/installed  ## one statement on ClickHouse: Q="SELECT count() FROM llm_traces"
-	@$(PY) -m llm_trace_pipeline.query "$$Q"
+	@$(PY) -m llm_trace_pipeline.cli.sql "$$Q"
 
 .PHONY: invoice
 invoice: .venv/installed  ## files for Stripe, by customer: MONTH=2026-03 (OUT=folder)
-	@$(PY) -m llm_trace_pipeline.invoice "$(MONTH)" "$(OUT)"
+	@$(PY) -m llm_trace_pipeline.reports.invoice "$(MONTH)" "$(OUT)"
 
 .PHONY: preflight
 preflight: .venv/installed  ## what is missing at either end, with the exact repair
-	@$(PY) -m llm_trace_pipeline.preflight
+	@$(PY) -m llm_trace_pipeline.upkeep.preflight
 
 .PHONY: bench
 bench: .venv/installed  ## measure against the limit and two peers (DATA="wide narrow" RUNS=5)

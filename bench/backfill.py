@@ -28,8 +28,9 @@ from dagster._core.execution.backfill import BulkActionStatus
 
 from bench.__main__ import DATA, ROOT, _machine, say
 from bench.data import START, DataSet, ensure_database, execute, start_server
-from llm_trace_pipeline.clickhouse import connect
-from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
+from llm_trace_pipeline.clickhouse.client import connect
+from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.settings import Settings
 
 RESULTS = Path(__file__).with_name("backfill.json")
 PLOT = ROOT / "docs" / "backfill.svg"
@@ -152,7 +153,7 @@ def serving(environment: Mapping[str, str]) -> Iterator[int]:
     log = Path(environment["LLM_TRACES_STATE"]) / "dev.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "llm_trace_pipeline.dev", str(port)],
+            [sys.executable, "-m", "llm_trace_pipeline.cli.dev", str(port)],
             cwd=ROOT,
             env={**os.environ, **environment, "DAGSTER_DISABLE_TELEMETRY": "1"},
             stdout=output,

@@ -25,14 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.data import DATA_SETS, START, DataSet
-from llm_trace_pipeline.clickhouse import Database, connect
-from llm_trace_pipeline.extract import capture_billing, extract_hour
-from llm_trace_pipeline.files import LocalFiles
-from llm_trace_pipeline.parquet import BatchStore, Manifest
-from llm_trace_pipeline.schema import PAYLOAD_COLUMNS
+from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.files import LocalFiles
+from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.source import Source
-from llm_trace_pipeline.upsert import HourLoader
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.trace.columns import PAYLOAD_COLUMNS
 
 CONNECTIONS = 2  # what the pipeline takes by itself
 

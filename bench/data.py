@@ -17,9 +17,9 @@ import msgspec
 import pyarrow as pa
 from adbc_driver_postgresql import dbapi
 
-from llm_trace_pipeline.demo import embedded_postgres
-from llm_trace_pipeline.demo_responses import RECIPES, TOOLS, Call, Recipe, Tokens, streamed
-from llm_trace_pipeline.demo_traffic import (
+from llm_trace_pipeline.demo.postgres import embedded_postgres
+from llm_trace_pipeline.demo.responses import RECIPES, TOOLS, Call, Recipe, Tokens, streamed
+from llm_trace_pipeline.demo.traffic import (
     ORGANIZATIONS,
     SCHEMAS,
     Organization,
@@ -28,9 +28,9 @@ from llm_trace_pipeline.demo_traffic import (
     corpus,
     random_uuid,
 )
-from llm_trace_pipeline.settings import HOUR
-from llm_trace_pipeline.source import Source
-from llm_trace_pipeline.statements import read_sql
+from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.sql import read_sql
 
 VERSION = 2  # of the databases; another one makes them anew
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)

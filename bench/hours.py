@@ -14,12 +14,12 @@ from statistics import median
 from bench.__main__ import DATA, say
 from bench.data import execute, start_server
 from bench.ledger import DAYS, START, TRACES, ensure_rows
-from llm_trace_pipeline.extract import capture_billing, extract_hour
-from llm_trace_pipeline.files import LocalFiles
-from llm_trace_pipeline.parquet import BatchStore
-from llm_trace_pipeline.settings import HOUR
-from llm_trace_pipeline.source import Source, SourceOfHours
-from llm_trace_pipeline.statements import read_sql
+from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.files import LocalFiles
+from llm_trace_pipeline.batches.store import BatchStore
+from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.source.postgres import Source, SourceOfHours
+from llm_trace_pipeline.sql import read_sql
 
 HOURS = [START + timedelta(days=DAYS // 2) + HOUR * number for number in range(24)]
 RUNS = 3  # after one that warms up

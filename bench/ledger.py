@@ -13,8 +13,8 @@ from adbc_driver_postgresql import dbapi
 
 from bench.__main__ import DATA, say
 from bench.data import execute, start_server
-from llm_trace_pipeline.source import Source
-from llm_trace_pipeline.statements import read_sql
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.sql import read_sql
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 DAYS = 30

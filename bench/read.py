@@ -17,10 +17,11 @@ from statistics import median
 from typing import Any
 
 from bench.__main__ import DATA, ROOT, _machine, say
-from llm_trace_pipeline.clickhouse import IN_WINDOW, Database, connect
-from llm_trace_pipeline.schema import COLUMNS
-from llm_trace_pipeline.settings import HOUR, Settings
-from llm_trace_pipeline.statements import read_sql
+from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database, connect
+from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.trace.columns import COLUMNS
 
 RESULTS = ROOT / "bench" / "read.json"
 START = datetime(2026, 3, 1, tzinfo=UTC)  # the days lie in one month

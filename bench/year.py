@@ -21,8 +21,9 @@ from sqlalchemy import Engine, event
 
 from bench.__main__ import ROOT, _machine, say
 from bench.backfill import ASSETS, fresh_state, launch_backfill, query, serving
-from llm_trace_pipeline.parquet import BatchStore, Reconciliation
-from llm_trace_pipeline.settings import HOUR, HOUR_FORMAT, Settings
+from llm_trace_pipeline.batches.store import BatchStore, Reconciliation
+from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.settings import Settings
 
 RESULTS = Path(__file__).with_name("year.json")
 HOURS = 365 * 24

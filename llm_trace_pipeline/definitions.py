@@ -2,7 +2,7 @@
 
 from dagster import Definitions, in_process_executor
 
-from llm_trace_pipeline.assets import (
+from llm_trace_pipeline.defs.assets import (
     billing_history,
     llm_traces,
     llm_usage_hourly,
@@ -10,7 +10,8 @@ from llm_trace_pipeline.assets import (
     trace_batches,
     usage_report,
 )
-from llm_trace_pipeline.automation import (
+from llm_trace_pipeline.defs.checks import reconciliation
+from llm_trace_pipeline.defs.jobs import (
     apply_retention,
     apply_retention_schedule,
     changed_hours_sensor,
@@ -21,8 +22,7 @@ from llm_trace_pipeline.automation import (
     reconcile_hours,
     reconcile_hours_schedule,
 )
-from llm_trace_pipeline.checks import reconciliation
-from llm_trace_pipeline.resources import Pipeline
+from llm_trace_pipeline.defs.stores import Pipeline
 
 defs = Definitions(
     assets=[

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -21,27 +21,11 @@ from pydantic import (
 )
 
 from llm_trace_pipeline.errors import SettingsError
+from llm_trace_pipeline.hours import parse_hour
 
-HOUR = timedelta(hours=1)
-HOUR_FORMAT = "%Y-%m-%d-%H:%M"  # Dagster's own key format of hourly partitions
 S3_SCHEME = "s3://"
 # What ClickHouse takes for a pattern of names is refused.
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*")
-
-
-def parse_hour(text: str) -> datetime:
-    """Read an hour's key, such as ``2026-03-01-09:00``, as the start of that hour in UTC.
-
-    Raises:
-        ValueError: the text is no such key.
-    """
-    try:
-        hour = datetime.strptime(text, HOUR_FORMAT).replace(tzinfo=UTC)
-    except ValueError:
-        hour = None
-    if hour is None or hour.minute:
-        raise ValueError(f"must be an hour such as 2026-03-01-09:00 (UTC), not {text!r}")
-    return hour
 
 
 def _hour(value: object) -> object:

@@ -21,12 +21,12 @@ import pytest
 from adbc_driver_postgresql import dbapi
 from moto.server import ThreadedMotoServer
 
-from llm_trace_pipeline import demo
-from llm_trace_pipeline.clickhouse import Database, connect
-from llm_trace_pipeline.parquet import BatchStore
+from llm_trace_pipeline.batches.store import BatchStore
+from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.source import Source
-from llm_trace_pipeline.statements import read_sql
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.sql import read_sql
 from tests.target import drop_database, environment_of, make_database
 
 START = "2026-01-01-00:00"

@@ -7,7 +7,7 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
-from llm_trace_pipeline.clickhouse import connect
+from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.settings import Settings
 
 # Read once: tests clear the environment.

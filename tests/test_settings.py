@@ -204,11 +204,11 @@ def test_dagster_shows_a_wrong_first_hour_as_the_last_line() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["run"],
-        ["dev", "3000"],
-        ["backfill", "2026-03-01-00:00", "2026-03-01-01:00"],
-        ["query", "SELECT 1"],
-        ["preflight"],
+        ["cli.run"],
+        ["cli.dev", "3000"],
+        ["cli.backfill", "2026-03-01-00:00", "2026-03-01-01:00"],
+        ["cli.sql", "SELECT 1"],
+        ["upkeep.preflight"],
     ],
     ids=lambda command: command[0],
 )

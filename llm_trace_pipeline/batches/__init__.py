@@ -1,0 +1,1 @@
+"""Immutable Parquet batches, and what lies beside them."""

@@ -1,0 +1,197 @@
+"""From the operational PostgreSQL to one Parquet batch per hour."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llm_trace_pipeline.batches.enrich import is_stale
+from llm_trace_pipeline.batches.store import BatchStore, HourWriter, Manifest, Part, PartPath
+from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.source.postgres import Ledger, Snapshot, Source
+from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.trace.billing import BillingMatcher, unseen_versions
+from llm_trace_pipeline.trace.rows import EXAMPLES, Tally
+
+ROWS_PER_STREAM = 5_000  # fewer are read by one connection
+
+
+@dataclass(frozen=True)
+class BillingCapture:
+    """What one reading of the billing table gave."""
+
+    history: pa.Table  # every version ever seen: rows of billing.HISTORY_SCHEMA
+    new: int
+    set_aside: tuple[str, ...]  # organizations of versions that say no organization or no date
+
+
+def capture_billing(source: Source, store: BatchStore) -> BillingCapture:
+    """Add the billing versions that are new to the history.
+
+    Raises:
+        SourceError: the billing table cannot be read as ``sql/operational/billing.sql`` says.
+    """
+    with store.extending_billing_history() as writer:
+        with source.session() as session:
+            versions = session.table(read_sql("operational/billing.sql"))
+        unplaced = pc.or_(
+            pc.is_null(versions.column("organization_id")),
+            pc.is_null(versions.column("valid_from")),
+        )
+        placed = versions.filter(pc.invert(unplaced))
+        new = unseen_versions(writer.history, placed, datetime.now(UTC))
+        if new.num_rows:
+            writer.append(new)
+        aside = versions.filter(unplaced).column("organization_id").fill_null("")
+        return BillingCapture(
+            writer.history, new.num_rows, tuple(sorted(aside.unique().to_pylist()))
+        )
+
+
+def extract_hour(
+    source: Source,
+    store: BatchStore,
+    history: pa.Table,
+    hour: datetime,
+    *,
+    only_changed: bool = False,
+    accept_loss: bool = False,
+) -> Manifest:
+    """Write one hour's batch: every trace of [hour, hour + 1 h), read in one snapshot.
+
+    Rows that equal the current batch's leave that batch in place. A batch that is not complete is
+    described, but does not take the place of the current one.
+
+    Args:
+        source: the operational database.
+        store: where the batch goes.
+        history: the billing history to match against.
+        hour: start of the hour.
+        only_changed: read no payload if ledger, billing and prices are as the current batch says.
+        accept_loss: take what the source has, although it lost traces that it once had.
+
+    Raises:
+        SourceError: the source lacks a table or column, or traces that it must have had.
+        BatchError: another process writes this hour.
+    """
+    billing = BillingMatcher(history)
+    with ExitStack() as stack:
+        writer = stack.enter_context(store.writing(hour))
+        current = store.manifest(hour)
+        # What another process has just loaded must not give way to what was seen before.
+        snapshot = stack.enter_context(source.snapshot(current.written_at if current else None))
+        if (
+            only_changed
+            and current
+            and is_of_ledger(current, snapshot.ledger_of(hour))
+            and store.is_intact(current)
+            and not is_stale(store, current, billing, source.prices)
+        ):
+            return current
+        census = snapshot.census(hour)
+        if not (census.rows + census.deleted or current or accept_loss):
+            _refuse_steps_without_traces(snapshot, hour)
+        erasures = store.erasures()
+        streams = 1 if census.rows < ROWS_PER_STREAM else source.connections
+
+        folded: list[dict[str, Any]] = []
+        too_wide: list[str] = []
+
+        def write() -> tuple[list[Part], Tally]:
+            writers = [writer.part_writer(stream) for stream in range(streams)]
+            tally = snapshot.write_traces(hour, folded, too_wide, erasures, billing, writers)
+            return [part for each in writers for part in each.parts], tally
+
+        try:
+            parts, tally = write()
+        except SourceError:
+            # Whatever it was: rows that cannot be sent are left without payloads, no others.
+            with suppress(SourceError):  # the connection is lost: the first error says why
+                too_wide = snapshot.too_wide(hour, hour + HOUR)
+            if not too_wide:
+                raise
+            parts, tally = write()
+        # Which rows share an id is asked only where some may: where one came twice, or where one
+        # that did not come, being deleted or erased, may be the one that counts.
+        if (census.deleted or tally.erased or tally.has_duplicates) and (
+            folded := snapshot.folded(hour, hour + HOUR)
+        ):
+            parts, tally = write()
+        source_hash = str(tally.source_hash)
+        if tally.rows + tally.erased != census.rows + census.deleted:  # not all rows came
+            source_hash = snapshot.ledger_of(hour).source_hash
+        manifest = Manifest(
+            hour=hour,
+            batch_id=writer.batch_id,
+            written_at=datetime.now(UTC),
+            parts=tuple(parts),
+            source_rows=census.rows,
+            source_deleted=census.deleted,
+            source_folded=sum(not row["is_deleted"] for row in folded),
+            source_erased=tally.erased,
+            source_hash=source_hash,
+            source_newest_change=census.newest_change,
+            **tally.figures(),
+        )
+        if not manifest.is_complete:
+            return manifest
+        if current and not accept_loss:
+            _refuse_lost_traces(snapshot, store, current, writer, manifest)
+        return writer.publish(manifest)
+
+
+def is_of_ledger(manifest: Manifest, ledger: Ledger) -> bool:
+    """Whether a batch was made from what the source holds now."""
+    made_from = (manifest.source_rows, manifest.source_deleted, manifest.source_hash)
+    return made_from == (ledger.rows, ledger.deleted, ledger.source_hash)
+
+
+def _refuse_lost_traces(
+    snapshot: Snapshot,
+    store: BatchStore,
+    current: Manifest,
+    writer: HourWriter,
+    manifest: Manifest,
+) -> None:
+    """Refuse to replace a batch by one that the source lost traces for."""
+    gone = set(_ids(store.intact_paths(current))) - set(_ids(writer.paths(manifest.parts)))
+    lost = sorted(gone - snapshot.present(sorted(gone)))
+    missing, examples = len(lost), f", such as {', '.join(lost[:EXAMPLES])}" if lost else ""
+    if not missing and not store.is_intact(current):
+        # The ids of a damaged part cannot be read. A new batch is what repairs it, as long as the
+        # source has as many rows as it had.
+        then, now = (each.source_rows + each.source_deleted for each in (current, manifest))
+        missing = max(0, then - now)
+    if missing:
+        raise SourceError(
+            f"hour {manifest.hour:{HOUR_FORMAT}}: the source has {manifest.rows} traces, the batch "
+            f"{current.rows}, and {missing} of the batch's are gone from the source{examples}. "
+            "The batch is kept, and so are its rows in ClickHouse. Was the source pruned? To lose "
+            "them on purpose, materialize trace_batches with the run config accept_loss: true"
+        )
+
+
+def _refuse_steps_without_traces(snapshot: Snapshot, hour: datetime) -> None:
+    """Refuse an hour in which the agent server worked but left no trace."""
+    [found] = snapshot.rows_in("unaccounted_steps", hour, hour + HOUR)
+    was_pruned = found["has_traces"] and not found["has_earlier_traces"]
+    if found["steps_without_trace"] and not was_pruned:
+        raise SourceError(
+            f"hour {hour:{HOUR_FORMAT}}: provider_traces and provider_trace_metadata are empty, "
+            f"but {found['steps_without_trace']} steps of this hour have no trace. Does the agent "
+            "server still write traces to this database? If these are lost for good, materialize "
+            "trace_batches with the run config accept_loss: true"
+        )
+
+
+def _ids(paths: Sequence[PartPath]) -> list[str]:
+    ids: list[str] = []
+    for path in paths:
+        with path.open() as file:
+            ids += file.read(columns=["id"]).column("id").to_pylist()
+    return ids

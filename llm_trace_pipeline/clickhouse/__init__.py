@@ -1,0 +1,1 @@
+"""The tables in ClickHouse, and how an hour gets into them."""

@@ -1,0 +1,1 @@
+"""Dagster's side: assets, checks, jobs, schedules and sensors."""

@@ -1,0 +1,292 @@
+"""The asset checks: claims about an hour, each compared exactly."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    DagsterInstance,
+    MetadataValue,
+    RunsFilter,
+    multi_asset_check,
+)
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+
+from llm_trace_pipeline.batches.extract import capture_billing
+from llm_trace_pipeline.batches.store import Manifest, Reconciliation
+from llm_trace_pipeline.clickhouse.rollup import RollupResult
+from llm_trace_pipeline.clickhouse.upsert import LoadResult
+from llm_trace_pipeline.defs.partitions import HOURLY
+from llm_trace_pipeline.defs.stores import Pipeline
+from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT, parse_hour
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.upkeep.reconcile import hours_to_reconcile, ranges, reconcile
+from llm_trace_pipeline.upkeep.retention import line_before
+
+PARTITION_TAG = "dagster/partition"
+RANGE_START_TAG, RANGE_END_TAG = (
+    f"dagster/asset_partition_range_{bound}" for bound in ("start", "end")
+)
+
+TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "llm_usage_hourly"
+
+BATCH_CHECKS = (
+    AssetCheckSpec(
+        "rows_match_source",
+        asset=TRACE_BATCHES,
+        blocking=True,
+        description="The batch has one row for every trace of the source that is not deleted.",
+    ),
+    AssetCheckSpec(
+        "billing_is_known",
+        asset=TRACE_BATCHES,
+        description="Every organization with a call in this hour has billing details.",
+    ),
+    AssetCheckSpec(
+        "prices_are_known",
+        asset=TRACE_BATCHES,
+        description="Every model that was called in this hour has a price.",
+    ),
+)
+TABLE_CHECKS = (
+    AssetCheckSpec(
+        "rows_match_batch",
+        asset=LLM_TRACES,
+        blocking=True,
+        description="ClickHouse holds the rows of the batch: count, tokens and content.",
+    ),
+    AssetCheckSpec(
+        "ids_are_unique",
+        asset=LLM_TRACES,
+        blocking=True,
+        description="No id occurs twice in this hour.",
+    ),
+)
+ROLLUP_CHECKS = (
+    AssetCheckSpec(
+        "rollup_matches_traces",
+        asset=LLM_USAGE_HOURLY,
+        blocking=True,
+        description="The roll-up is what the calls of this hour in llm_traces add up to: counts, "
+        "tokens, bytes and costs exactly, by whom and at whose cost; latency within 1 %.",
+    ),
+)
+# Of all hours of the last days together, by the job reconcile_hours.
+RECONCILIATION_CHECKS = (
+    AssetCheckSpec(
+        "source_matches_batches",
+        asset=TRACE_BATCHES,
+        description="Every hour's batch holds what the source holds now, with billing and "
+        "prices as they are known now. changed_hours_sensor loads the hours that differ.",
+    ),
+    AssetCheckSpec(
+        "source_keeps_loaded_traces",
+        asset=TRACE_BATCHES,
+        description="The source still has every trace that was loaded from it. Hours in which it "
+        "lost some keep their batch and are never loaded again by themselves.",
+    ),
+    AssetCheckSpec(
+        "clickhouse_matches_batches",
+        asset=LLM_TRACES,
+        description="ClickHouse holds the rows of every batch, count, tokens and content, and "
+        "llm_usage_hourly what they add up to. changed_hours_sensor repairs the hours that differ.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check for one hour."""
+
+    check: str
+    passed: bool
+    metadata: Mapping[str, Any]
+    severity: AssetCheckSeverity = AssetCheckSeverity.ERROR
+
+
+def check_batch(manifest: Manifest) -> list[Finding]:
+    """Return what the checks of ``trace_batches`` say of an hour."""
+    return [
+        Finding(
+            "rows_match_source",
+            manifest.is_complete,
+            {
+                "source rows": manifest.expected_rows,
+                "batch rows": manifest.rows,
+                "distinct ids": manifest.distinct_ids,
+            },
+        ),
+        Finding(
+            "billing_is_known",
+            manifest.organizations_without_billing == 0,
+            {
+                "organizations without billing": manifest.organizations_without_billing,
+                "examples": list(manifest.organizations_without_billing_ids),
+            },
+            AssetCheckSeverity.WARN,
+        ),
+        Finding(
+            "prices_are_known",
+            manifest.unpriced == 0,
+            {
+                "calls without price": manifest.unpriced,
+                "models, such as": list(manifest.unpriced_models),
+            },
+            AssetCheckSeverity.WARN,
+        ),
+    ]
+
+
+def check_load(result: LoadResult) -> list[Finding]:
+    """Return what the checks of ``llm_traces`` say of an hour."""
+    return [
+        Finding(
+            "rows_match_batch",
+            not result.differences,
+            {
+                "batch rows": result.expected.rows,
+                "ClickHouse rows": result.found.rows,
+                "differences": list(result.differences),
+            },
+        ),
+        Finding(
+            "ids_are_unique",
+            result.found.distinct_ids == result.found.rows,
+            {"rows": result.found.rows, "distinct ids": result.found.distinct_ids},
+        ),
+    ]
+
+
+def check_rollup(results: Sequence[RollupResult]) -> list[Finding]:
+    """Return what the check of ``llm_usage_hourly`` says of an hour, of all shards of it."""
+    differences = [text for result in results for text in result.differences]
+    return [
+        Finding(
+            "rollup_matches_traces",
+            not differences,
+            {
+                "calls": sum(int(result.expected.figures["calls"]) for result in results),
+                "differences": differences,
+            },
+        )
+    ]
+
+
+# Some of the checks may stay without a result, which is what can_subset says.
+@multi_asset_check(
+    name="reconciliation", specs=RECONCILIATION_CHECKS, pool="clickhouse", can_subset=True
+)
+def reconciliation(
+    context: AssetCheckExecutionContext, pipeline: Pipeline
+) -> Iterator[AssetCheckResult]:
+    """Compare the hours of the last days in the source, in the batches and in ClickHouse."""
+    if hours_of_run(context.run.tags):
+        # Dagster adds the checks of an asset to what is materialized by hand; an hour's load has
+        # checks of its own.
+        context.log.info("Left to the job reconcile_hours.")
+        return
+    store, source = pipeline.store(), pipeline.source()
+    history = capture_billing(source, store).history
+    settings, now = Settings.from_environment(), datetime.now(UTC)
+    kept_from, batches_kept_from = (
+        line_before(days, now) for days in (settings.retention_days, settings.batch_retention_days)
+    )
+    start = datetime.fromtimestamp(HOURLY.start.timestamp(), UTC)
+    first = max([start, *(line for line in (kept_from, batches_kept_from) if line)])
+    hours = hours_to_reconcile(store, first, settings.reconcile_days, now)
+    loading = hours_being_loaded(context.instance)
+    found = reconcile(source, store, pipeline.clickhouse, hours, history, kept_from)
+    found = without_hours(found, loading | hours_being_loaded(context.instance))
+    store.record_reconciliation(found)
+    yield from check_reconciliation(found, len(hours))
+
+
+def is_hour(key: str) -> bool:
+    """Whether a partition's key is that of an hour, not of a day."""
+    return len(key) > len("2026-03-01")
+
+
+def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
+    """Return the hours that a run loads, as its tags tell; one that reports on days loads none."""
+    names = (PARTITION_TAG,) if PARTITION_TAG in tags else (RANGE_START_TAG, RANGE_END_TAG)
+    keys = [tags[name] for name in names if name in tags]
+    if not keys or not is_hour(keys[0]):
+        return []
+    start, end = parse_hour(keys[0]), parse_hour(keys[-1])
+    return [start + HOUR * n for n in range(int((end - start) / HOUR) + 1)]
+
+
+def hours_being_loaded(instance: DagsterInstance) -> set[datetime]:
+    """Return the hours of all runs that have not ended: they are about to change."""
+    runs = instance.get_runs(RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    return {hour for run in runs for hour in hours_of_run(run.tags)}
+
+
+def without_hours(found: Reconciliation, hours: Collection[datetime]) -> Reconciliation:
+    """Leave hours out of a reconciliation; the next one tells about them."""
+    kept = {
+        name: tuple(hour for hour in getattr(found, name) if hour not in hours)
+        for name in ("drifted", "stale", "damaged", "pruned", "loaded")
+    }
+    differences = {hour: text for hour, text in found.differences.items() if hour not in hours}
+    return found.model_copy(update={**kept, "differences": differences})
+
+
+def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[AssetCheckResult]:
+    """Return what the checks of all hours together say."""
+    yield AssetCheckResult(
+        check_name="source_matches_batches",
+        asset_key=TRACE_BATCHES,
+        passed=not (found.drifted or found.stale or found.unreadable),
+        severity=AssetCheckSeverity.WARN,
+        description="changed_hours_sensor loads the hours that differ.",
+        metadata={
+            "hours compared": compared,
+            "hours that the source has other rows of": _describe(found, found.drifted),
+            "hours with billing or prices restated since": _describe(found, found.stale),
+            "hours that cannot be compared": _describe(found, found.unreadable),
+        },
+    )
+    yield AssetCheckResult(
+        check_name="source_keeps_loaded_traces",
+        asset_key=TRACE_BATCHES,
+        passed=not found.pruned,
+        severity=AssetCheckSeverity.WARN,
+        description="Their batches and their rows in ClickHouse are kept. To lose these traces on "
+        "purpose, materialize trace_batches with the run config accept_loss: true.",
+        metadata={
+            "hours compared": compared,
+            "hours that the source lost traces of": _describe(found, found.pruned),
+        },
+    )
+    yield AssetCheckResult(
+        check_name="clickhouse_matches_batches",
+        asset_key=LLM_TRACES,
+        passed=not found.damaged,
+        severity=AssetCheckSeverity.ERROR,
+        description="changed_hours_sensor repairs these hours; so does the command.",
+        metadata={
+            "hours compared": compared,
+            "hours that differ": _describe(found, found.damaged),
+            "repair": MetadataValue.json(repair_commands(found)),
+        },
+    )
+
+
+def repair_commands(found: Reconciliation) -> list[str]:
+    """Return what makes ClickHouse hold its batches again."""
+    return [
+        f"make restore FROM={first:{HOUR_FORMAT}} TO={last:{HOUR_FORMAT}}"
+        for first, last in ranges(found.damaged, found.loaded)
+    ]
+
+
+def _describe(found: Reconciliation, hours: Collection[datetime]) -> MetadataValue[Any]:
+    return MetadataValue.json(
+        {f"{hour:{HOUR_FORMAT}}": list(found.differences.get(hour, ())) for hour in hours}
+    )

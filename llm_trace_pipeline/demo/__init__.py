@@ -1,0 +1,1 @@
+"""The demo: an embedded PostgreSQL and its made-up traffic."""

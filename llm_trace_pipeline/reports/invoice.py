@@ -1,0 +1,362 @@
+"""``make invoice MONTH=2026-03``: what each Stripe customer used and is to pay, as files.
+
+All of it is read from ``llm_traces``, while nobody loads; then every hour of the month is compared
+with its batch. An invoice with a hole is written too, since a large part of it may be all that is
+needed, but it says so, and the command fails: nothing that runs after it sends such a file.
+"""
+
+import csv
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from hashlib import sha256
+from itertools import chain, groupby, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm_trace_pipeline.batches.store import BatchStore
+from llm_trace_pipeline.cli.commands import run_command, say
+from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.cluster import reading
+from llm_trace_pipeline.clickhouse.upsert import TABLE
+from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
+from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.trace.columns import COST_TYPE, EXACT_DIGITS
+from llm_trace_pipeline.upkeep.reconcile import (
+    Differences,
+    compare_loaded,
+    ranges,
+    readable_manifests,
+)
+
+# The columns by which Stripe imports meter events from files.
+EVENT_SCHEMA = pa.schema(
+    [
+        pa.field("identifier", pa.string(), nullable=False),
+        pa.field("timestamp", pa.int64(), nullable=False),  # Unix seconds: the start of the UTC day
+        pa.field("event_name", pa.string(), nullable=False),
+        pa.field("payload_stripe_customer_id", pa.string(), nullable=False),
+        pa.field("payload_value", pa.uint64(), nullable=False),  # tokens, or calls
+    ]
+)
+CENTS_TYPE = pa.decimal128(38, 12)  # as many decimals as Stripe takes
+# Stripe's parameters of an invoice item first, then what the item is about.
+ITEM_SCHEMA = pa.schema(
+    [
+        pa.field("customer", pa.string(), nullable=False),
+        pa.field("currency", pa.string(), nullable=False),
+        pa.field("description", pa.string(), nullable=False),
+        pa.field("period_start", pa.int64(), nullable=False),  # Unix seconds, both included
+        pa.field("period_end", pa.int64(), nullable=False),
+        pa.field("quantity", pa.uint64(), nullable=False),  # tokens, or calls
+        pa.field("unit_amount_decimal", CENTS_TYPE),  # cents; NULL: 12 decimals cannot hold it
+        pa.field("amount_usd", COST_TYPE),  # NULL: no price
+        pa.field("list_amount_usd", COST_TYPE),  # also of calls by the customer's own key
+        pa.field("meter", pa.string(), nullable=False),
+        pa.field("plan", pa.string(), nullable=False),
+        pa.field("cost_source", pa.string(), nullable=False),
+        pa.field("provider", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("is_byok", pa.uint8(), nullable=False),
+        pa.field("price_version", pa.string(), nullable=False),
+    ]
+)
+_CALLS = "llm_calls"
+_METERS = {
+    _CALLS: "calls",
+    "llm_uncached_input_tokens": "uncached input tokens",
+    "llm_cached_input_tokens": "cached input tokens",
+    "llm_cache_write_tokens": "cache write tokens",
+    "llm_output_tokens": "output tokens",
+}
+_ROWS_AT_ONCE = 8192  # of a file; each is a row group of the Parquet file
+_NOTHING = Decimal(f"0E-{COST_TYPE.scale}")
+_USAGE = "usage: make invoice MONTH=2026-03"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Month:
+    """A calendar month, UTC."""
+
+    start: datetime
+
+    @classmethod
+    def of(cls, text: str, first_hour: datetime, now: datetime) -> "Month":
+        """Read a month such as ``2026-03``.
+
+        Raises:
+            SettingsError: it is none, has not begun, or lies before the first hour.
+        """
+        try:
+            month = cls(datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC))
+        except ValueError:
+            raise SettingsError(f"MONTH: must be a month, not {text!r}; {_USAGE}") from None
+        if month.start > now:
+            raise SettingsError(f"MONTH: {month} has not begun yet")
+        if month.end <= first_hour:
+            raise SettingsError(
+                f"MONTH: {month} lies before the first hour, {first_hour:{HOUR_FORMAT}} "
+                "(LLM_TRACES_START)"
+            )
+        return month
+
+    @property
+    def end(self) -> datetime:
+        """The start of the next month."""
+        return (self.start + timedelta(days=31)).replace(day=1)
+
+    def hours(self, first_hour: datetime, now: datetime) -> list[datetime]:
+        """Return the hours that have ended and can be loaded: no others are invoiced."""
+        begin = max(self.start, first_hour)
+        return [begin + n * HOUR for n in range(max(0, int((min(self.end, now) - begin) / HOUR)))]
+
+    def __str__(self) -> str:
+        """Return it as it was given."""
+        return f"{self.start:%Y-%m}"
+
+
+@dataclass
+class Totals:
+    """What the rows of the files add up to."""
+
+    customers: int = 0
+    quantities: Counter[str] = field(default_factory=Counter)  # by meter, of all calls
+    to_bill: Counter[str] = field(default_factory=Counter)  # of what the meter events have to hold
+    metered: Counter[str] = field(default_factory=Counter)  # of the meter events
+    amount_usd: Decimal = _NOTHING
+    calls_without_customer: int = 0
+    amount_without_customer_usd: Decimal = _NOTHING
+    own_key_calls: int = 0
+    own_key_list_usd: Decimal = _NOTHING
+    unpriced_calls: int = 0  # by the customer's own key or not
+    price_versions: set[str] = field(default_factory=set)
+    _last_customer: str = ""
+
+    def add(self, item: Row) -> None:
+        """Count a row of the invoice items, which are sorted by customer."""
+        meter, quantity = item["meter"], item["quantity"]
+        calls = quantity if meter == _CALLS else 0
+        amount, list_amount = (item[name] or 0 for name in ("amount_usd", "list_amount_usd"))
+        self.quantities[meter] += quantity
+        self.amount_usd += amount
+        if not item["customer"]:
+            self.calls_without_customer += calls
+            self.amount_without_customer_usd += amount
+        elif item["customer"] != self._last_customer:
+            self.customers += 1
+            self._last_customer = item["customer"]
+        if item["is_byok"]:
+            self.own_key_calls += calls
+            self.own_key_list_usd += list_amount
+        elif item["customer"]:
+            self.to_bill[meter] += quantity
+        if item["price_version"]:
+            self.price_versions.add(item["price_version"])
+        else:
+            self.unpriced_calls += calls
+
+    def as_said(self) -> dict[str, object]:
+        """Return them as totals.sql says them."""
+        calls, *tokens = (self.quantities[meter] for meter in _METERS)
+        return {
+            "calls": calls,
+            "prompt_tokens": sum(tokens[:-1]),
+            "completion_tokens": tokens[-1],
+            "amount_usd": self.amount_usd,
+        }
+
+    def describe(self) -> Iterator[str]:
+        """Say it, one line each."""
+        yield f"customers           {self.customers:,}"
+        yield f"calls               {self.quantities[_CALLS]:,}"
+        yield f"amount              {self.amount_usd:f} USD"
+        yield (
+            f"without a customer  {self.calls_without_customer:,} calls, "
+            f"{self.amount_without_customer_usd:f} USD of the amount"
+        )
+        yield (
+            f"by own key          {self.own_key_calls:,} calls, "
+            f"list price {self.own_key_list_usd:f} USD, not in the amount"
+        )
+        yield f"without a price     {self.unpriced_calls:,} calls, not in the amount"
+        yield f"prices              {', '.join(sorted(self.price_versions)) or 'none'}"
+
+
+def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -> None:
+    """Write the files of a month, and print what they hold.
+
+    Args:
+        settings: where the stores are.
+        month: such as ``2026-03``.
+        folder: where the files go.
+        now: what has ended by then is to be loaded.
+
+    Raises:
+        SettingsError: the month is none that can be invoiced.
+        PipelineError: the files do not add up to what ClickHouse says, and were not written; or
+            they were, but hours of the month are not whole in ClickHouse.
+    """
+    first_hour = settings.first_hour or demo.first_hour(settings.state_dir)
+    of_month = Month.of(month, first_hour, now)
+    hours = of_month.hours(first_hour, now)
+    store = BatchStore.of(settings)
+    with connect(settings) as database, reading(database, store) as exists:
+        if not exists:
+            raise ClickHouseError(
+                f"{database.qualified(TABLE)} does not exist", "load the hours of the month first"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        # Beside the files that it replaces, all at once where they are all complete.
+        with TemporaryDirectory(dir=folder, prefix=".invoice-") as beside:
+            totals = _write_files(database, of_month, hours, Path(beside))
+            # After the files: what another writer added while they were read is noticed.
+            holes = _holes(database, store, hours)
+            paths = [path.replace(folder / path.name) for path in sorted(Path(beside).iterdir())]
+    say(f"{of_month} (UTC), from llm_traces")
+    for line in chain(totals.describe(), map(str, paths)):
+        say(line)
+    if first_hour > of_month.start:
+        say(f"not before {first_hour:{HOUR_FORMAT}}, the first hour (LLM_TRACES_START)")
+    if now < of_month.end:
+        say(f"not final: {of_month} ends {of_month.end:{HOUR_FORMAT}} UTC")
+    for reasons, of_reason in groupby(sorted(holes), key=lambda hour: holes[hour]):
+        for first, last in ranges(of_reason):
+            say(f"hole: {first:{HOUR_FORMAT}} to {last:{HOUR_FORMAT}}: {', '.join(reasons)}")
+    if holes:
+        raise PipelineError(
+            f"the invoice of {of_month} has holes: {len(holes)} hours are not in ClickHouse as "
+            "their batches have them; make backfill, or make restore, then make invoice again"
+        )
+
+
+def _write_files(
+    database: Database, month: Month, hours: Sequence[datetime], folder: Path
+) -> Totals:
+    """Write all files of contiguous hours of a month into a folder.
+
+    Raises:
+        PipelineError: the rows do not add up to what ClickHouse says of the hours.
+    """
+    totals = Totals()
+    first = hours[0] if hours else month.start
+    window = {"start": first, "end": first + len(hours) * HOUR}
+    events, items = (
+        chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), window))
+        for name in ("meter_events", "invoice_items")
+    )
+    with localcontext(prec=EXACT_DIGITS):
+        _write(folder / f"{month}-invoice-items", ITEM_SCHEMA, _items(items, month, totals))
+        _write(folder / f"{month}-meter-events", EVENT_SCHEMA, _events(events, totals))
+    [said] = database.rows(read_sql("invoice/totals.sql"), window)
+    if totals.as_said() != said or totals.metered != totals.to_bill:
+        raise PipelineError(
+            f"the rows of {month} changed while they were read, or not all of them came: nothing "
+            "was written; pause the other writer, and run make invoice again"
+        )
+    return totals
+
+
+def _items(rows: Iterable[Row], month: Month, totals: Totals) -> Iterator[Row]:
+    """Make invoice items of the rows of invoice_items.sql, and count them."""
+    for row in rows:
+        list_amount = row["list_amount_usd"]
+        amount = _NOTHING if row["is_byok"] else list_amount
+        own_key = " (own key)" if row["is_byok"] else ""
+        item = {
+            **row,
+            "currency": "usd",
+            "description": f"{row['provider']} {row['model']}: {_METERS[row['meter']]}{own_key}",
+            "period_start": int(month.start.timestamp()),
+            "period_end": int(month.end.timestamp()) - 1,
+            "unit_amount_decimal": unit_cents(amount, row["quantity"]),
+            "amount_usd": amount,
+        }
+        totals.add(item)
+        yield {name: item[name] for name in ITEM_SCHEMA.names}
+
+
+def _events(rows: Iterable[Row], totals: Totals) -> Iterator[Row]:
+    """Make meter events of the rows of meter_events.sql, and count them."""
+    for row in rows:
+        name, customer, day = row["event_name"], row["customer"], row["day"]
+        totals.metered[name] += row["value"]
+        yield {
+            "identifier": event_identifier(name, customer, day),
+            "timestamp": int(datetime.combine(day, time.min, UTC).timestamp()),
+            "event_name": name,
+            "payload_stripe_customer_id": customer,
+            "payload_value": row["value"],
+        }
+
+
+def event_identifier(meter: str, customer: str, day: date) -> str:
+    """Name a meter event, always the same; Stripe takes 100 characters."""
+    return f"{meter}-{day}-{sha256(customer.encode()).hexdigest()[:32]}"
+
+
+def unit_cents(amount: Decimal | None, quantity: int) -> Decimal | None:
+    """Return the cents of one token or call; None where Stripe's 12 decimals cannot hold them."""
+    if amount is None or not quantity:
+        return None
+    units = Fraction(amount) * 100 * 10**CENTS_TYPE.scale / quantity
+    return Decimal(f"{units.numerator}E-{CENTS_TYPE.scale}") if units.denominator == 1 else None
+
+
+def _write(path: Path, schema: pa.Schema, rows: Iterator[Row]) -> None:
+    """Write rows as CSV and as Parquet; a decimal is text with all of its digits in the CSV."""
+    texts, tables = (path.with_suffix(suffix) for suffix in (".csv", ".parquet"))
+    with (
+        texts.open("w", newline="", encoding="utf-8") as text,
+        tables.open("wb") as binary,
+    ):
+        lines = csv.DictWriter(text, schema.names)
+        lines.writeheader()
+        with pq.ParquetWriter(binary, schema, compression="zstd") as table:
+            while some := list(islice(rows, _ROWS_AT_ONCE)):
+                lines.writerows(
+                    {
+                        name: f"{value:f}" if isinstance(value, Decimal) else value
+                        for name, value in row.items()
+                    }
+                    for row in some
+                )
+                table.write_batch(pa.RecordBatch.from_pylist(some, schema))
+        for file in (text, binary):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _holes(database: Database, store: BatchStore, hours: list[datetime]) -> Differences:
+    """Return which hours ClickHouse does not hold as their batches say, and what is wrong."""
+    manifests, holes = readable_manifests(store, hours)
+    for _, of_day in groupby(manifests.values(), key=lambda manifest: manifest.hour.date()):
+        holes |= compare_loaded(database, list(of_day))
+    without_batch = set(hours).difference(manifests, holes)
+    return holes | dict.fromkeys(without_batch, ("no batch",))
+
+
+def main() -> None:
+    """Write the files of the month that the first argument names, into the folder of the second."""
+    if len(sys.argv) != 3 or not sys.argv[1]:  # noqa: PLR2004 -- month and folder
+        raise SettingsError(f"MONTH: a month is needed; {_USAGE}")
+    settings = Settings.from_environment()
+    folder = Path(sys.argv[2]) if sys.argv[2] else settings.state_dir / "invoices"
+    write_invoice(settings, sys.argv[1], folder, datetime.now(UTC))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1 @@
+"""The operational PostgreSQL, read only."""

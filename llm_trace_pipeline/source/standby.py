@@ -1,0 +1,89 @@
+"""Whether a standby has all of an hour: what it has not replayed yet would be missing."""
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.source.postgres import Session, Source
+from llm_trace_pipeline.sql import read_sql
+
+WAIT_SECONDS = 600.0
+
+_POLL_SECONDS = 1.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far a standby is behind, and what to do."""
+
+    message: str
+    repair: str
+
+
+def lag_of(
+    *, until: datetime, replayed_until: datetime | None, is_caught_up: bool, is_paused: bool
+) -> Lag | None:
+    """Return how a standby in the state of ``sql/preflight/standby.sql`` lags; None: not at all."""
+    if is_caught_up or (replayed_until and replayed_until >= until):
+        return None
+    lag = f"{until - replayed_until} behind" if replayed_until else "an unknown time behind"
+    repair = "SELECT pg_wal_replay_resume(); then wait" if is_paused else "wait"
+    return Lag(
+        f"the operational database is a standby, {lag} the end of the last hour to load, "
+        f"{until:%Y-%m-%d %H:%M} UTC: what it has not replayed yet would be missing",
+        f"{repair} until SELECT pg_last_xact_replay_timestamp(); is later, or set "
+        "OPERATIONAL_DATABASE_URL to the primary",
+    )
+
+
+# No such function or relation, or not supported; any other failure tells nothing about the lag.
+_NOT_THERE = frozenset({"42883", "42P01", "0A000"})
+
+
+class UnknownLagError(SourceError):
+    """The server lacks what tells how far a standby is, as Amazon Aurora does."""
+
+
+def ask_lag(session: Session, until: datetime) -> Lag | None:
+    """Ask a standby how it lags; None: not at all.
+
+    Raises:
+        UnknownLagError: this server cannot tell.
+        SourceError: it cannot be asked.
+    """
+    try:
+        with session.savepoint():
+            [state] = session.rows(read_sql("preflight/standby.sql"))
+    except SourceError as error:
+        if error.sqlstate in _NOT_THERE:
+            raise UnknownLagError(f"whether this standby lags cannot be told: {error}") from None
+        raise
+    return lag_of(until=until, **state)
+
+
+def wait_until_replayed(source: Source, until: datetime) -> None:
+    """Wait until a standby has replayed all before some time; a primary has it already.
+
+    Raises:
+        SourceError: it has not within ``WAIT_SECONDS``, or cannot be asked.
+    """
+    deadline = time.monotonic() + WAIT_SECONDS
+    while lag := _lag(source, until):
+        if time.monotonic() >= deadline:
+            raise SourceError(f"{lag.message}; {lag.repair}")
+        _log.info("%s; waiting for it, %.0f s at most", lag.message, deadline - time.monotonic())
+        time.sleep(_POLL_SECONDS)  # a standby tells nobody what it has replayed
+
+
+def _lag(source: Source, until: datetime) -> Lag | None:
+    # A session for each look: a transaction that stays open can hold up the replay.
+    with source.session() as session:
+        [server] = session.rows("SELECT pg_is_in_recovery() AS is_standby")
+        try:
+            return ask_lag(session, until) if server["is_standby"] else None
+        except UnknownLagError as error:  # which make preflight says too
+            _log.info("%s", error)
+            return None

@@ -1,0 +1,1 @@
+"""What happens to hours that are loaded: compared, dropped, erased, checked."""

@@ -1,0 +1,496 @@
+"""Erasure: remove traces from every batch and from ClickHouse.
+
+The erasure is recorded before anything is removed, so that no load brings the rows back; every step
+after that does only what is still to be done, so an erasure that was cut is finished by repeating
+it.
+"""
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llm_trace_pipeline.batches.erasures import Erasure
+from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.cli.commands import run_command, say
+from llm_trace_pipeline.clickhouse.client import ROLLUP, Database, connect, retried
+from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.rollup import roll_up, rollups_of
+from llm_trace_pipeline.clickhouse.upsert import TABLE
+from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
+from llm_trace_pipeline.hours import HOUR_FORMAT, parse_hour
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
+from llm_trace_pipeline.trace.hashes import octets
+from llm_trace_pipeline.trace.rows import Tally, tally_of
+from llm_trace_pipeline.trace.usage import read_response
+from llm_trace_pipeline.upkeep.retention import line_before
+
+KEPT = (
+    "the billing history: it holds plan versions of organizations, and no traces",
+    "the reports of days: they hold sums by organization; materialize usage_report to renew them",
+    "the record of the erasure: it names what was erased, so that it stays erased",
+)
+OUT_OF_REACH = (
+    "the operational database: the traces are still there; later loads leave them out",
+    "backups of PostgreSQL, of ClickHouse and of the batches; old versions of a bucket's objects",
+    "inactive parts: ClickHouse removes them some minutes later (old_parts_lifetime) while it runs",
+    "in a cluster, what a load that was cut left on a replica other than the one that loads now",
+    "logs, the metadata of Dagster's runs, and ClickHouse's system tables, which may name ids",
+)
+
+_COVERED_BY = ["organization_id", "agent_id", "created_at"]
+_TEXT_COLUMNS = [
+    field.name
+    for field in ARROW_SCHEMA
+    if pa.types.is_string(field.type) or pa.types.is_list(field.type)
+]
+_WAIT = {"mutations_sync": 2, "alter_sync": 2}
+
+
+@dataclass
+class Found:
+    """How many traces an erasure covers, by hour, in each store."""
+
+    batches: dict[datetime, int] = field(default_factory=dict)
+    clickhouse: dict[datetime, int] = field(default_factory=dict)
+    rollup: dict[datetime, int] = field(default_factory=dict)  # rows of hours covered whole
+    replaced: int = 0  # rows that no query shows, but that still lie in ClickHouse's active parts
+
+    def describe(self) -> Iterator[str]:
+        """Say it, one line a store."""
+        for name, hours in (("batches", self.batches), ("ClickHouse", self.clickhouse)):
+            yield f"{name}: {sum(hours.values())} traces in {len(hours)} hours"
+        yield f"{ROLLUP}: {sum(self.rollup.values())} rows in {len(self.rollup)} hours"
+        if self.replaced:
+            yield f"ClickHouse: {self.replaced} rows more that reloads replaced are still on disk"
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing is left."""
+        return not (self.batches or self.clickhouse or self.rollup or self.replaced)
+
+
+@dataclass
+class Search:
+    """What searching the new files for an id gave."""
+
+    files: int = 0
+    file_bytes: int = 0
+    decoded_bytes: int = 0
+    occurrences: list[str] = field(default_factory=list)  # hour, place and how often
+
+
+def count_traces(database: Database, store: BatchStore, erasure: Erasure) -> Found:
+    """Count what an erasure covers.
+
+    Raises:
+        BatchError: a batch is damaged, so that nobody knows what it holds.
+        ClickHouseError: the table cannot be read.
+    """
+    found = Found()
+    for manifest in _batches(store, erasure):
+        if rows := _count_in_batch(store, manifest, erasure):
+            found.batches[manifest.hour] = rows
+    if database.has_table(TABLE):
+        found.clickhouse = _count_in_clickhouse(database, erasure)
+        found.replaced = sum(
+            sum(_count_on_disk(node, table, erasure).values())
+            for node, table in loader_of(database, store).targets
+        ) - sum(found.clickhouse.values())
+    if database.has_table(ROLLUP):
+        found.rollup = _count_in_rollup(database, erasure)
+        found.replaced += sum(
+            sum(_count_masked(node, table, erasure).values())
+            for loader in rollups_of(database, store)
+            for node, table in loader.targets
+        )
+    return found
+
+
+def record(store: BatchStore, erasure: Erasure) -> None:
+    """Keep the erasure for all later loads; one that is covered by a recorded one adds nothing."""
+    if not any(recorded.includes(erasure) for recorded in store.erasures()):
+        store.record_erasure(erasure)
+
+
+def remove_from_batches(store: BatchStore, erasure: Erasure) -> list[datetime]:
+    """Write every batch that holds covered rows anew, without them; return their hours.
+
+    Every hour's folder is held once, also where no batch is yet: an extraction that began before
+    the erasure was recorded has ended then, and files that an interrupted write left are gone.
+
+    Raises:
+        BatchError: a batch is damaged, or another process writes it.
+    """
+    written = []
+    for hour in store.begun_hours():
+        if hour < erasure.before:
+            with store.writing(hour) as writer:
+                current = store.manifest(hour)
+                if current is None or not _count_in_batch(store, current, erasure):
+                    continue
+                tally, gone = Tally(), _Gone(current)
+                with writer.part_writer(0) as parts:
+                    for rows in store.row_groups(current):
+                        covered = erasure.covers(rows)
+                        gone.add(rows.filter(covered))
+                        kept = rows.filter(pc.invert(covered))
+                        if kept.num_rows:
+                            parts.write(kept)
+                            tally.add(tally_of(kept))
+                update = {
+                    **tally.figures(),
+                    "batch_id": writer.batch_id,
+                    "written_at": datetime.now(UTC),
+                    "parts": tuple(parts.parts),
+                    "source_erased": current.source_erased + gone.rows,
+                    **gone.unreadable(),
+                }
+                writer.publish(current.model_copy(update=update))
+                written.append(hour)
+    return written
+
+
+def remove_from_clickhouse(
+    database: Database, store: BatchStore, erasure: Erasure, kept_from: datetime | None
+) -> list[datetime]:
+    """Delete the covered rows; return the hours whose rows were compared with their batches after.
+
+    A mutation writes the parts anew; a lightweight DELETE would leave the bytes where they are.
+
+    Raises:
+        ClickHouseError: a statement failed, or an hour does not equal its batch.
+    """
+    loader = loader_of(database, store, kept_from)
+    condition, parameters = _condition(erasure)
+    touched: set[datetime] = set()
+    with store.loading(TABLE):
+        retried(loader.recover)  # its journal holds rows too
+        if not database.has_table(TABLE):
+            return []
+        touched |= _count_in_clickhouse(database, erasure).keys()
+        if touched:
+            for node, table in loader.targets:
+                node.execute_until_done(
+                    f"ALTER TABLE {node.qualified(table)} DELETE WHERE {condition}",
+                    parameters,
+                    _WAIT,
+                )
+        # Rows that an upsert masked are seen by no query, and by no ALTER TABLE … DELETE either:
+        # it takes a part without visible rows for one that it need not write anew.
+        for node, table in loader.targets:
+            _apply_mask(node, table, _count_on_disk(node, table, erasure))
+    manifests = [
+        manifest
+        for manifest in _batches(store, erasure)
+        if (manifest.source_erased or manifest.hour in touched)
+        and not (kept_from and manifest.hour < kept_from)
+    ]
+    for manifest in manifests:
+        [result] = loader.load([manifest.hour])
+        if result.differences:
+            raise ClickHouseError(
+                f"hour {manifest.hour:{HOUR_FORMAT}}: ClickHouse does not equal its batch after "
+                f"the erasure ({', '.join(result.differences)}); materialize llm_traces for it, "
+                "then repeat the erasure"
+            )
+    compared = [manifest.hour for manifest in manifests]
+    _remove_from_rollup(database, store, erasure, kept_from, touched.union(compared))
+    return compared
+
+
+def _remove_from_rollup(
+    database: Database,
+    store: BatchStore,
+    erasure: Erasure,
+    kept_from: datetime | None,
+    touched: set[datetime],
+) -> None:
+    """Roll up anew the hours that lost calls, and take what that masked from the disk."""
+    if not database.has_table(ROLLUP):
+        return
+    # Those that the roll-up still holds are known also where an erasure was cut before this, and
+    # are all there is to do before the retention's line: what was dropped must not come back.
+    condition, parameters = _condition(erasure, "hour")
+    held = database.rows(
+        f"SELECT DISTINCT hour FROM {database.qualified(ROLLUP)} WHERE {condition}", parameters
+    )
+    kept = {hour for hour in touched if not (kept_from and hour < kept_from)}
+    hours = sorted(kept.union(row["hour"] for row in held))
+    for result in roll_up(database, store, hours, kept_from):
+        if result.differences:
+            raise ClickHouseError(
+                f"hour {result.expected.hour:{HOUR_FORMAT}}: {ROLLUP} does not equal {TABLE} after "
+                f"the erasure ({', '.join(result.differences)}); materialize {ROLLUP} for "
+                "it, then repeat the erasure"
+            )
+    with store.loading(TABLE):
+        for loader in rollups_of(database, store):
+            retried(loader.recover)  # its journal holds rows too
+            for node, table in loader.targets:
+                _apply_mask(node, table, _count_masked(node, table, erasure))
+
+
+def _apply_mask(node: Database, table: str, partitions: Iterable[str]) -> None:
+    """Take rows from the disk that a lightweight DELETE masked."""
+    for partition in partitions:
+        node.execute_until_done(
+            f"ALTER TABLE {node.qualified(table)} "
+            "APPLY DELETED MASK IN PARTITION ID {partition:String}",
+            {"partition": partition},
+            _WAIT,
+        )
+
+
+def search(store: BatchStore, erasure: Erasure) -> Search:
+    """Search the batches that lost rows for the id that was erased: files, and decoded columns."""
+    name = erasure.agent_id or erasure.organization_id
+    found = Search()
+    for manifest in _batches(store, erasure):
+        if not manifest.source_erased:
+            continue
+        text = manifest.model_dump_json().encode()
+        places = {"manifest.json": text.count(name.encode())}
+        for path in store.part_paths(manifest):
+            places[path.name] = len(re.findall(re.escape(name.encode()), path.content()))
+        for rows in store.row_groups(manifest, _TEXT_COLUMNS):
+            for column, texts in zip(_TEXT_COLUMNS, rows.columns, strict=True):
+                values = texts.flatten() if pa.types.is_list(texts.type) else texts
+                hits = pc.sum(pc.match_substring(values, name)).as_py() or 0
+                places[column] = places.get(column, 0) + hits
+                found.decoded_bytes += values.nbytes
+        found.files += len(manifest.parts) + 1
+        found.file_bytes += manifest.bytes + len(text)
+        found.occurrences += [
+            f"hour {manifest.hour:{HOUR_FORMAT}}: {place}, in {count} places"
+            for place, count in places.items()
+            if count
+        ]
+    return found
+
+
+def erase(settings: Settings, erasure: Erasure, *, dry_run: bool = False) -> None:
+    """Remove what an erasure covers, prove it, and say what was done.
+
+    Raises:
+        PipelineError: something could not be removed; repeating the erasure continues it.
+    """
+    store = BatchStore.of(settings)
+    of_agent = f"agent {erasure.agent_id} of " if erasure.agent_id is not None else ""
+    say(
+        f"Traces of {of_agent}organization {erasure.organization_id} made before "
+        f"{erasure.before:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    say(f"in {settings.trace_batch_uri} and {settings.clickhouse_endpoint}")
+    # Not held while batches are written: loads that wait for the embedded engine would give up.
+    with connect(settings) as database:
+        if not (store.begun_hours() or database.has_table(TABLE)):
+            raise PipelineError(
+                f"nothing was ever loaded into {settings.trace_batch_uri} or "
+                f"{settings.clickhouse_endpoint}: set the variables that the loads have, "
+                "LLM_TRACES_STATE among them"
+            )
+        before = count_traces(database, store, erasure)
+    _say_all("Found:", before.describe())
+    if before.is_nothing:
+        say("Nothing that is loaded is covered: is the id right?")
+    if dry_run:
+        say("Dry run: nothing was changed.")
+        return
+    record(store, erasure)
+    say("Recorded: loads and backfills leave these traces out from now on.")
+    written = remove_from_batches(store, erasure)
+    say(f"Batches: {len(written)} hours written anew without them.")
+    with connect(settings) as database:
+        kept_from = line_before(settings.retention_days, datetime.now(UTC))
+        compared = remove_from_clickhouse(database, store, erasure, kept_from)
+        say(f"ClickHouse: deleted; {len(compared)} hours were compared, and equal their batches.")
+        after = count_traces(database, store, erasure)
+    _say_all("Left:", after.describe())
+    if not after.is_nothing:
+        raise PipelineError(
+            "not everything is erased: another process wrote at the same time; repeat the erasure"
+        )
+    searched = search(store, erasure)
+    say(
+        f"Searched: {searched.file_bytes:,} bytes of {searched.files} files without those traces, "
+        f"and {searched.decoded_bytes:,} bytes of their text, for the id "
+        f"{erasure.agent_id or erasure.organization_id}: "
+        + ("it occurs" if searched.occurrences else "it does not occur")
+    )
+    if searched.occurrences:
+        _say_all("Those are rows made later, or others' rows that name it:", searched.occurrences)
+    _say_all("Kept on purpose:", KEPT)
+    _say_all("Out of reach of this command:", OUT_OF_REACH)
+
+
+def main() -> None:
+    """Erase what the arguments name."""
+    parser = _Parser(prog="python -m llm_trace_pipeline.upkeep.erase", allow_abbrev=False)
+    parser.add_argument("--organization", metavar="ID", required=True)
+    parser.add_argument("--agent", metavar="ID", help="only the traces of this agent")
+    parser.add_argument(
+        "--before",
+        metavar="DATE",
+        help="only what was made before: YYYY-MM-DD or YYYY-MM-DD-HH:00, UTC; else all until now",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="count, and change nothing")
+    arguments = parser.parse_args()
+    for name in ("organization", "agent"):
+        if getattr(arguments, name) == "":
+            raise SettingsError(f"--{name}: is empty")
+    now = datetime.now(UTC).replace(microsecond=0)
+    erasure = Erasure(
+        organization_id=arguments.organization,
+        agent_id=arguments.agent,
+        before=_before(arguments.before, now) if arguments.before is not None else now,
+        recorded_at=now,
+    )
+    erase(Settings.from_environment(), erasure, dry_run=arguments.dry_run)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split())
+        raise SettingsError(f"{message}; {usage}")
+
+
+class _Gone:
+    """What of a batch was removed, as far as the manifest's figures do not follow from the rest."""
+
+    def __init__(self, current: Manifest) -> None:
+        self._current = current
+        self._unreadable: set[str] = set()
+        self.rows = 0
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        self.rows += rows.num_rows
+        if not self._current.unreadable:
+            return
+        for trace_id, size, response in zip(
+            rows.column("id").to_pylist(),
+            rows.column("response_size_bytes").to_pylist(),
+            octets(rows.column("response_json")),
+            strict=True,
+        ):
+            is_example = trace_id in self._current.unreadable_ids
+            # What is left of a text that was not kept whole says nothing about the text.
+            is_whole = response and len(response) == size
+            if is_example or (is_whole and not read_response(response).is_readable):
+                self._unreadable.add(trace_id)
+
+    def unreadable(self) -> dict[str, Any]:
+        """Return what the manifest says of the responses among the rest that were not readable."""
+        examples = tuple(
+            trace_id
+            for trace_id in self._current.unreadable_ids
+            if trace_id not in self._unreadable
+        )
+        left = max(len(examples), self._current.unreadable - len(self._unreadable))
+        return {"unreadable": left, "unreadable_ids": examples}
+
+
+def _before(text: str, now: datetime) -> datetime:
+    try:
+        before = parse_hour(text if len(text) > len("2026-03-01") else f"{text}-00:00")
+    except ValueError:
+        raise SettingsError(
+            f"--before: must be a day such as 2026-03-01 or an hour such as 2026-03-01-09:00 "
+            f"(UTC), not {text!r}"
+        ) from None
+    if before > now:
+        raise SettingsError(
+            f"--before: {text} lies ahead; traces not made yet would be left out of every load"
+        )
+    return before
+
+
+def _batches(store: BatchStore, erasure: Erasure) -> Iterator[Manifest]:
+    """Return the batches of the hours that the erasure reaches."""
+    for hour in store.hours():
+        if hour < erasure.before and (manifest := store.manifest(hour)):
+            yield manifest
+
+
+def _count_in_batch(store: BatchStore, manifest: Manifest, erasure: Erasure) -> int:
+    return sum(
+        erasure.covers(rows).true_count for rows in store.column_batches(manifest, _COVERED_BY)
+    )
+
+
+def _condition(erasure: Erasure, column: str = "created_at") -> tuple[str, dict[str, Any]]:
+    """Return what ``Erasure.covers`` says, in SQL, and its parameters."""
+    condition = (
+        f"organization_id = {{organization:String}} AND {column} < {{before:DateTime64(6, 'UTC')}}"
+    )
+    parameters: dict[str, Any] = {
+        "organization": erasure.organization_id,
+        "before": erasure.before.astimezone(UTC),
+    }
+    if erasure.agent_id is not None:
+        condition += " AND agent_id = {agent:String}"
+        parameters["agent"] = erasure.agent_id
+    return condition, parameters
+
+
+def _count_in_clickhouse(database: Database, erasure: Erasure) -> dict[datetime, int]:
+    condition, parameters = _condition(erasure)
+    counted = database.rows(
+        "SELECT toStartOfHour(created_at, 'UTC') AS hour, count() AS rows "
+        f"FROM {database.qualified(TABLE)} WHERE {condition} GROUP BY hour ORDER BY hour",
+        parameters,
+    )
+    return {row["hour"]: row["rows"] for row in counted}
+
+
+def _count_on_disk(database: Database, table: str, erasure: Erasure) -> dict[str, int]:
+    """Return the rows by partition, those that a lightweight DELETE only masked included."""
+    condition, parameters = _condition(erasure)
+    counted = database.rows(
+        f"SELECT _partition_id AS id, count() AS rows FROM {database.qualified(table)} "
+        f"WHERE {condition} GROUP BY id ORDER BY id SETTINGS apply_deleted_mask = 0",
+        parameters,
+    )
+    return {row["id"]: row["rows"] for row in counted}
+
+
+def _count_in_rollup(database: Database, erasure: Erasure) -> dict[datetime, int]:
+    """Return the rows of the hours that are covered whole: others may go on having some."""
+    condition, parameters = _condition(erasure, "hour")
+    parameters["before"] = parameters["before"].replace(minute=0, second=0, microsecond=0)
+    counted = database.rows(
+        f"SELECT hour, count() AS rows FROM {database.qualified(ROLLUP)} WHERE {condition} "
+        "GROUP BY hour ORDER BY hour",
+        parameters,
+    )
+    return {row["hour"]: row["rows"] for row in counted}
+
+
+def _count_masked(node: Database, table: str, erasure: Erasure) -> dict[str, int]:
+    """Return the rows of a roll-up by partition that a lightweight DELETE masked."""
+    if not node.has_table(table):
+        return {}
+    condition, parameters = _condition(erasure, "hour")
+    counted = node.rows(
+        "SELECT _partition_id AS id, countIf(_row_exists = 0) AS rows "
+        f"FROM {node.qualified(table)} WHERE {condition} "
+        "GROUP BY id HAVING rows > 0 ORDER BY id SETTINGS apply_deleted_mask = 0",
+        parameters,
+    )
+    return {row["id"]: row["rows"] for row in counted}
+
+
+def _say_all(title: str, lines: Iterable[str]) -> None:
+    say(title)
+    for line in lines:
+        say(f"  {line}")
+
+
+if __name__ == "__main__":
+    run_command(main)

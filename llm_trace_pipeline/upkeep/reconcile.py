@@ -1,0 +1,295 @@
+"""Reconciliation: which hours the source, the batches and ClickHouse do not agree on.
+
+Nothing is repaired here, and no payload is read. What the source holds is told by its ledger, whose
+hash has every column that a load reads: ``updated_at`` is moved by application code only.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llm_trace_pipeline.batches.enrich import is_stale
+from llm_trace_pipeline.batches.extract import is_of_ledger
+from llm_trace_pipeline.batches.store import BatchStore, Manifest, Reconciliation
+from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database
+from llm_trace_pipeline.clickhouse.cluster import reading
+from llm_trace_pipeline.clickhouse.rollup import compare_rollup
+from llm_trace_pipeline.clickhouse.upsert import TABLE, describe_differences
+from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.source.postgres import EMPTY_LEDGER, Ledger, Snapshot, Source
+from llm_trace_pipeline.trace.billing import MATCH_FIRST_KNOWN, MATCH_NONE, BillingMatcher
+from llm_trace_pipeline.trace.prices import PriceBook
+
+HOURS_PER_RANGE = 24  # as many as one run loads
+
+Differences = dict[datetime, tuple[str, ...]]
+
+
+def hours_to_reconcile(
+    store: BatchStore, first: datetime, days: int, now: datetime
+) -> list[datetime]:
+    """Return the closed hours of the last days, none before the first.
+
+    The hour that closed last is left out while it has no batch: the schedule is about to load it.
+    """
+    this_hour = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    start = max(first.astimezone(UTC), this_hour - timedelta(days=days))
+    hours = [start + HOUR * n for n in range(int((this_hour - start) / HOUR))]
+    if hours and store.manifest(hours[-1]) is None:
+        hours.pop()
+    return hours
+
+
+def reconcile(
+    source: Source,
+    store: BatchStore,
+    open_database: Callable[[], AbstractContextManager[Database]],
+    hours: Sequence[datetime],
+    history: pa.Table,
+    kept_from: datetime | None = None,
+) -> Reconciliation:
+    """Compare contiguous hours of the source, of the batches and of ClickHouse.
+
+    Billing that was restated is looked for in all batches, since a plan may be restated for any
+    past; so is what new prices touch. Of such hours ClickHouse is compared too, until it follows.
+
+    Args:
+        source: the operational database.
+        store: where the batches lie.
+        open_database: opens ClickHouse, which is held for its own part of the work only.
+        hours: the hours to compare.
+        history: the billing history.
+        kept_from: where the retention of ClickHouse begins.
+
+    Raises:
+        SourceError: the operational database cannot be read.
+        ClickHouseError: ClickHouse cannot be read.
+        BatchError: another process loads and did not finish in time.
+    """
+    at = datetime.now(UTC)
+    last = store.reconciliation() or Reconciliation(id="", at=at)
+    manifests, differences = readable_manifests(store, hours)
+    unreadable = tuple(differences)
+    compared = [hour for hour in hours if hour not in differences]
+    drifted, pruned = compare_source(source, store, compared, manifests) if compared else ({}, {})
+    others = [manifest for hour, manifest in manifests.items() if hour not in drifted]
+    earlier = earlier_hours_to_match(store, hours, history, source.prices, last)
+    matched, _ = readable_manifests(store, earlier)
+    stale = stale_hours(store, [*matched.values(), *others], history, source.prices)
+    # A load from the source, or with new billing and prices, puts the whole hour right.
+    awaiting = stale.union(drifted)
+    loaded = [each for each in others if each.hour not in awaiting]
+    # Their batches were written anew since the last time; was ClickHouse loaded from them?
+    renewed, _ = readable_manifests(
+        store,
+        [
+            hour
+            for hour in last.restated
+            if hour not in hours and hour not in stale and not (kept_from and hour < kept_from)
+        ],
+    )
+    damaged: Differences = {}
+    with open_database() as database:
+        for group in (loaded, *([manifest] for manifest in renewed.values())):
+            damaged |= compare_table(database, store, group)
+            # What is damaged is rolled up again once it is repaired.
+            sound = [each.hour for each in group if each.hour not in damaged]
+            damaged |= compare_rollup(database, store, sound)
+    return Reconciliation(
+        id=uuid4().hex,
+        at=at,
+        drifted=tuple(drifted),
+        stale=tuple(sorted(stale)),
+        damaged=tuple(sorted(damaged)),
+        pruned=tuple(pruned),
+        loaded=tuple(sorted({*manifests, *stale, *renewed})),
+        unreadable=unreadable,
+        billing_versions=history.num_rows,
+        prices=source.prices.version,
+        restated=tuple(sorted({*stale.intersection(earlier), *renewed.keys() & damaged.keys()})),
+        differences={**differences, **drifted, **damaged, **pruned},
+    )
+
+
+def readable_manifests(
+    store: BatchStore, hours: Iterable[datetime]
+) -> tuple[dict[datetime, Manifest], Differences]:
+    """Return the manifests of the hours that have a batch, and what is wrong with the others'."""
+    manifests: dict[datetime, Manifest] = {}
+    unreadable: Differences = {}
+    for hour in hours:
+        try:
+            if manifest := store.manifest(hour):
+                manifests[hour] = manifest
+        except BatchError as error:
+            unreadable[hour] = (str(error),)
+    return manifests, unreadable
+
+
+def earlier_hours_to_match(
+    store: BatchStore,
+    hours: Sequence[datetime],
+    history: pa.Table,
+    prices: PriceBook,
+    last: Reconciliation,
+) -> list[datetime]:
+    """Return the hours before the compared ones whose billing or prices may not hold any more.
+
+    New prices may be those of any day.
+
+    A version that came to be known since the last reconciliation concerns what was made after its
+    ``valid_from``. Before that it concerns traces of organizations that were not known yet, which
+    the manifests count.
+    """
+    new = history.slice(last.billing_versions)
+    earlier = [hour for hour in store.hours() if hours and hour < hours[0]]
+    if prices.version != last.prices:
+        return earlier
+    if not new.num_rows:
+        return [hour for hour in earlier if hour in last.restated]
+    since = pc.min(new.column("valid_from")).as_py()
+    manifests, _ = readable_manifests(store, earlier)
+    return [
+        hour
+        for hour, manifest in manifests.items()
+        if hour in last.restated
+        or hour + HOUR > since
+        or not manifest.billing_matches.keys().isdisjoint((MATCH_FIRST_KNOWN, MATCH_NONE))
+    ]
+
+
+def compare_source(
+    source: Source,
+    store: BatchStore,
+    hours: Sequence[datetime],
+    manifests: dict[datetime, Manifest],
+) -> tuple[Differences, Differences]:
+    """Return the hours that drifted, and those that the source lost traces of.
+
+    Traces are lost when their ids are gone from the source: a trace that is soft-deleted, or whose
+    ``created_at`` moved to another hour, is still there.
+    """
+    drifted: Differences = {}
+    pruned: Differences = {}
+    with source.snapshot() as snapshot:
+        ledgers = snapshot.ledger(hours[0], hours[-1] + HOUR)
+        for hour in hours:
+            ledger, manifest = ledgers.get(hour, EMPTY_LEDGER), manifests.get(hour)
+            if manifest is None:
+                if ledger != EMPTY_LEDGER:
+                    drifted[hour] = (f"{ledger.rows} rows in the source, no batch",)
+            elif not is_of_ledger(manifest, ledger):
+                is_pruned = has_lost_traces(snapshot, store, manifest, ledger)
+                (pruned if is_pruned else drifted)[hour] = describe_drift(manifest, ledger)
+    return drifted, pruned
+
+
+def describe_drift(manifest: Manifest, ledger: Ledger) -> tuple[str, ...]:
+    """Return what of the source is not as when the batch was made."""
+    compared = (
+        ("source rows", ledger.rows, manifest.source_rows),
+        ("soft-deleted rows", ledger.deleted, manifest.source_deleted),
+        ("newest change", ledger.newest_change, manifest.source_newest_change),
+        ("source hash", ledger.source_hash, manifest.source_hash),
+    )
+    return tuple(f"{name} {now}, not {before}" for name, now, before in compared if now != before)
+
+
+def has_lost_traces(
+    snapshot: Snapshot, store: BatchStore, manifest: Manifest, ledger: Ledger
+) -> bool:
+    """Whether the source lost traces that a batch holds; it is asked until the first is missed.
+
+    Hours from before the oldest trace of the source cost one query. Its age says less by itself:
+    the oldest hour also becomes empty where its only trace is moved.
+    """
+    try:
+        return any(
+            len(snapshot.present(ids)) < len(ids)
+            for rows in store.column_batches(manifest, ["id"])
+            if (ids := rows.column("id").to_pylist())
+        )
+    except BatchError:  # no id can be read; loading the hour is what repairs the batch
+        then = manifest.source_rows + manifest.source_deleted
+        return then > ledger.rows + ledger.deleted
+
+
+def stale_hours(
+    store: BatchStore, manifests: Iterable[Manifest], history: pa.Table, prices: PriceBook
+) -> set[datetime]:
+    """Return the hours whose batch holds other billing or costs than would be given now.
+
+    Hours that the source lost are among them: both are renewed without reading the source.
+    """
+    billing = BillingMatcher(history)
+    stale: set[datetime] = set()
+    for manifest in manifests:
+        with suppress(BatchError):  # reported by whatever loads the hour
+            if is_stale(store, manifest, billing, prices):
+                stale.add(manifest.hour)
+    return stale
+
+
+def compare_table(
+    database: Database, store: BatchStore, manifests: Sequence[Manifest]
+) -> Differences:
+    """Return the hours of which ClickHouse does not hold exactly what their batches say."""
+    if not manifests:
+        return {}
+    with reading(database, store) as exists:  # a swap that was cut is no damage
+        if not exists:
+            return {manifest.hour: ("the table is missing",) for manifest in manifests}
+        return compare_loaded(database, manifests)
+
+
+def compare_loaded(database: Database, manifests: Sequence[Manifest]) -> Differences:
+    """Return the same of a table that is there, and that nobody loads into meanwhile."""
+    found = database.hour_totals(
+        TABLE,
+        IN_WINDOW,
+        {"start": manifests[0].hour, "end": manifests[-1].hour + HOUR},
+        with_content_hash=True,
+    )
+    differences: Differences = {}
+    for manifest in manifests:
+        if totals := found.get(manifest.hour):
+            differs = tuple(describe_differences(manifest, totals))
+        else:
+            differs = (f"rows 0, not {manifest.rows}",) if manifest.rows else ()
+        if differs:
+            differences[manifest.hour] = differs
+    return differences
+
+
+def ranges(
+    wanted: Iterable[datetime],
+    coverable: Collection[datetime] = (),
+    *,
+    gap: int = HOURS_PER_RANGE,
+) -> list[tuple[datetime, datetime]]:
+    """Merge hours into ranges, as first and last hour, of at most 24 hours.
+
+    Args:
+        wanted: the hours that the ranges must cover.
+        coverable: hours that may be covered besides, where that joins two wanted ones.
+        gap: how many of those may lie between two wanted hours.
+    """
+    merged: list[tuple[datetime, datetime]] = []
+    for hour in sorted(wanted):
+        if merged:
+            first, last = merged[-1]
+            between = [last + HOUR * n for n in range(1, int((hour - last) / HOUR))]
+            if (
+                hour - first < HOURS_PER_RANGE * HOUR
+                and len(between) <= gap
+                and all(each in coverable for each in between)
+            ):
+                merged[-1] = (first, hour)
+                continue
+        merged.append((hour, hour))
+    return merged

@@ -1,0 +1,82 @@
+"""The retention: what is older than so many days is dropped, from ClickHouse and of the batches.
+
+Days are whole UTC days: the line is the start of the day that lies so many days back, and what lies
+before it is dropped. With 30 days, on 31 March at any time, everything since 1 March 00:00 is kept.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from llm_trace_pipeline.batches.store import BatchStore
+from llm_trace_pipeline.clickhouse.client import Database, retried
+from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.rollup import rollups_of
+from llm_trace_pipeline.clickhouse.upsert import TABLE
+from llm_trace_pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What a retention dropped."""
+
+    partitions: tuple[str, ...]  # ids of ClickHouse's partitions
+    hours: tuple[datetime, ...]  # of batches
+
+
+def line_before(days: int | None, now: datetime) -> datetime | None:
+    """Return where the kept days begin; None: everything is kept."""
+    if days is None:
+        return None
+    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return today - timedelta(days=days)
+
+
+def apply_retention(
+    database: Database, store: BatchStore, settings: Settings, now: datetime
+) -> Dropped:
+    """Drop what lies before the lines of the settings.
+
+    A partition of ClickHouse goes as a whole, once its newest row lies before the line.
+
+    Raises:
+        BatchError: another process loads, or writes one of the hours.
+        ClickHouseError: a statement failed.
+    """
+    partitions: list[str] = []
+    hours: list[datetime] = []
+    with store.loading(TABLE):
+        if line := line_before(settings.retention_days, now):
+            partitions = _drop_partitions(database, store, line)
+        if line := line_before(settings.batch_retention_days, now):
+            hours = [hour for hour in store.begun_hours() if hour < line]
+            for hour in hours:
+                store.remove(hour)
+    return Dropped(tuple(partitions), tuple(hours))
+
+
+def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> list[str]:
+    # The journal of a swap that was cut would bring a partition back.
+    traces, rollups = loader_of(database, store), rollups_of(database, store)
+    for recover in (traces.recover, *(rollup.recover for rollup in rollups)):
+        retried(recover)
+    dropped: set[str] = set()
+    targets = [(traces.time_column, *target) for target in traces.targets]
+    for rollup in rollups:
+        targets += [(rollup.time_column, *target) for target in rollup.targets]
+    for time_column, node, name in targets:
+        if not node.has_table(name):
+            continue
+        table = node.qualified(name)
+        past = node.rows(
+            f"SELECT _partition_id AS id FROM {table} GROUP BY id "
+            f"HAVING max({time_column}) < {{line:DateTime64(6, 'UTC')}} ORDER BY id",
+            {"line": line},
+        )
+        for partition in past:
+            node.execute_until_done(
+                f"ALTER TABLE {table} DROP PARTITION ID {{partition:String}}",
+                {"partition": partition["id"]},
+                {"alter_sync": 2},
+            )
+        dropped.update(partition["id"] for partition in past)
+    return sorted(dropped)

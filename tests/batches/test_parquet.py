@@ -1,0 +1,269 @@
+"""The batch store, in a folder and in a bucket: what a reader sees, whatever happens to a write."""
+
+import fcntl
+import io
+import os
+from pathlib import Path
+
+import clickhouse_connect
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm_trace_pipeline.batches import files
+from llm_trace_pipeline.batches import store as parquet
+from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.files import S3Files
+from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
+from tests.conftest import T0, Bucket, Operational, trace
+
+FOLDER = "llm_traces/2026-03-01/09"
+MANIFEST = f"{FOLDER}/manifest.json"
+
+
+class Folder:
+    """What lies in a folder, seen without the store: as :class:`Bucket` for a bucket."""
+
+    def __init__(self, root: str) -> None:
+        self._root = Path(root)
+
+    def keys(self, prefix: str = "") -> set[str]:
+        folder = self._root / prefix
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    def read(self, key: str) -> bytes:
+        return (self._root / key).read_bytes()
+
+    def write(self, key: str, content: bytes) -> None:
+        (self._root / key).parent.mkdir(parents=True, exist_ok=True)
+        (self._root / key).write_bytes(content)
+
+    def remove(self, key: str) -> None:
+        (self._root / key).unlink()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest) -> Folder | Bucket:
+    """Where the batches lie: every test is of both kinds."""
+    if request.param == "bucket":
+        bucket: Bucket = request.getfixturevalue("bucket")
+        return bucket
+    settings: Settings = request.getfixturevalue("settings")
+    return Folder(settings.trace_batch_uri)
+
+
+@pytest.fixture
+def store(place: Folder | Bucket, request: pytest.FixtureRequest) -> BatchStore:
+    of = "s3_settings" if isinstance(place, Bucket) else "settings"
+    return BatchStore.of(request.getfixturevalue(of))
+
+
+def extract(source: Source, store: BatchStore) -> Manifest:
+    history = capture_billing(source, store).history
+    return extract_hour(source, store, history, T0)
+
+
+def rows_of(store: BatchStore) -> pa.Table:
+    """Return what a reader sees of the hour T0."""
+    manifest = store.manifest(T0)
+    assert manifest is not None
+    return pa.Table.from_batches(list(store.row_groups(manifest)), ARROW_SCHEMA).sort_by("id")
+
+
+def files_in(place: Folder | Bucket) -> set[str]:
+    return place.keys(f"{FOLDER}/")
+
+
+def test_a_batch_holds_the_declared_columns(
+    operational: Operational, source: Source, store: BatchStore
+) -> None:
+    operational.insert("provider_traces", *(trace(id=f"{n}") for n in range(50)))
+    manifest = extract(source, store)
+    table = rows_of(store)
+    assert table.schema.equals(ARROW_SCHEMA)
+    assert table.column("id").to_pylist() == sorted(f"{n}" for n in range(50))
+    assert sum(part.rows for part in manifest.parts) == manifest.rows == 50
+    assert len(manifest.parts) == 1  # few rows are read by one connection
+
+
+def test_a_batch_is_readable_as_it_is(
+    operational: Operational,
+    source: Source,
+    store: BatchStore,
+    place: Folder | Bucket,
+    tmp_path: Path,
+) -> None:
+    operational.insert("provider_traces", trace(id="a", agent_tags='["x", "y"]'), trace(id="b"))
+    for part in extract(source, store).parts:
+        (tmp_path / part.name).write_bytes(place.read(f"{FOLDER}/{part.name}"))
+    pattern = f"{tmp_path}/*.parquet"
+    query = "SELECT id, total_tokens, agent_tags, created_at FROM {} ORDER BY id"
+    expected = [("a", 15, ["x", "y"]), ("b", 15, [])]
+    assert [
+        (row["id"], row["total_tokens"], row["agent_tags"]) for row in rows_of(store).to_pylist()
+    ] == expected
+    read = duckdb.connect().execute(query.format(f"'{pattern}'")).fetchall()
+    assert [row[:3] for row in read] == expected
+    with clickhouse_connect.get_client(interface="chdb", path=":memory:") as client:
+        found = client.query(query.format(f"file('{pattern}', Parquet)")).result_rows
+        assert [row[:3] for row in found] == expected
+
+
+class Stop(Exception):  # noqa: N818 -- it stands for a process that ends
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("point", ["a row group", "a part", "the manifest", "the switch"])
+def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
+    operational: Operational,
+    source: Source,
+    store: BatchStore,
+    place: Folder | Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    old = extract(source, store)
+    operational.insert("provider_traces", trace(id="b"))
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "_remove_litter", lambda *_: None)  # a killed process cleans nothing
+        if point == "a row group":
+            patch.setattr(pq.ParquetWriter, "write_table", stop)
+        elif point == "a part":
+            patch.setattr(parquet, "_describe", stop)
+        elif point == "the manifest":
+            patch.setattr(parquet, "_switch_manifest", stop)
+        elif isinstance(place, Bucket):
+            patch.setattr(S3Files, "switch", stop)
+        else:
+            patch.setattr(Path, "replace", stop)
+        with pytest.raises(Stop):
+            extract(source, store)
+    assert store.manifest(T0) == old
+    assert rows_of(store).column("id").to_pylist() == ["a"]
+    assert len(files_in(place)) > 2  # the litter
+
+    new = extract(source, store)
+    assert rows_of(store).column("id").to_pylist() == ["a", "b"]
+    assert files_in(place) == {"manifest.json"} | {part.name for part in new.parts}
+
+
+def test_a_write_that_ends_before_its_clean_up_has_switched(
+    operational: Operational, source: Source, store: BatchStore, place: Folder | Bucket
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    extract(source, store)
+    place.write(f"{FOLDER}/left-by-a-killed-process.parquet", b"PAR1")
+    manifest = extract(source, store)
+    assert files_in(place) == {"manifest.json"} | {part.name for part in manifest.parts}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_part_is_refused(
+    operational: Operational, source: Source, store: BatchStore, place: Folder | Bucket, damage: str
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    manifest = extract(source, store)
+    key = f"{FOLDER}/{manifest.parts[0].name}"
+    content = bytearray(place.read(key))
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+        place.write(key, bytes(content))
+    elif damage == "truncated":
+        place.write(key, bytes(content[:100]))
+    else:
+        place.remove(key)
+    with pytest.raises(BatchError, match=r"hour 2026-03-01-09:00: .*materialize trace_batches"):
+        store.part_paths(manifest)
+
+
+def test_a_damaged_manifest_is_refused(store: BatchStore, place: Folder | Bucket) -> None:
+    place.write(MANIFEST, b'{"version": 1')
+    with pytest.raises(BatchError, match=r"hour 2026-03-01-09:00: .*manifest.json is damaged"):
+        store.manifest(T0)
+    place.write(MANIFEST, b'{"version": 3, "hours": []}')
+    with pytest.raises(BatchError, match=r"manifest.json was written by a newer version"):
+        store.manifest(T0)
+
+
+def test_one_process_at_a_time_writes_an_hour(
+    store: BatchStore,
+    place: Folder | Bucket,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.3)
+    root = Path(settings.trace_batch_uri)
+    if isinstance(place, Bucket):
+        root = settings.state_dir / "locks" / place.uri.removeprefix("s3://")
+    folder = root / FOLDER
+    folder.mkdir(parents=True)
+    other = os.open(folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(BatchError, match="being written by another process"), store.writing(T0):
+        pass
+    os.close(other)
+    with store.writing(T0):
+        pass
+
+
+def test_an_hour_that_is_being_written_is_begun_and_has_no_batch(store: BatchStore) -> None:
+    with store.writing(T0):
+        assert (store.begun_hours(), store.hours()) == ([T0], [])
+    store.remove(T0)
+    assert store.begun_hours() == []
+
+
+def test_large_rows_make_row_groups_and_parts_bounded_by_bytes(
+    operational: Operational,
+    source: Source,
+    store: BatchStore,
+    place: Folder | Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 200_000)
+    monkeypatch.setattr(parquet, "PART_BYTES", 1_000_000)
+    monkeypatch.setattr("llm_trace_pipeline.source.postgres.BATCH_BYTES", 50_000)
+    text = '"' + "x" * 10_000 + '"'
+    operational.insert(
+        "provider_traces", *(trace(id=f"{n}", request_json=text) for n in range(300))
+    )
+    manifest = extract(source, store)
+    assert rows_of(store).num_rows == 300
+    assert len(manifest.parts) == 3
+    for part in manifest.parts:
+        groups = pq.read_metadata(io.BytesIO(place.read(f"{FOLDER}/{part.name}")))
+        for number in range(groups.num_row_groups):
+            assert groups.row_group(number).num_rows <= 30
+
+
+def test_an_empty_hour_is_a_batch_without_parts(
+    operational: Operational, source: Source, store: BatchStore, place: Folder | Bucket
+) -> None:
+    operational.insert("provider_traces", trace(T0.replace(hour=1)))
+    manifest = extract(source, store)
+    assert (manifest.rows, manifest.parts) == (0, ())
+    assert files_in(place) == {"manifest.json"}
+    assert store.manifest(T0) == manifest
+
+
+def test_a_history_that_is_damaged_is_never_started_anew(
+    operational: Operational, source: Source, store: BatchStore, place: Folder | Bucket
+) -> None:
+    operational.insert(
+        "organization_billing_details", {"organization_id": "org-1", "plan_type": "pro"}
+    )
+    capture_billing(source, store)
+    for name in place.keys("billing_history/") - {"manifest.json"}:
+        place.remove(f"billing_history/{name}")
+    with pytest.raises(BatchError, match="restore the folder from a backup"):
+        capture_billing(source, store)

@@ -1,0 +1,164 @@
+"""New prices: the hours that they touch are priced anew from their batches, and no others."""
+
+import shutil
+from contextlib import nullcontext
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from genai_prices.types import ModelPrice
+
+from llm_trace_pipeline.batches.enrich import enrich_hour
+from llm_trace_pipeline.batches.store import MANIFEST_VERSION, Manifest
+from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.source.postgres import Session, Source
+from llm_trace_pipeline.trace import prices as prices_module
+from llm_trace_pipeline.trace.prices import PACKAGE_VERSION, PACKAGED, PriceBook
+from llm_trace_pipeline.upkeep.reconcile import reconcile
+from tests.conftest import HOUR, T0, Operational, trace
+from tests.whole.test_pipeline import Pipeline, pipeline
+
+__all__ = ["pipeline"]  # the fixture
+
+H1, H2 = T0 + HOUR, T0 + 2 * HOUR
+OWN_MODEL = '{"model": "our-own", "model_endpoint_type": "vllm"}'
+LISTED = (Decimal("0.000075"), PACKAGE_VERSION)  # 10 tokens at 2.50 USD a million, and 5 at 10
+UNKNOWN = (None, "")
+
+
+@pytest.fixture
+def price_file(tmp_path: Path) -> Path:
+    return tmp_path / "prices.toml"
+
+
+def book(path: Path, price: int) -> PriceBook:
+    """Return prices with this one for the input of a model that the package does not know."""
+    path.write_text(
+        f'[[prices]]\nprovider = "vllm"\nmodel = "our-own"\ninput = {price}\noutput = 2\n',
+        encoding="utf-8",
+    )
+    return PriceBook.of_file(path)
+
+
+def costs(pipeline: Pipeline) -> dict[str, tuple[Decimal | None, str]]:
+    return {row["id"]: (row["cost_usd"], row["price_version"]) for row in pipeline.rows()}
+
+
+def stale_hours(pipeline: Pipeline, prices: PriceBook) -> tuple[datetime, ...]:
+    """Reconcile a later hour than those that are loaded, and keep what was found."""
+    source = Source(pipeline.source.url, prices=prices)
+    history = pipeline.store.billing_history()
+
+    def opened() -> nullcontext[Database]:
+        return nullcontext(pipeline.database)
+
+    found = reconcile(source, pipeline.store, opened, [H2], history)
+    pipeline.store.record_reconciliation(found)
+    return found.stale
+
+
+def reprice(pipeline: Pipeline, prices: PriceBook, hour: datetime) -> Manifest:
+    manifest = enrich_hour(pipeline.store, pipeline.store.billing_history(), prices, hour)
+    [result] = HourLoader(pipeline.database, pipeline.store).load([hour])
+    assert result.differences == ()
+    return manifest
+
+
+def test_a_new_price_file_reaches_the_hours_it_touches_and_old_amounts_come_out_again(
+    operational: Operational,
+    pipeline: Pipeline,
+    price_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    operational.insert(
+        "provider_traces", trace(id="listed"), trace(H1, id="own", llm_config=OWN_MODEL)
+    )
+    pipeline.load()
+    pipeline.load(H1)
+    untouched = (
+        "* EXCEPT (cost_usd, input_cost_usd, cached_input_cost_usd, cache_write_cost_usd, "
+        "output_cost_usd, price_version)"
+    )
+    before = pipeline.rows(untouched)
+    assert costs(pipeline) == {"listed": LISTED, "own": UNKNOWN}
+    assert stale_hours(pipeline, PACKAGED) == ()
+    monkeypatch.setattr(Session, "batches", None)  # no payload of the source is read
+
+    first = book(price_file, 1)
+    assert stale_hours(pipeline, first) == (H1,)
+    assert stale_hours(pipeline, first) == (H1,)  # until it is priced
+    manifest = reprice(pipeline, first, H1)
+    assert (manifest.cost_usd, manifest.unpriced) == (Decimal("0.00002"), 0)
+    assert stale_hours(pipeline, first) == ()
+    priced = costs(pipeline)
+    assert priced == {"listed": LISTED, "own": (Decimal("0.00002"), first.file_version)}
+
+    pipeline.store.keep_prices(first)
+    second = book(price_file, 3)
+    assert stale_hours(pipeline, second) == (H1,)
+    reprice(pipeline, second, H1)
+    assert costs(pipeline)["own"] == (Decimal("0.00004"), second.file_version)
+
+    # An old amount comes out again, to the last digit, with the file that its version names.
+    name = f"{first.file_version.removeprefix('file:')}.toml"
+    [kept] = tmp_path.rglob(name)
+    reprice(pipeline, PriceBook.of_file(kept), H1)
+    assert costs(pipeline) == priced
+    assert pipeline.rows(untouched) == before
+
+
+def test_a_new_version_of_the_package_makes_stale_what_it_prices_otherwise_only(
+    operational: Operational, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mini = '{"model": "gpt-4o-mini", "model_endpoint_type": "openai"}'
+    operational.insert("provider_traces", trace(id="a"), trace(H1, id="b", llm_config=mini))
+    pipeline.load()
+    pipeline.load(H1)
+    assert stale_hours(pipeline, PACKAGED) == ()
+    info = prices_module._model("openai", "gpt-4o-mini")  # noqa: SLF001 -- what an upgrade changes
+    assert info
+    dearer = type(info)(id="dearer", match=info.match, prices=book_of_package(9))
+    find = prices_module._model  # noqa: SLF001 -- for all other models
+    monkeypatch.setattr(prices_module, "PACKAGE_VERSION", "genai-prices 99")
+    monkeypatch.setattr(
+        prices_module, "_model", lambda *of: dearer if of[1] == "gpt-4o-mini" else find(*of)
+    )
+    upgraded = PriceBook()
+    assert stale_hours(pipeline, upgraded) == (H1,)
+    reprice(pipeline, upgraded, H1)
+    assert costs(pipeline) == {"a": LISTED, "b": (Decimal("0.000135"), "genai-prices 99")}
+    assert stale_hours(pipeline, upgraded) == ()
+
+
+def book_of_package(price: int) -> ModelPrice:
+    return ModelPrice(input_mtok=Decimal(price), output_mtok=Decimal(price))
+
+
+def test_a_batch_from_before_costs_is_loaded_as_it_is_and_then_priced(
+    pipeline: Pipeline, settings: Settings
+) -> None:
+    folder = Path(settings.trace_batch_uri) / f"llm_traces/{T0:%Y-%m-%d/%H}"
+    shutil.copytree(Path(__file__).parents[1] / "data" / "batch_of_manifest_1", folder)
+    loader = HourLoader(pipeline.database, pipeline.store)
+    [result] = loader.load([T0])
+    assert (result.differences, result.expected.version) == ((), 1)
+    assert costs(pipeline) == {"listed": UNKNOWN, "unknown": UNKNOWN}
+    untouched = pipeline.rows("id, organization_id, total_tokens, request_json, payload_hash")
+
+    # What has no price now is as it was: the hour is stale for its other call.
+    assert stale_hours(pipeline, PACKAGED) == (T0,)
+    manifest = reprice(pipeline, PACKAGED, T0)
+    assert (manifest.version, manifest.unpriced, manifest.unpriced_models) == (
+        MANIFEST_VERSION,
+        1,
+        ("vllm/our-own",),
+    )
+    assert costs(pipeline) == {"listed": LISTED, "unknown": UNKNOWN}
+    assert (
+        pipeline.rows("id, organization_id, total_tokens, request_json, payload_hash") == untouched
+    )
+    assert stale_hours(pipeline, PACKAGED) == ()

@@ -1,0 +1,259 @@
+"""The assets under Dagster: one materialization per hour, checks, and what a failure leaves."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import (
+    AssetKey,
+    DagsterEventType,
+    DagsterInstance,
+    ExecuteInProcessResult,
+)
+
+from llm_trace_pipeline.batches.store import BatchStore
+from llm_trace_pipeline.clickhouse.client import connect
+from llm_trace_pipeline.definitions import defs
+from llm_trace_pipeline.defs import assets
+from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.source.postgres import Source
+from tests.conftest import HOUR, T0, Operational, trace
+
+RANGE = "dagster/asset_partition_range_"
+
+
+@pytest.fixture
+def instance() -> Any:
+    with DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def run(instance: DagsterInstance, settings: Settings) -> Any:  # noqa: ARG001 -- environment
+    """Run the hourly job for a range of hours, with the settings of the test."""
+    job = defs.resolve_job_def("hourly_llm_traces")
+
+    def run_hours(first: datetime, last: datetime, **arguments: Any) -> ExecuteInProcessResult:
+        return job.execute_in_process(
+            instance=instance,
+            tags={f"{RANGE}start": key(first), f"{RANGE}end": key(last)},
+            raise_on_error=False,
+            **arguments,
+        )
+
+    return run_hours
+
+
+def key(hour: datetime) -> str:
+    return f"{hour:{HOUR_FORMAT}}"
+
+
+def materializations(instance: DagsterInstance, asset: str) -> list[tuple[str | None, Any]]:
+    """Return hour and metadata of every materialization, oldest first."""
+    records = instance.fetch_materializations(AssetKey(asset), limit=1000).records
+    return [
+        (record.partition_key, dict(record.asset_materialization.metadata))
+        for record in reversed(records)
+        if record.asset_materialization
+    ]
+
+
+def evaluations(result: ExecuteInProcessResult, check: str) -> dict[str | None, bool]:
+    """Return a check's outcome for each hour, and None: for all of them."""
+    return {
+        evaluation.partition: evaluation.passed
+        for evaluation in result.get_asset_check_evaluations()
+        if evaluation.check_name == check
+    }
+
+
+def table(settings: Settings, columns: str = "id") -> list[dict[str, Any]]:
+    with connect(settings) as database:
+        return database.rows(f"SELECT {columns} FROM llm_traces ORDER BY created_at, id")
+
+
+def test_a_run_reads_nothing_before_a_standby_has_all_of_its_hours(
+    operational: Operational,
+    settings: Settings,
+    store: BatchStore,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert settings
+
+    def wait(source: Source, until: datetime) -> None:
+        assert source
+        assert until == T0 + 2 * HOUR
+        operational.insert("provider_traces", trace(T0, id="a"), trace(T0 + HOUR, id="b"))
+
+    monkeypatch.setattr(assets, "wait_until_replayed", wait)
+    assert run(T0, T0 + HOUR).success
+    found = [store.manifest(hour) for hour in (T0, T0 + HOUR)]
+    assert [manifest.rows for manifest in found if manifest] == [1, 1]
+
+
+@pytest.mark.parametrize("has_index", [True, False], ids=["indexed", "without an index"])
+def test_each_hour_of_a_run_is_one_materialization(
+    operational: Operational,
+    settings: Settings,
+    instance: DagsterInstance,
+    run: Any,
+    has_index: bool,
+) -> None:
+    if not has_index:
+        operational.execute("DROP INDEX ix_provider_traces_created_at")
+    hours = [T0, T0 + HOUR, T0 + 2 * HOUR]
+    operational.insert(
+        "provider_traces",
+        trace(hours[0], id="a"),
+        trace(hours[0], id="b"),
+        trace(hours[2], id="c", response_json="[" * 2000 + "]" * 2000),
+    )
+    result = run(hours[0], hours[-1])
+    assert result.success
+    for asset in ("trace_batches", "llm_traces"):
+        found = materializations(instance, asset)
+        assert [partition for partition, _ in found] == [key(hour) for hour in hours]
+        figures = [metadata for _, metadata in found]
+        assert [each["rows"].value for each in figures] == [2, 0, 1]
+        assert [each["unreadable rows"].value for each in figures] == [0, 0, 1]
+        assert figures[2]["unreadable ids"].value == ["c"]
+        assert figures[0]["tokens"].value["total_tokens"] == 30
+        assert figures[0]["billing matches"].value == {"none": 2}
+        assert figures[0]["min created_at"].value == T0.timestamp()
+        for each in (figures[0], figures[2]):
+            for name in ("bytes", "parts", "payload bytes", "duration (s)", "rows/s"):
+                assert each[name].value > 0
+    rolled_up = materializations(instance, "llm_usage_hourly")
+    assert [partition for partition, _ in rolled_up] == [key(hour) for hour in hours]
+    assert [metadata["calls"].value for _, metadata in rolled_up] == [2, 0, 1]
+    for check in (
+        *("rows_match_source", "rows_match_batch", "ids_are_unique", "rollup_matches_traces"),
+    ):
+        assert evaluations(result, check) == dict.fromkeys([*map(key, hours), None], True)
+    assert evaluations(result, "billing_is_known") == {
+        key(hours[0]): False,
+        key(hours[1]): True,
+        key(hours[2]): False,
+        None: False,
+    }
+    assert table(settings) == [{"id": "a"}, {"id": "b"}, {"id": "c"}]
+
+
+def test_a_second_run_changes_nothing(
+    operational: Operational, settings: Settings, run: Any
+) -> None:
+    operational.insert("provider_traces", *(trace(T0 + n * HOUR, id=f"{n}") for n in range(3)))
+    assert run(T0, T0 + 2 * HOUR).success
+    first = table(settings, "*")
+    assert run(T0, T0 + 2 * HOUR).success
+    assert table(settings, "*") == first
+
+
+def test_an_hour_that_fails_leaves_the_others_done(
+    operational: Operational, instance: DagsterInstance, run: Any
+) -> None:
+    operational.insert(
+        "provider_traces", trace(T0 - HOUR, id="before"), trace(T0 + 2 * HOUR, id="after")
+    )
+    # A step that nobody accounts for, in the middle hour.
+    operational.insert("steps", {"id": "step-1", "created_at": T0 + HOUR * 1.5})
+    result = run(T0, T0 + 2 * HOUR)
+    assert not result.success
+    done = materializations(instance, "trace_batches")
+    assert [partition for partition, _ in done] == [key(T0), key(T0 + 2 * HOUR)]
+    assert [metadata["rows"].value for _, metadata in done] == [0, 1]
+    failure = next(
+        event.step_failure_data.user_failure_data.description
+        for event in result.all_events
+        if event.event_type is DagsterEventType.STEP_FAILURE
+    )
+    assert failure.startswith("1 of 3 hours failed")
+    assert f"hour {key(T0 + HOUR)}: " in failure
+    assert "accept_loss: true" in failure
+
+    accepted = {"ops": {"trace_batches": {"config": {"accept_loss": True}}}}
+    assert run(T0, T0 + 2 * HOUR, run_config=accepted).success
+
+
+def test_a_damaged_batch_fails_its_own_hour_alone(
+    operational: Operational, settings: Settings, instance: DagsterInstance, run: Any
+) -> None:
+    hours = [T0, T0 + HOUR, T0 + 2 * HOUR]
+    operational.insert("provider_traces", *(trace(hour, id=key(hour)) for hour in hours))
+    only_batches = run(hours[0], hours[-1], asset_selection=[AssetKey("trace_batches")])
+    assert only_batches.success
+    store = BatchStore.of(settings)
+    manifest = store.manifest(hours[1])
+    assert manifest
+    [path] = store.part_paths(manifest)
+    part = Path(str(path))
+    part.write_bytes(part.read_bytes()[:-1])
+    result = run(hours[0], hours[-1], asset_selection=[AssetKey("llm_traces")])
+    failed = result.filter_events(lambda event: event.is_step_failure)[0].step_failure_data
+    assert failed.user_failure_data.metadata["failed hours"].value == [key(hours[1])]
+    assert f"hour {key(hours[1])}: part {part} is missing or damaged" in str(failed)
+    done = materializations(instance, "llm_traces")
+    assert [partition for partition, _ in done] == [key(hours[0]), key(hours[2])]
+    assert table(settings) == [{"id": key(hours[0])}, {"id": key(hours[2])}]
+
+
+def test_a_wrong_count_blocks_the_hour(
+    operational: Operational, settings: Settings, instance: DagsterInstance, run: Any
+) -> None:
+    operational.insert("provider_traces", trace(id="a", step_id="step-1"))
+    operational.execute("ALTER TABLE steps DROP CONSTRAINT steps_pkey")
+    operational.insert("steps", {"id": "step-1"}, {"id": "step-1"})
+    result = run(T0, T0)
+    assert not result.success
+    records = instance.get_records_for_run(
+        result.run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION
+    ).records
+    events = [record.event_log_entry.get_dagster_event() for record in records]
+    evaluated = [
+        (event.asset_check_evaluation_data.check_name, event.asset_check_evaluation_data.passed)
+        for event in events
+    ]
+    assert ("rows_match_source", False) in evaluated
+    assert materializations(instance, "trace_batches") == []
+    assert materializations(instance, "llm_traces") == []
+    with connect(settings) as database:
+        assert not database.has_table("llm_traces")
+
+
+def test_llm_traces_alone_says_which_batch_is_missing(operational: Operational, run: Any) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    result = run(T0, T0, asset_selection=[AssetKey("llm_traces")])
+    assert not result.success
+    failure = result.filter_events(lambda event: event.is_step_failure)[0].step_failure_data
+    assert f"hour {key(T0)} has no batch; materialize trace_batches for it" in str(failure)
+
+
+def test_no_secret_reaches_events_or_errors(
+    settings: Settings, run: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    assert settings.operational_database_url is not None
+    monkeypatch.setenv(
+        "OPERATIONAL_DATABASE_URL", "postgresql://reader:hunter2@127.0.0.1:1/db?connect_timeout=1"
+    )
+    result = run(T0, T0)
+    assert not result.success
+    text = caplog.text + "".join(repr(event) for event in result.all_events)
+    assert "cannot connect to OPERATIONAL_DATABASE_URL" in text
+    assert "hunter2" not in text
+
+
+def test_the_graph_has_the_public_names() -> None:
+    graph = defs.resolve_asset_graph()
+    names = {key.to_user_string() for key in graph.get_all_asset_keys()}
+    assert names == {
+        *("provider_traces", "billing_history", "trace_batches", "llm_traces"),
+        *("llm_usage_hourly", "usage_report"),
+    }
+    parents = graph.get(AssetKey("trace_batches")).parent_keys
+    assert parents == {AssetKey("provider_traces"), AssetKey("billing_history")}
+    assert graph.get(AssetKey("llm_traces")).parent_keys == {AssetKey("trace_batches")}
+    assert graph.get(AssetKey("usage_report")).parent_keys == {AssetKey("llm_traces")}
+    assert graph.get(AssetKey("llm_usage_hourly")).parent_keys == {AssetKey("llm_traces")}

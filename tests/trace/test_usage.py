@@ -1,0 +1,397 @@
+"""The cases of every provider, and what no response may do: raise, wrap a number, lose a row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llm_trace_pipeline.trace.usage import (
+    ConfigReading,
+    ResponseReading,
+    _PlainUsage,
+    _read_plain,
+    read_agent_tags,
+    read_any_response,
+    read_billing_context,
+    read_llm_config,
+    read_request_model,
+    read_response,
+)
+
+UINT64_MAX = 2**64 - 1
+
+
+def expanded(value: Any) -> Any:
+    """Write out `{"$repeat": n, "$value": s}`."""
+    if isinstance(value, dict):
+        if "$repeat" in value:
+            return value["$value"] * value["$repeat"]
+        return {key: expanded(item) for key, item in value.items()}
+    return [expanded(item) for item in value] if isinstance(value, list) else value
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def read(response: Any) -> ResponseReading:
+    return read_response(as_json(response))
+
+
+CASES = [
+    expanded(json.loads(line))
+    for line in (Path(__file__).parents[1] / "data" / "usage_cases.jsonl").read_text().splitlines()
+]
+RESPONSES = [case["call"]["response_json"] for case in CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_call_is_read_as_its_provider_means_it(case: dict[str, Any]) -> None:
+    call = {name: as_json(value) for name, value in case["call"].items()}
+    config = read_llm_config(call["llm_config"])
+    response = read_response(call["response_json"])
+    actual = response._asdict() | {
+        "provider": config.provider,
+        "model": config.model or read_request_model(call["request_json"]) or response.model,
+    }
+    no_error = {"error_type": "", "error_message": ""}
+    expected = {
+        key: no_error.get(key) if value is None else value
+        for key, value in case["expected"].items()
+    }
+    assert {key: actual[key] for key in expected} == expected
+    assert response.is_readable
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("response", "error_type", "message"),
+    [
+        ({"error": {"code": 429, "message": "m", "status": "GONE"}}, "GONE", "m"),
+        ({"error": {"code": 502, "message": "m"}}, "502", "m"),
+        ({"error": {"code": "filter", "type": None, "status": 400}}, "filter", ""),
+        ({"choices": [{"error": {"code": 502, "message": "m"}}]}, "502", "m"),
+        ({"__type": "a.b#Throttling", "message": "m"}, "a.b#Throttling", "m"),
+        ({"error": "model not found"}, "", "model not found"),
+        ({"error": "", "error_type": "TimeoutError"}, "TimeoutError", ""),
+        ({"error": "e", "error_type": 42}, "42", "e"),
+        ({"object": "error", "type": "Bad", "message": {"é": [1, None]}}, "Bad", '{"é":[1,null]}'),
+        ({"type": "error", "code": "server_error", "message": "m"}, "server_error", "m"),
+        ({"type": "error", "error": {"type": "busy", "message": "m"}}, "busy", "m"),
+        (
+            {"result": {"error": {"type": "error", "error": {"type": "bad", "message": "m"}}}},
+            "bad",
+            "m",
+        ),
+        ({"detail": [{"loc": ["body"]}]}, "", '[{"loc":["body"]}]'),
+        ({"error": ["x" * 2_000]}, "", '["' + "x" * 2_000 + '"]'),
+    ],
+)
+def test_error_is_found(response: Any, error_type: str, message: str) -> None:
+    reading = read(response)
+    assert (reading.is_error, reading.error_type, reading.error_message) == (
+        True,
+        error_type,
+        message,
+    )
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        {"error": None},
+        {"error": False},
+        {"error": {}},
+        {"error": ""},
+        {"error": {"code": None, "message": ""}},
+        {"error": None, "error_type": None},
+        {"content": "ok", "detail": "high"},
+        {"type": "message", "object": "response", "message": "ok"},
+    ],
+)
+def test_no_error_is_invented(response: Any) -> None:
+    reading = read(response)
+    assert (reading.is_error, reading.error_type, reading.error_message) == (False, "", "")
+
+
+def test_message_is_cut_at_code_points() -> None:
+    assert read({"error": "🙂" * 2_000}).error_message == "🙂" * 2_000  # cut when it is kept
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value", [True, -1, 1.5, 2**63, 10**30, "-1", "1.0", "²", "9" * 5_000, [1], {"a": 1}]
+)
+def test_what_is_no_count_is_absent(value: Any) -> None:
+    usage = {"prompt_tokens": value, "completion_tokens": 3, "cached_tokens": value}
+    reading = read({"usage": usage})
+    assert reading[:4] == (0, 3, 3, None)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 5_000, "-" + "9" * 5_000])
+def test_number_out_of_range_costs_only_itself(number: str) -> None:
+    text = f'{{"model": "m", "usage": {{"prompt_tokens": {number}, "completion_tokens": 3}}}}'
+    assert read_response(text.encode()) == ResponseReading(0, 3, 3, model="m")
+
+
+def test_sum_is_clamped() -> None:
+    most = 2**63 - 1
+    iterations = [{"type": "compaction", "cache_read_input_tokens": most}] * 2
+    usage = {"input_tokens": most, "cache_read_input_tokens": most, "iterations": iterations}
+    assert read({"usage": usage})[:4] == (UINT64_MAX, 0, UINT64_MAX, UINT64_MAX)
+
+
+def test_compaction_is_added_and_other_iterations_are_not() -> None:
+    iterations = [
+        {"type": "compaction", "input_tokens": 1_000, "output_tokens": 50},
+        {"type": "message", "input_tokens": 7, "output_tokens": 3},
+        {"type": "compaction", "input_tokens": 0, "cache_creation_input_tokens": 20},
+    ]
+    usage = {"input_tokens": 7, "output_tokens": 3, "iterations": iterations}
+    assert read({"usage": usage})[:6] == (1_027, 53, 1_080, None, 20, None)
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ({"usage": {"tokens": {"input_tokens": 71, "output_tokens": 9}}}, (71, 9, 80, None, None)),
+        ({"x_groq": {"usage": {"prompt_tokens": 4}}, "usage": None}, (4, 0, 4, None, None)),
+        (
+            {
+                "amazon-bedrock-invocationMetrics": {
+                    "inputTokenCount": 4,
+                    "outputTokenCount": 2,
+                    "cacheReadInputTokenCount": 10,
+                    "cacheWriteInputTokenCount": 0,
+                }
+            },
+            (14, 2, 16, 10, 0),
+        ),
+        ({"usage": {"total_tokens": 10}}, (10, 0, 10, None, None)),
+        ({"input_tokens": 2_095}, (0, 0, 0, None, None)),
+    ],
+    ids=["cohere", "groq_stream", "bedrock_invoke", "voyage", "anthropic_count_tokens"],
+)
+def test_usage_is_found_in_its_place(response: Any, expected: tuple[int | None, ...]) -> None:
+    assert read(response)[:5] == expected
+
+
+# --- any JSON, and what is none -------------------------------------------------------------------
+
+
+def keys_of(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set(value).union(*map(keys_of, value.values()))
+    return set().union(*map(keys_of, value)) if isinstance(value, list) else set()
+
+
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths of all subtrees."""
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [path, *(found for key, item in children for found in places_in(item, (*path, key)))]
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], new)
+    return copy
+
+
+ANY_TEXT = st.text(st.characters(codec=None), max_size=8)  # lone surrogates and NUL too
+KEYS = st.sampled_from(sorted(keys_of(RESPONSES) | {"error_type", "detail", "__type"}))
+ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(2**62, 2**65)
+    | st.floats()
+    | st.integers(0, 2**64).map(str)
+    | ANY_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | ANY_TEXT, inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@st.composite
+def mutated_responses(draw: st.DrawFn) -> Any:
+    response = draw(st.sampled_from(RESPONSES))
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(places_in(response)))
+        response = replaced(response, path, draw(ANY_JSON))
+    return response
+
+
+COUNTS = st.none() | st.integers(0, 9) | st.integers(2**62, 2**64)
+DETAILS = st.none() | st.dictionaries(
+    st.sampled_from(["cached_tokens", "cache_write_tokens", "reasoning_tokens", "thinking_tokens"]),
+    COUNTS,
+)
+USAGE: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {},
+    optional={
+        field.encode_name: DETAILS | st.just([{"modality": "TEXT", "token_count": 3}])
+        if field.name.endswith("_details")
+        else st.just([])
+        if field.name == "iterations"
+        else COUNTS
+        for field in msgspec.structs.fields(_PlainUsage)
+    },
+)
+
+
+@settings(max_examples=2_000, deadline=None)
+@given(
+    mutated_responses()
+    | st.fixed_dictionaries({"usage": USAGE}, optional={"usage_metadata": USAGE})
+    | st.fixed_dictionaries({"usage_metadata": USAGE, "model_version": ANY_TEXT, "type": ANY_TEXT})
+)
+def test_a_plain_answer_is_read_as_by_the_rules_for_all(response: Any) -> None:
+    text = as_json(response)
+    assert read_response(text) == read_any_response(text)
+
+
+def test_most_answers_are_plain() -> None:
+    plain = [response for response in RESPONSES if _read_plain(as_json(response))]
+    assert len(plain) > len(RESPONSES) / 3  # of cases that are chosen for being odd
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(ANY_JSON | mutated_responses())
+@example({"choices": [{"error": {}, "detail": "d", "error_type": "t"}]})
+@example({"prompt_eval_count": 1, "": 1, "iterations": [{"type": "compaction", "eval_count": 1}]})
+def test_any_json_is_read_alike_by_both_paths(response: Any) -> None:
+    reading = read(response)
+    counts = (reading.prompt_tokens, reading.completion_tokens, reading.total_tokens)
+    subsets = (
+        reading.cached_input_tokens,
+        reading.cache_write_tokens,
+        reading.reasoning_tokens,
+    )
+    assert all(type(count) is int and 0 <= count <= UINT64_MAX for count in counts)
+    assert all(
+        count is None or (type(count) is int and 0 <= count <= UINT64_MAX) for count in subsets
+    )
+    assert reading.is_readable
+    assert reading.is_error or reading.error_type == reading.error_message == ""
+    for text in (reading.error_type, reading.error_message, reading.model):
+        text.encode()
+    if isinstance(response, dict):
+        # msgspec refuses the lone surrogate, wherever it stands
+        assert read(response | {"ignored": "\ud83d"}) == reading
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=40) | ANY_JSON.map(as_json))
+def test_no_text_makes_a_reader_raise(text: bytes) -> None:
+    read_response(text)
+    for value in (*read_llm_config(text), read_request_model(text), *read_agent_tags(text)):
+        value.encode()
+    "".join(read_billing_context(text) or ()).encode()
+
+
+def test_lone_surrogates_are_replaced_and_pairs_are_kept() -> None:
+    text = (
+        b'{"error": "bad \\ud83d half \\u0000", "error_type": "\\ud83d\\ude42", "model": "\\udc00"}'
+    )
+    reading = read_response(text)
+    assert reading.error_message == "bad \ufffd half \0"
+    assert reading.error_type == "🙂"
+    assert reading.model == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"model": "\xff"}',
+        b"[" * 100_000,
+        b'{"usage": ' + b'{"a":' * 100_000,
+        b'{"ignored": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=["empty", "cut", "no_json", "no_utf8", "deep_list", "deep_usage", "deep_ignored"],
+)
+def test_unreadable_text_is_reported(text: bytes) -> None:
+    assert read_response(text) == ResponseReading(is_readable=False)
+    assert read_llm_config(text) == ("", "", "")
+    assert read_request_model(text) == ""
+    assert read_agent_tags(text) == []
+    assert read_billing_context(text) is None
+
+
+def test_error_too_deep_to_be_written_is_still_an_error() -> None:
+    readings = [
+        read_response(b'{"error_type": "E", "error": ' + b"[" * depth + b"]" * depth + b"}")
+        for depth in range(700, 1_000)
+    ]
+    readable = [reading for reading in readings if reading.is_readable]
+    assert readable
+    assert all((reading.is_error, reading.error_type) == (True, "E") for reading in readable)
+
+
+@pytest.mark.parametrize("text", [b"null", b'"text"', b"[1]", b"12", b"true"])
+def test_json_that_is_no_object_is_readable(text: bytes) -> None:
+    assert read_response(text) == ResponseReading()
+    assert read_response(memoryview(text)) == ResponseReading()
+
+
+# --- config, request, tags, billing ---------------------------------------------------------------
+
+
+def test_config_and_request_ignore_what_is_no_string() -> None:
+    config = {"model_endpoint_type": None, "model": 4, "provider_category": "byok"}
+    assert read_llm_config(as_json(config)) == ConfigReading("", "", "byok")
+    assert read_request_model(memoryview(b'{"messages": ["\\ud83d"], "model": "m"}')) == "m"
+    assert read_request_model(b'{"model": {"id": "m"}}') == ""
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        (None, []),
+        ({"a": 1}, []),
+        ("a", []),
+        ([], []),
+        (["b", None, "", "a", "b"], ["b", "", "a", "b"]),
+        ([1, True, 1.5, {"é": [None]}, "\udc00"], ["1", "true", "1.5", '{"é":[null]}', "\ufffd"]),
+    ],
+)
+def test_agent_tags(tags: Any, expected: list[str]) -> None:
+    assert read_agent_tags(as_json(tags)) == expected
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        (None, None),
+        ([], None),
+        ({}, None),
+        ({"plan_type": "", "cost_source": None, "customer_id": {}}, None),
+        ({"plan_type": True, "other": "x"}, None),
+        ({"plan_type": "pro"}, ("pro", "", "")),
+        ({"plan_type": "", "cost_source": None, "customer_id": 17}, ("", "", "17")),
+        (
+            {"plan_type": "pro", "cost_source": "quota", "customer_id": "cus_1"},
+            ("pro", "quota", "cus_1"),
+        ),
+    ],
+)
+def test_billing_context(context: Any, expected: tuple[str, str, str] | None) -> None:
+    assert read_billing_context(as_json(context)) == expected

@@ -1,0 +1,433 @@
+"""README.md held against the code: its commands are run, its tables are what the code says."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from llm_trace_pipeline.clickhouse.client import ROLLUP, Database
+from llm_trace_pipeline.clickhouse.rollup import DIMENSIONS
+from llm_trace_pipeline.defs.assets import ExtractConfig, LoadConfig
+from llm_trace_pipeline.defs.checks import (
+    BATCH_CHECKS,
+    RECONCILIATION_CHECKS,
+    ROLLUP_CHECKS,
+    TABLE_CHECKS,
+)
+from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.reports.invoice import EVENT_SCHEMA, ITEM_SCHEMA
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.trace.columns import COLUMNS
+from tests.conftest import HOUR, Operational
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGE = ROOT / "llm_trace_pipeline"
+HOURS = 3  # of the demo here, to be quick
+PROOF = "source rows = batch rows = ClickHouse rows, in every hour"
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def rows_of_table(first_header: str, *, of: str = README) -> list[list[str]]:
+    """Return the cells of the table whose header begins with a cell, without the backticks."""
+    _, _, after = of.partition(f"\n| {first_header} |")
+    lines = after.split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def bare(cell: str) -> str:
+    return cell.strip().strip("`")
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+# What other files run; whatever else the README says is run here.
+RUN_ELSEWHERE = {
+    "make dev": (ROOT / "tests/defs/test_dagster_ui.py", "llm_trace_pipeline.cli.dev"),
+    "make lint": (ROOT / ".ci/run", "make lint"),
+    "make test": (ROOT / ".ci/run", "make test"),
+}
+RUN_HERE = [
+    line
+    for line in COMMANDS
+    if line not in RUN_ELSEWHERE and not line.startswith(("git clone ", "export "))
+]
+
+
+def name_of(command: str) -> str:
+    """Return the make target, or the module's last name."""
+    words = command.split()
+    return words[1] if words[0] == "make" else words[2].rpartition(".")[2]
+
+
+class Demo:
+    """A demo that began a few hours ago, used as the README says, from another folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.state = folder, folder / "state"
+        this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        self.first = this_hour - HOURS * HOUR
+        self.state.mkdir()
+        begun = json.dumps({"first_hour": self.first.isoformat()})
+        (self.state / "demo.json").write_text(begun, encoding="utf-8")
+
+    def run(self, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the README in a shell."""
+        words = ["make", "-C", str(ROOT), "--no-print-directory"]
+        words.append(f"LLM_TRACES_STATE={self.state}")
+        if command.startswith("make "):
+            command = f"{shlex.join(words)} {command.removeprefix('make ')}"
+        else:
+            environment["LLM_TRACES_STATE"] = str(self.state)
+        ours = {str(field.alias) for field in Settings.model_fields.values()}
+        inherited = {
+            name: text
+            for name, text in os.environ.items()
+            if name not in ours and not name.startswith(("MAKE", "MFLAGS"))  # of "make test"
+        }
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder if command.startswith("make ") else ROOT,
+            env=inherited | environment,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+
+    def key(self, number: int) -> str:
+        """Return the key of one of the demo's hours."""
+        return f"{self.first + number * HOUR:{HOUR_FORMAT}}"
+
+
+@pytest.fixture(scope="module")
+def of_demo() -> Iterator[Demo]:
+    # Not tmp_path: its parents are closed to the account that PostgreSQL runs as under root.
+    folder = Path(tempfile.mkdtemp(prefix="llm-traces-docs-"))
+    folder.chmod(0o755)
+    yield Demo(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def first_run(of_demo: Demo) -> str:
+    """What the first ``make run`` printed."""
+    done = of_demo.run("make run")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return done.stdout
+
+
+def loaded(output: str) -> dict[str, list[str]]:
+    """Return the rows of source, batch and ClickHouse by hour, of the report's last table."""
+    _, _, table = output.partition("Hour (UTC)")
+    lines = [line.replace(",", "").split() for line in table.splitlines()]
+    return {line[0]: line[1:] for line in lines if re.match(r"\d{4}-\d\d-\d\d-", "".join(line[:1]))}
+
+
+def one_line_of(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line by which a command said what is wrong; make adds one of its own."""
+    message, of_make = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert of_make.startswith("make: *** [")
+    return message
+
+
+def test_every_command_is_run_somewhere() -> None:
+    for command, (file, text) in RUN_ELSEWHERE.items():
+        assert command in COMMANDS
+        assert text in file.read_text(encoding="utf-8")
+    assert set(map(name_of, RUN_HERE)) == {
+        "run",
+        "sql",
+        "preflight",
+        "backfill",
+        "restore",
+        "invoice",
+        "report",
+        "erase",
+    }
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_help_lists_every_target_that_is_meant_for_people(of_demo: Demo) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    listed = [line.split()[0] for line in of_demo.run("make help").stdout.splitlines()]
+    assert listed == re.findall(r"^([.a-z-]+):.*## ", makefile, re.MULTILINE)
+
+
+def test_run_loads_the_demo_and_proves_it(of_demo: Demo, first_run: str) -> None:
+    found = loaded(first_run)
+    assert list(found)[:HOURS] == [of_demo.key(number) for number in range(HOURS)]
+    assert all(len(set(rows)) == 1 and rows[0] != "0" for rows in found.values()), found
+    assert PROOF in first_run.splitlines()
+    for heading in ("By plan and cost source", "The largest organizations"):
+        assert heading in first_run
+
+
+def test_run_again_changes_nothing(of_demo: Demo, first_run: str) -> None:
+    done = of_demo.run("make run")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert PROOF in done.stdout.splitlines()
+    again = loaded(done.stdout)
+    assert {hour: again[hour] for hour in loaded(first_run)} == loaded(first_run)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [line for line in RUN_HERE if name_of(line) not in {"run", "invoice"}],
+    ids=name_of,
+)
+def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: str) -> None:
+    bounds = [of_demo.key(number) for number in (1, 2)]
+    if name_of(command) == "report":  # of days
+        bounds = [bound[: len("2026-03-01")] for bound in bounds]
+    here = re.sub(r"FROM=\S+", f"FROM={bounds[0]}", command)
+    here = re.sub(r"TO=\S+", f"TO={bounds[1]}", here)
+    done = of_demo.run(here)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = loaded(first_run)
+    batches, table = (
+        [f"{asset}: hour {hour}: {rows[hour][0]} rows" for hour in (of_demo.key(1), of_demo.key(2))]
+        for asset in ("trace_batches", "llm_traces")
+    )
+    rolled_up = [f"{ROLLUP}: hour {of_demo.key(1)}: ", f"{ROLLUP}: hour {of_demo.key(2)}: "]
+    expected = {
+        "backfill": [*batches, *table, *rolled_up],
+        "restore": [*table, *rolled_up],
+        "preflight": ["operational database: ", "ClickHouse: OK"],
+        "sql": ["model", "sum(total_tokens)"],
+        "report": [f"{of_demo.state}/reports/{bounds[0]}_{bounds[1]}.html"],
+        "erase": ["ClickHouse: 0 traces in 0 hours", "Dry run: nothing was changed."],
+    }
+    for text in expected[name_of(command)]:
+        assert text in done.stdout
+
+
+def test_an_invoice_holds_the_hours_that_are_loaded(of_demo: Demo, first_run: str) -> None:
+    [command] = [line for line in RUN_HERE if name_of(line) == "invoice"]
+    month = f"{of_demo.first:%Y-%m}"
+    done = of_demo.run(command.replace("2026-03", month))
+    of_month = [int(rows[0]) for hour, rows in loaded(first_run).items() if hour.startswith(month)]
+    [calls] = re.findall(r"^calls +([\d,]+)$", done.stdout, re.MULTILINE)
+    assert int(calls.replace(",", "")) >= sum(of_month) > 0  # an hour may have come in since
+    files = {path.name for path in (of_demo.state / "invoices").iterdir()}
+    exported = {bare(row[0]).replace("2026-03", month) for row in rows_of_table("export")}
+    assert files == {f"{name}.{kind}" for name in exported for kind in ("csv", "parquet")}
+    # Hours that have ended since are holes.
+    holes = [line for line in done.stdout.splitlines() if line.startswith("hole: ")]
+    assert all(line >= f"hole: {of_demo.key(HOURS)}" for line in holes)
+    assert (done.returncode, bool(done.stderr)) == ((2, True) if holes else (0, False))
+
+
+def test_the_columns_of_an_invoice_are_those_of_its_files() -> None:
+    columns = [re.findall(r"`(\w+)`", row[2]) for row in rows_of_table("export")]
+    assert columns == [EVENT_SCHEMA.names, ITEM_SCHEMA.names]
+
+
+def exports_with(name: str) -> tuple[str, dict[str, str]]:
+    """Return the block that sets a variable, and all that it sets."""
+    [block] = [block for block in blocks("sh") if f"export {name}=" in block]
+    exports = [line for line in block.splitlines() if line.startswith("export ")]
+    words = [word for line in exports for word in shlex.split(line)[1:]]
+    return block, dict(word.split("=", 1) for word in words)
+
+
+def test_the_configuration_of_a_bucket_is_accepted() -> None:
+    _, exported = exports_with("TRACE_BATCH_URI")
+    assert Settings.from_environment(exported).is_in_bucket
+
+
+def test_the_configuration_of_an_own_database_works(of_demo: Demo, first_run: str) -> None:
+    assert PROOF in first_run
+    block, exported = exports_with("OPERATIONAL_DATABASE_URL")
+    assert Settings.from_environment(exported).first_hour
+    mine = {
+        "OPERATIONAL_DATABASE_URL": demo.embedded_postgres(of_demo.state),
+        "LLM_TRACES_START": of_demo.key(HOURS - 1),
+        "CLICKHOUSE_ENDPOINT": f"chdb://{of_demo.folder}/own",
+        "CLICKHOUSE_USERNAME": "default",
+        "CLICKHOUSE_PASSWORD": "",
+    }
+    assert sorted(exported) == sorted(mine)
+    try:
+        for command in ("make preflight", "make run"):
+            assert command in block.splitlines()
+            done = of_demo.run(command, **mine)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    finally:
+        demo.leave_postgres(of_demo.state)
+    assert PROOF in done.stdout.splitlines()
+
+
+def test_quotes_of_a_statement_are_its_own(of_demo: Demo, first_run: str) -> None:
+    assert PROOF in first_run
+    done = of_demo.run(
+        """make sql Q="SELECT 'it''s', count() > 0 AS \\"some rows\\" FROM llm_traces\""""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "it's" in done.stdout.replace("''", "'")
+    assert "some rows" in done.stdout
+
+
+def test_a_wrong_statement_is_one_line(of_demo: Demo, first_run: str) -> None:
+    assert PROOF in first_run
+    message = one_line_of(of_demo.run('make sql Q="SELECT nothing FROM llm_traces"'))
+    assert message.startswith("ClickHouse: ")
+    assert "nothing" in message
+
+
+def test_no_statement_is_one_line_that_shows_how(of_demo: Demo) -> None:
+    assert one_line_of(of_demo.run("make sql")).startswith("Q: a statement is needed; usage: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "FROM, TO: both are needed"),
+        ("FROM={1}", "FROM, TO: both are needed"),
+        ("FROM=2026-03-01 TO=2026-03-31", "FROM, TO: must be an hour such as "),
+        ("FROM={2} TO={1}", "TO: {1} lies before FROM: {2}"),
+        ("FROM={-1} TO={1}", "FROM: {-1} lies before the first partition, {0} (LLM_TRACES_START)"),
+        ("FROM={1} TO={99}", "TO: the hour {99} has not ended yet"),
+    ],
+    ids=["nothing", "no end", "days", "backwards", "before the first hour", "in the future"],
+)
+def test_a_wrong_range_is_one_line(of_demo: Demo, arguments: str, message: str) -> None:
+    def filled(text: str) -> str:
+        return re.sub(r"\{(-?\d+)\}", lambda match: of_demo.key(int(match[1])), text)
+
+    assert one_line_of(of_demo.run(f"make backfill {filled(arguments)}")).startswith(
+        filled(message)
+    )
+
+
+def test_the_index_is_one_that_postgres_makes(operational: Operational) -> None:
+    operational.execute("DROP INDEX ix_provider_traces_created_at")
+    [statement] = blocks("sql")
+    operational.execute(statement)
+    made = operational.rows("SELECT indexdef FROM pg_indexes WHERE tablename = 'provider_traces'")
+    assert any("(created_at)" in str(row["indexdef"]) for row in made)
+
+
+def test_the_variables_are_those_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.from_environment({})
+    documented = {bare(name): default for name, default, _ in rows_of_table("variable")}
+    assert set(documented) == {field.alias for field in Settings.model_fields.values()}
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if value is None or hasattr(value, "get_secret_value"):  # said in words
+            assert "`" not in documented[str(field.alias)]
+        else:
+            text = str(value).lower() if value is True else str(value)
+            shown = text.replace(f"chdb://{tmp_path}", "chdb://…")
+            assert documented[str(field.alias)] == f"`{shown.replace(str(tmp_path), '…')}`"
+
+
+def test_the_columns_are_those_of_the_table(database: Database) -> None:
+    database.define_table("llm_traces")
+    types = {
+        row["name"]: row["type"]
+        for row in database.rows(
+            "SELECT name, type FROM system.columns "
+            "WHERE database = currentDatabase() AND table = 'llm_traces'"
+        )
+    }
+    assert [tuple(map(bare, row)) for row in rows_of_table("column")] == [
+        (column.name, types[column.name], column.description) for column in COLUMNS
+    ]
+
+
+def test_the_rollup_is_as_it_is_described(database: Database) -> None:
+    _, _, section = README.partition('<a id="usage"></a>')
+    section, _, _ = section.partition("\n## ")
+    assert set(DIMENSIONS) <= set(re.findall(r"`(\w+)`", section))
+    for table in ("llm_traces", ROLLUP):
+        database.define_table(table)
+    [queries] = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    assert [database.rows(query) for query in queries.split("\n\n")] == [[], []]
+
+
+def test_the_run_config_is_that_of_the_assets() -> None:
+    assert [tuple(map(bare, row)) for row in rows_of_table("option")] == [
+        (name, asset, str(field.default).lower(), field.description)
+        for asset, config in (("trace_batches", ExtractConfig), ("llm_traces", LoadConfig))
+        for name, field in config.model_fields.items()
+    ]
+
+
+def test_the_checks_are_those_of_the_assets() -> None:
+    assert [tuple(map(bare, row)) for row in rows_of_table("check")] == [
+        (
+            spec.name,
+            spec.asset_key.to_user_string(),
+            "yes" if spec.blocking else "no",
+            spec.description,
+        )
+        for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS, *RECONCILIATION_CHECKS)
+    ]
+
+
+def test_every_message_is_one_of_the_code() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
+    texts = [
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    messages = [bare(row[0]) for row in rows_of_table("message")]
+    assert messages
+    for message in messages:
+        for piece in filter(str.strip, message.split("…")):
+            assert any(piece in text for text in texts), f"{message!r}: {piece!r}"
+
+
+def test_every_proof_exists() -> None:
+    for _, proof in rows_of_table("guarantee"):
+        for file, names in re.findall(r"`(tests/[\w/]+\.py)`((?:[^;`]*`test_\w+`)*)", proof):
+            text = (ROOT / file).read_text(encoding="utf-8")
+            for name in re.findall(r"`(test_\w+)`", names):
+                assert f"def {name}(" in text, f"{file}: {name}"
+
+
+def test_the_layout_names_every_module() -> None:
+    [layout] = [block for block in blocks("text") if block.startswith("llm_trace_pipeline/")]
+    lines = [line for line in layout.splitlines() if line.startswith("  ")]
+    named = [name for line in lines for name in re.split(r"\s{2,}", line.strip())[0].split(", ")]
+    modules = {path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    assert sorted(named) == sorted(
+        modules | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    )
+
+
+def test_every_file_of_the_deployment_is_listed() -> None:
+    files = {path.name for path in (ROOT / "deploy").iterdir() if path.name != ".env"}
+    listed = {row[0].partition("]")[0].strip("[") for row in rows_of_table("file")}
+    assert listed == files - {"README.md"}
+
+
+def test_every_file_that_is_linked_or_named_exists() -> None:
+    named = re.findall(r"\]\(([^):#]+)\)", README) + re.findall(r"`(sql/[\w/]+\.sql)`", README)
+    assert named
+    for path in named:
+        assert (ROOT / path).exists(), path
