@@ -14,20 +14,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
-import pyarrow as pa
 from adbc_driver_postgresql import dbapi
 
+from llm_trace_pipeline.demo.chance import chance, corpus, random_uuid
+from llm_trace_pipeline.demo.customers import ORGANIZATIONS, Organization, billing_details
 from llm_trace_pipeline.demo.postgres import embedded_postgres
 from llm_trace_pipeline.demo.responses import RECIPES, TOOLS, Call, Recipe, Tokens, streamed
-from llm_trace_pipeline.demo.traffic import (
-    ORGANIZATIONS,
-    SCHEMAS,
-    Organization,
-    billing_details,
-    chance,
-    corpus,
-    random_uuid,
-)
+from llm_trace_pipeline.demo.traffic import insert
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
@@ -130,9 +123,9 @@ def _make(server_url: str, url: str, data_set: DataSet) -> None:
     ):
         execute(server_url, f"ALTER DATABASE {new} SET {name} = '{value}'")
     execute(new_url, read_sql("demo/schema.sql"))
-    with dbapi.connect(new_url) as connection, connection.cursor() as cursor:
+    with closing(dbapi.connect(new_url)) as connection:
         billing = billing_details(START - timedelta(days=2))
-        cursor.adbc_ingest("organization_billing_details", billing, "append")
+        insert(connection, "organization_billing_details", billing)
         connection.commit()
     step = 100 if data_set.giants else 5_000  # a batch of giants fits into memory
     begins = range(0, data_set.traces, step)
@@ -169,13 +162,13 @@ def execute(url: str, *statements: str) -> None:
 
 def _add_traces(url: str, data_set: DataSet, count: int, begin: int) -> None:
     tables = _traces(data_set, range(begin, min(begin + count, data_set.traces)))
-    with closing(dbapi.connect(url)) as connection, connection.cursor() as cursor:
+    with closing(dbapi.connect(url)) as connection:
         for name, rows in tables.items():
-            cursor.adbc_ingest(name, rows, "append")
+            insert(connection, name, rows)
         connection.commit()
 
 
-def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, pa.Table]:
+def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, list[dict[str, object]]]:
     """Return some of the traces, and what else is stored of each, by the name of the table."""
     rng = random.Random(f"{data_set.name} {numbers[0]}")  # noqa: S311 - the same rows every time
     rows: dict[str, list[dict[str, object]]] = {
@@ -201,7 +194,7 @@ def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, pa.Table]:
         rows["step_metrics"].append(
             metrics | {key: step[key] for key in ("id", "created_at", "updated_at")}
         )
-    return {name: pa.Table.from_pylist(rows[name], SCHEMAS[name]) for name in rows}
+    return rows
 
 
 def _call(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.commands import load_hours, run_command, say
-from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.demo.traffic import first_hour
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT, parse_hour
 from llm_trace_pipeline.settings import Settings
@@ -26,7 +26,7 @@ def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:
         start, end = parse_hour(first), parse_hour(last)
     except ValueError as error:
         raise SettingsError(f"FROM, TO: {error}: {_USAGE}") from None
-    earliest = settings.first_hour or demo.first_hour(settings.state_dir)
+    earliest = settings.first_hour or first_hour(settings.state_dir)
     if end < start:
         raise SettingsError(f"TO: {last} lies before FROM: {first}")
     if start < earliest:

@@ -14,7 +14,8 @@ from types import FrameType
 from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline.cli.commands import run_command, say
-from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.demo.postgres import embedded_postgres
+from llm_trace_pipeline.demo.traffic import add_traffic, first_hour
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.settings import Settings
 
@@ -93,8 +94,8 @@ def _free_port(text: str) -> int:
 
 
 def _add_traffic(settings: Settings) -> int:
-    url = demo.embedded_postgres(settings.state_dir)
-    return demo.add_traffic(url, demo.first_hour(settings.state_dir), datetime.now(UTC))
+    url = embedded_postgres(settings.state_dir)
+    return add_traffic(url, first_hour(settings.state_dir), datetime.now(UTC))
 
 
 def _top_up(settings: Settings) -> None:

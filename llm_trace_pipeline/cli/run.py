@@ -7,7 +7,8 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.commands import closed_hours, load_hours, run_command, say
 from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database, connect
 from llm_trace_pipeline.defs.stores import source_of
-from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.demo.postgres import embedded_postgres
+from llm_trace_pipeline.demo.traffic import add_traffic, first_hour
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
 from llm_trace_pipeline.settings import Settings
@@ -31,7 +32,7 @@ def main() -> None:
     settings = Settings.from_environment()
     if settings.is_demo:
         _add_demo_traffic(settings)
-    first = settings.first_hour or demo.first_hour(settings.state_dir)
+    first = settings.first_hour or first_hour(settings.state_dir)
     hours = closed_hours(HOURS, first)
     if not hours:
         raise PipelineError(f"no hour since LLM_TRACES_START ({first:{HOUR_FORMAT}}) has ended yet")
@@ -44,11 +45,9 @@ def main() -> None:
 
 def _add_demo_traffic(settings: Settings) -> None:
     say("Starting the embedded PostgreSQL")
-    url = demo.embedded_postgres(settings.state_dir)
+    url = embedded_postgres(settings.state_dir)
     say("Making demo traffic up to now")
-    added = demo.add_traffic(
-        url, demo.first_hour(settings.state_dir), datetime.now(UTC), report=say
-    )
+    added = add_traffic(url, first_hour(settings.state_dir), datetime.now(UTC), report=say)
     say(f"{added:,} new traces")
 
 

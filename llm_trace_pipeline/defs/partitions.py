@@ -2,7 +2,7 @@
 
 from dagster import DailyPartitionsDefinition, HourlyPartitionsDefinition
 
-from llm_trace_pipeline.demo.postgres import first_hour
+from llm_trace_pipeline.demo.traffic import first_hour
 from llm_trace_pipeline.settings import Settings
 
 _settings = Settings.from_environment()

@@ -1,1 +1,1 @@
-"""The demo: an embedded PostgreSQL and its made-up traffic."""
+"""The demo: an embedded PostgreSQL with made-up traffic."""

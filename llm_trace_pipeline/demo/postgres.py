@@ -1,15 +1,14 @@
-"""The demo's operational database: an embedded PostgreSQL with made-up traffic.
+"""The demo's operational database: an embedded PostgreSQL under the state folder.
 
-The server belongs to all processes that called `embedded_postgres`: each holds a shared file lock,
-which the kernel releases however the process ends, and the one that finds itself the last stops the
-server. A process that is killed therefore neither stops the server under the others nor keeps it
-running for good.
+The server belongs to all processes that called `embedded_postgres`. Every one of them holds a
+shared file lock, which the kernel releases however the process ends. A process that leaves and is
+the last holder stops the server. A killed process therefore neither stops the server under the
+others nor keeps it running for good.
 """
 
 import atexit
 import fcntl
 import hashlib
-import json
 import os
 import pwd
 import shlex
@@ -18,43 +17,33 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from adbc_driver_postgresql import dbapi
+from filelock import FileLock
 
-from llm_trace_pipeline.demo.traffic import billing_details, traffic
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.sql import read_sql
 
-HOURS_BEFORE_NOW = 48
-_HOUR = timedelta(hours=1)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ADVISORY_LOCK = 7_021_944_113  # any number that nothing else on the demo's server uses
 _PATIENCE_SECONDS = 15
 _LONGEST_SOCKET_PATH = 100  # the kernel's limit is 107 bytes, 103 on macOS
-# Keyed by process too: a forked child sees its parent's, and must not give that one up.
+# Keyed by process too: a forked child sees its parent's holder, and must not give that one up.
 _holders: dict[tuple[Path, int], int] = {}
 
 
 def embedded_postgres(data_dir: Path) -> str:
     """Start or join the embedded PostgreSQL under ``data_dir/postgres``.
 
-    It runs until the last process that joined it ends, or calls `leave_postgres`.
+    The server runs until the last process that joined it ends or calls `leave_postgres`.
 
     Returns:
         The libpq URL of the server.
 
     Raises:
-        PipelineError: the server does not start; its log is quoted.
+        PipelineError: the server does not start; the message quotes its log.
     """
     data_dir = data_dir.absolute()
     cluster = data_dir / "postgres"
@@ -64,8 +53,9 @@ def embedded_postgres(data_dir: Path) -> str:
         name = hashlib.sha256(os.fsencode(cluster)).hexdigest()[:16]
         sockets = Path("/tmp") / f"llm-traces-{name}"  # noqa: S108 - owned by the server's user, 0700
     url = f"postgresql://postgres@/postgres?host={quote(str(sockets))}"
-    with _locked(data_dir):
+    with FileLock(data_dir / "demo.lock"):
         if (data_dir, os.getpid()) not in _holders:
+            # A shared lock, which `filelock` has only on top of an SQLite database.
             holder = os.open(data_dir / "postgres.holders", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(holder, fcntl.LOCK_SH)
             _holders[data_dir, os.getpid()] = holder
@@ -76,106 +66,19 @@ def embedded_postgres(data_dir: Path) -> str:
 
 
 def leave_postgres(data_dir: Path) -> None:
-    """Give up this process's hold on the embedded PostgreSQL; the last one out stops it."""
+    """Give up this process's hold on the embedded PostgreSQL; the last holder stops the server."""
     data_dir = data_dir.absolute()
     holder = _holders.pop((data_dir, os.getpid()), None)
     # A server whose folder was removed ends by itself within a minute.
     if holder is None or not data_dir.exists():
         return
-    with _locked(data_dir):
+    with FileLock(data_dir / "demo.lock"):
         with suppress(BlockingIOError):
             fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _run("pg_ctl", ["-D", str(data_dir / "postgres"), "-m", "fast", "-w", "stop"])
-        _unlock(holder)
-
-
-def first_hour(data_dir: Path) -> datetime:
-    """Return the first hour of the demo's traffic: fixed when first asked, and kept since."""
-    path = data_dir / "demo.json"
-    with _locked(data_dir):
-        if not path.exists():
-            this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-            new = path.with_suffix(".new")
-            hour = this_hour - HOURS_BEFORE_NOW * _HOUR
-            new.write_text(json.dumps({"first_hour": hour.isoformat()}), encoding="utf-8")
-            new.replace(path)
-    return datetime.fromisoformat(json.loads(path.read_text(encoding="utf-8"))["first_hour"])
-
-
-def add_traffic(
-    url: str,
-    start: datetime,
-    until: datetime,
-    report: Callable[[str], None] = lambda _line: None,
-) -> int:
-    """Add the traffic of [start, until) that is not there yet.
-
-    What is there already is told by the newest trace: an hour that was begun goes on behind it.
-
-    Args:
-        url: the libpq URL of the demo's database, which gets its tables if it has none.
-        start: the demo's first hour.
-        until: the end of the traffic, at any time within an hour.
-        report: is called with a line of progress per hour.
-
-    Returns:
-        The number of traces added.
-    """
-    added = 0
-    with dbapi.connect(url) as connection, connection.cursor() as cursor:
-        # Held by the session: a second process waits here, and then finds everything done.
-        _fetch_value(cursor, "SELECT pg_advisory_lock($1)", _ADVISORY_LOCK)
-        cursor.execute("SET synchronous_commit = off")
-        cursor.executescript(read_sql("demo/schema.sql"))
-        if not _fetch_value(cursor, "SELECT count(*) FROM organization_billing_details"):
-            cursor.adbc_ingest("organization_billing_details", billing_details(start), "append")
-        newest = max(
-            _fetch_value(cursor, f"SELECT max(created_at) FROM {table}") or _EPOCH
-            for table in ("provider_traces", "provider_trace_metadata")
-        )
-        connection.commit()
-        begin = max(start, newest).astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-        hours = -((begin - until) // _HOUR)
-        for number in range(hours):
-            report(f"hour {number + 1} of {hours}")
-            is_new = (pc.field("created_at") > pa.scalar(newest)) & (
-                pc.field("created_at") < pa.scalar(until)
-            )
-            for table, rows in traffic(begin + number * _HOUR).items():
-                new_rows = rows.filter(is_new)
-                cursor.adbc_ingest(table, new_rows, "append")
-                if table.startswith("provider_trace"):
-                    added += new_rows.num_rows
-            connection.commit()
-        if added:
-            # Without statistics the first hours are planned as if the tables were empty.
-            cursor.executescript("ANALYZE")
-            connection.commit()
-    return added
-
-
-def _fetch_value(cursor: dbapi.Cursor, query: str, *parameters: object) -> Any:  # noqa: ANN401 - a value of SQL
-    cursor.execute(query, parameters or None)
-    row = cursor.fetchone()
-    return row[0] if row else None
-
-
-@contextmanager
-def _locked(data_dir: Path) -> Iterator[None]:
-    """Let one thread of one process at a time through; a killed one does not stay in the way."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(data_dir / "demo.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        _unlock(lock)
-
-
-def _unlock(lock: int) -> None:
-    # Closing is not enough: a forked child has a copy, which would keep the lock.
-    fcntl.flock(lock, fcntl.LOCK_UN)
-    os.close(lock)
+        # Closing is not enough: a forked child has a copy, which would keep the lock.
+        fcntl.flock(holder, fcntl.LOCK_UN)
+        os.close(holder)
 
 
 def _answers(url: str) -> bool:

@@ -28,7 +28,7 @@ from llm_trace_pipeline.cli.commands import run_command, say
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import reading
 from llm_trace_pipeline.clickhouse.upsert import TABLE
-from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.demo import traffic as demo
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
 from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
 from llm_trace_pipeline.settings import Settings

@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwr
 
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.demo.traffic import first_hour
 from llm_trace_pipeline.hours import HOUR_FORMAT
 from llm_trace_pipeline.settings import Settings
 from tests.conftest import HOUR, PATIENCE_SECONDS, free_port, wait_for
@@ -280,7 +281,7 @@ def test_a_killed_run_gives_its_pool_back(dagster: Dagster) -> None:
 
 @pytest.mark.skipif("UI_SCREENSHOT" not in os.environ, reason="make screenshot takes it")
 def test_screenshot(dagster: Dagster, page: Page) -> None:
-    run = dagster.launch(demo.first_hour(dagster.state), hours_ago(1))
+    run = dagster.launch(first_hour(dagster.state), hours_ago(1))
     wait_for(lambda: dagster.status(run) == "SUCCESS", "all hours are loaded")
     page.goto("/asset-groups")
     page.get_by_role("button", name="Hide navigation").click()

@@ -14,14 +14,10 @@ from typing import Any
 import pytest
 from adbc_driver_postgresql import dbapi
 
-from llm_trace_pipeline.demo.postgres import (
-    add_traffic,
-    embedded_postgres,
-    first_hour,
-    leave_postgres,
-)
+from llm_trace_pipeline.demo.customers import CHANGES_PLAN, ORGANIZATIONS
+from llm_trace_pipeline.demo.postgres import embedded_postgres, leave_postgres
 from llm_trace_pipeline.demo.responses import RECIPES
-from llm_trace_pipeline.demo.traffic import CHANGES_PLAN, ORGANIZATIONS
+from llm_trace_pipeline.demo.traffic import add_traffic, first_hour
 
 START = datetime(2026, 3, 1, 13, tzinfo=UTC)
 END = START + timedelta(hours=3)

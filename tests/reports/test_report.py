@@ -25,7 +25,7 @@ from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs.assets import usage_report
 from llm_trace_pipeline.defs.checks import PARTITION_TAG, hours_of_run
 from llm_trace_pipeline.defs.stores import Pipeline
-from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.demo.traffic import add_traffic
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
@@ -682,7 +682,7 @@ def test_picture(
     tmp_path: Path,
 ) -> None:
     start = LONG.window["start"]
-    demo.add_traffic(operational.url, start, start + timedelta(days=7))
+    add_traffic(operational.url, start, start + timedelta(days=7))
     history = capture_billing(source, store).history
     loader = HourLoader(database, store)
     for number in range(7 * 24):

@@ -11,7 +11,7 @@ from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
-from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.demo.traffic import add_traffic
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from tests.conftest import HOUR, Operational
@@ -110,7 +110,7 @@ def test_a_day_of_the_demo_equals_an_independent_query(
     settings: Settings,
 ) -> None:
     until = START + HOURS * HOUR
-    demo.add_traffic(operational.url, START, until)
+    add_traffic(operational.url, START, until)
     history = capture_billing(source, store).history
     loader = HourLoader(database, store)
     hours = [START + HOUR * n for n in range(HOURS)]
