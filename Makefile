@@ -44,6 +44,21 @@ lock: .venv/installed  ## pin the newest versions that pyproject.toml allows
 	$(LOCK) --extra report --group deploy pyproject.toml -c requirements.lock \
 		-o deploy/requirements.lock
 
+# Dagster keeps watchdog below 7, and its last release before has no wheel for macOS and Python 3.14:
+# there it is compiled. A dry run of an install asks the index alone, and fetches nothing.
+.PHONY: check-lock
+check-lock: .venv/installed  ## that the locks are wheels on Linux and macOS, Python 3.11 to 3.14
+	@empty="$$(mktemp -d)"; trap 'rm -rf "$$empty"' EXIT; \
+	for lock in requirements.lock deploy/requirements.lock; do \
+	for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \
+	for version in 3.11 3.12 3.13 3.14; do \
+		compiled=; [[ $$platform$$version != *darwin3.14 ]] || compiled="--no-binary watchdog"; \
+		$(UV) pip install --quiet --dry-run --target "$$empty" --no-deps --require-hashes \
+			--only-binary :all: $$compiled --python-platform $$platform \
+			--python-version $$version -r $$lock \
+			|| { echo "$$lock: $$platform, Python $$version" >&2; exit 1; }; \
+	done; done; done
+
 .PHONY: lint
 lint: .venv/installed  ## ruff and the strict type checker
 	.venv/bin/ruff check .
