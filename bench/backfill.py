@@ -29,7 +29,7 @@ from dagster._core.execution.backfill import BulkActionStatus
 from bench.__main__ import DATA, ROOT, _machine, say
 from bench.data import START, DataSet, ensure_database, execute, start_server
 from llm_trace_pipeline.clickhouse.client import connect
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 
 RESULTS = Path(__file__).with_name("backfill.json")
@@ -59,7 +59,7 @@ def main() -> None:
     environment = fresh_state("backfill") | {
         "DAGSTER_HOME": str(arguments.dagster_home.absolute()),
         "OPERATIONAL_DATABASE_URL": url,
-        "LLM_TRACES_START": f"{FIRST:{HOUR_FORMAT}}",
+        "LLM_TRACES_START": key_of(FIRST),
     }
     os.environ.update(environment)
     results: dict[str, Any] = {"machine": _machine(), "hours": len(hours)}
@@ -192,7 +192,7 @@ def launch_backfill(port: int, hours: Sequence[datetime]) -> str:
     """Launch a backfill of both assets as the UI does; return its id."""
     backfill = {
         "assetSelection": [{"path": [asset]} for asset in ASSETS],
-        "partitionNames": [f"{hour:{HOUR_FORMAT}}" for hour in hours],
+        "partitionNames": [key_of(hour) for hour in hours],
     }
     launched = query(port, _LAUNCH, backfill=backfill)["launchPartitionBackfill"]
     if launched["__typename"] != "LaunchBackfillSuccess":
@@ -259,7 +259,7 @@ def _seconds_by_hour(
         assert record.asset_materialization is not None
         duration = record.asset_materialization.metadata["duration (s)"].value
         seconds[record.partition_key] = float(str(duration))
-    return [seconds[f"{hour:{HOUR_FORMAT}}"] for hour in hours]
+    return [seconds[key_of(hour)] for hour in hours]
 
 
 def _spent(instance: DagsterInstance, record: Any) -> dict[str, float]:  # noqa: ANN401 - untyped

@@ -17,7 +17,7 @@ from bench.ledger import DAYS, START, TRACES, ensure_rows
 from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.source.postgres import Source, SourceOfHours
 from llm_trace_pipeline.sql import read_sql
 
@@ -37,7 +37,7 @@ def main() -> None:
     _measure("index on created_at", source)
     execute(url, "DROP INDEX ix_provider_traces_created_at")
     _measure("no index, scans for each hour", source)
-    with closing(SourceOfHours(source, HOURS[0], HOURS[-1] + HOUR)) as run:
+    with closing(SourceOfHours(source, Window.of(HOURS))) as run:
         _measure("no index, one scan for the run", run)
 
 

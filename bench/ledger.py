@@ -13,6 +13,7 @@ from adbc_driver_postgresql import dbapi
 
 from bench.__main__ import DATA, say
 from bench.data import execute, start_server
+from llm_trace_pipeline.hours import Window
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
 
@@ -118,7 +119,7 @@ def measure(url: str, title: str) -> None:
             seconds = []
             for _ in range(RUNS + 1):
                 started = time.perf_counter()
-                ledger = snapshot.ledger(end - timedelta(days=days), end)
+                ledger = snapshot.ledger(Window(end - timedelta(days=days), end))
                 seconds.append(time.perf_counter() - started)
                 assert len(ledger) == days * 24, len(ledger)
             rows = sum(hour.rows for hour in ledger.values())

@@ -22,7 +22,7 @@ from sqlalchemy import Engine, event
 from bench.__main__ import ROOT, _machine, say
 from bench.backfill import ASSETS, fresh_state, launch_backfill, query, serving
 from llm_trace_pipeline.batches.store import BatchStore, Reconciliation
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 
 RESULTS = Path(__file__).with_name("year.json")
@@ -54,7 +54,7 @@ def main() -> None:
     environment = fresh_state("year") | {
         # Nothing is loaded here; without a URL this would be the demo, with traffic for a year.
         "OPERATIONAL_DATABASE_URL": "postgresql://127.0.0.1:1/none?connect_timeout=1",
-        "LLM_TRACES_START": f"{hours[0]:{HOUR_FORMAT}}",
+        "LLM_TRACES_START": key_of(hours[0]),
     }
     os.environ.update(environment)
     # 13 ms an event instead of 31, and there are two for every hour.
@@ -65,7 +65,7 @@ def main() -> None:
             for hour in hours:
                 instance.report_runless_asset_event(
                     AssetMaterialization(
-                        AssetKey(asset), partition=f"{hour:{HOUR_FORMAT}}", metadata={"rows": 1_000}
+                        AssetKey(asset), partition=key_of(hour), metadata={"rows": 1_000}
                     )
                 )
     with serving(environment) as port:
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _measure(port: int, hours: list[datetime]) -> dict[str, Any]:
-    newest = f"{hours[-1]:{HOUR_FORMAT}}"
+    newest = key_of(hours[-1])
     results: dict[str, Any] = {"limits_s": LIMITS}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from llm_trace_pipeline.batches.store import MANIFEST_VERSION, BatchStore, Manifest
 from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.trace.billing import MATCH_REQUEST, BillingMatcher
 from llm_trace_pipeline.trace.columns import COST_COLUMNS
 from llm_trace_pipeline.trace.prices import PRICED_BY, PriceBook
@@ -52,7 +52,7 @@ def enrich_hour(
         current = store.manifest(hour)
         if current is None:
             raise BatchError(
-                f"hour {hour:{HOUR_FORMAT}} has no batch to enrich; materialize trace_batches for "
+                f"hour {key_of(hour)} has no batch to enrich; materialize trace_batches for "
                 "it without enrich_only"
             )
         tally = Tally()

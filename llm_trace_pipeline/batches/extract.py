@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from llm_trace_pipeline.batches.enrich import is_stale
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter, Manifest, Part, PartPath
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.source.postgres import Ledger, Snapshot, Source
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.billing import BillingMatcher, unseen_versions
@@ -112,14 +112,14 @@ def extract_hour(
         except SourceError:
             # Whatever it was: rows that cannot be sent are left without payloads, no others.
             with suppress(SourceError):  # the connection is lost: the first error says why
-                too_wide = snapshot.too_wide(hour, hour + HOUR)
+                too_wide = snapshot.too_wide(hour)
             if not too_wide:
                 raise
             parts, tally = write()
         # Which rows share an id is asked only where some may: where one came twice, or where one
         # that did not come, being deleted or erased, may be the one that counts.
         if (census.deleted or tally.erased or tally.has_duplicates) and (
-            folded := snapshot.folded(hour, hour + HOUR)
+            folded := snapshot.folded(Window.of([hour]))
         ):
             parts, tally = write()
         source_hash = str(tally.source_hash)
@@ -169,7 +169,7 @@ def _refuse_lost_traces(
         missing = max(0, then - now)
     if missing:
         raise SourceError(
-            f"hour {manifest.hour:{HOUR_FORMAT}}: the source has {manifest.rows} traces, the batch "
+            f"hour {key_of(manifest.hour)}: the source has {manifest.rows} traces, the batch "
             f"{current.rows}, and {missing} of the batch's are gone from the source{examples}. "
             "The batch is kept, and so are its rows in ClickHouse. Was the source pruned? To lose "
             "them on purpose, materialize trace_batches with the run config accept_loss: true"
@@ -178,11 +178,11 @@ def _refuse_lost_traces(
 
 def _refuse_steps_without_traces(snapshot: Snapshot, hour: datetime) -> None:
     """Refuse an hour in which the agent server worked but left no trace."""
-    [found] = snapshot.rows_in("unaccounted_steps", hour, hour + HOUR)
+    [found] = snapshot.rows_in("unaccounted_steps", Window.of([hour]))
     was_pruned = found["has_traces"] and not found["has_earlier_traces"]
     if found["steps_without_trace"] and not was_pruned:
         raise SourceError(
-            f"hour {hour:{HOUR_FORMAT}}: provider_traces and provider_trace_metadata are empty, "
+            f"hour {key_of(hour)}: provider_traces and provider_trace_metadata are empty, "
             f"but {found['steps_without_trace']} steps of this hour have no trace. Does the agent "
             "server still write traces to this database? If these are lost for good, materialize "
             "trace_batches with the run config accept_loss: true"

@@ -22,7 +22,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from llm_trace_pipeline.batches.erasures import Erasure
 from llm_trace_pipeline.batches.files import Files, files_of, translated
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA, COLUMNS, PAYLOAD_COLUMNS
@@ -192,8 +192,7 @@ class PartPath:
         except ClickHouseError:
             if not self.files.exists(self.key):
                 raise BatchError(
-                    f"hour {self.hour:{HOUR_FORMAT}}: part {self} was removed meanwhile; "
-                    "run it again"
+                    f"hour {key_of(self.hour)}: part {self} was removed meanwhile; run it again"
                 ) from None
             raise
 
@@ -213,7 +212,7 @@ class PartPath:
                 yield file
         except (OSError, pa.ArrowException) as error:
             raise BatchError(
-                f"hour {self.hour:{HOUR_FORMAT}}: part {self} cannot be read ({error}); "
+                f"hour {key_of(self.hour)}: part {self} cannot be read ({error}); "
                 "materialize trace_batches for this hour again"
             ) from None
 
@@ -338,11 +337,11 @@ class BatchStore:
         except ValueError:
             if _is_newer(self._files.read(key)):
                 raise BatchError(
-                    f"hour {hour:{HOUR_FORMAT}}: {self._files.location(key)} was written by a "
+                    f"hour {key_of(hour)}: {self._files.location(key)} was written by a "
                     "newer version of the program; install that"
                 ) from None
             raise BatchError(
-                f"hour {hour:{HOUR_FORMAT}}: {self._files.location(key)} is damaged; "
+                f"hour {key_of(hour)}: {self._files.location(key)} is damaged; "
                 "restore it from a backup. Only where the source still has all of this hour: "
                 "remove it, then materialize trace_batches"
             ) from None
@@ -357,10 +356,10 @@ class BatchStore:
         for part, path in zip(manifest.parts, paths, strict=True):
             if not path.is_intact(part):
                 raise BatchError(
-                    f"hour {manifest.hour:{HOUR_FORMAT}}: part {path} is missing or damaged; "
+                    f"hour {key_of(manifest.hour)}: part {path} is missing or damaged; "
                     "materialize trace_batches for this hour again"
                     if self.manifest(manifest.hour) == manifest
-                    else f"hour {manifest.hour:{HOUR_FORMAT}}: its batch was replaced meanwhile; "
+                    else f"hour {key_of(manifest.hour)}: its batch was replaced meanwhile; "
                     "run it again"
                 )
         return paths

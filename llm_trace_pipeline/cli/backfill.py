@@ -7,9 +7,8 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.commands import load_hours, run_command, say
 from llm_trace_pipeline.demo.traffic import first_hour
 from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT, parse_hour
+from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour, ranges
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upkeep.reconcile import ranges
 
 _USAGE = "FROM=2026-03-01-00:00 TO=2026-03-31-23:00 (UTC, both included)"
 
@@ -31,12 +30,11 @@ def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:
         raise SettingsError(f"TO: {last} lies before FROM: {first}")
     if start < earliest:
         raise SettingsError(
-            f"FROM: {first} lies before the first partition, {earliest:{HOUR_FORMAT}} "
-            "(LLM_TRACES_START)"
+            f"FROM: {first} lies before the first partition, {key_of(earliest)} (LLM_TRACES_START)"
         )
     if end + HOUR > datetime.now(UTC):
         raise SettingsError(f"TO: the hour {last} has not ended yet")
-    return [start + HOUR * n for n in range(int((end - start) / HOUR) + 1)]
+    return Window(start, end + HOUR).hours
 
 
 def main() -> None:
@@ -55,9 +53,8 @@ def main() -> None:
     if arguments.from_batches:
         having_batches = set(BatchStore.of(settings).hours()).intersection(hours)
         say(f"{len(having_batches)} of {len(hours)} hours have a batch")
-        for first, last in ranges(having_batches):
-            of_range = [hour for hour in hours if first <= hour <= last]
-            load_hours(of_range, "llm_traces", "llm_usage_hourly")
+        for window in ranges(having_batches):
+            load_hours(window.hours, "llm_traces", "llm_usage_hourly")
     else:
         load_hours(hours)
         say(f"{len(hours)} hours loaded")

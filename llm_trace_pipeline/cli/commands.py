@@ -11,9 +11,8 @@ from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.defs.launcher import fail_abandoned_runs
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.hours import HOUR, HOURS_PER_RUN, Window, floor, key_of, ranges
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upkeep.reconcile import HOURS_PER_RANGE, ranges
 
 _RANGE = "dagster/asset_partition_range_"  # the tags by which a run knows its hours
 
@@ -35,9 +34,8 @@ def say(text: str = "") -> None:
 
 def closed_hours(count: int, first: datetime) -> list[datetime]:
     """Return the last full hours, at most so many, none before the first."""
-    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    hours = [now - HOUR * n for n in range(count, 0, -1)]
-    return [hour for hour in hours if hour >= first]
+    now = floor(datetime.now(UTC))
+    return [hour for hour in Window(now - HOUR * count, now).hours if hour >= first]
 
 
 def load_hours(hours: Sequence[datetime], *assets: str) -> None:
@@ -63,7 +61,7 @@ def load_hours(hours: Sequence[datetime], *assets: str) -> None:
         fail_abandoned_runs(instance)
 
         def run(hours: Sequence[datetime], assets: Sequence[str]) -> ExecuteInProcessResult:
-            first, last = (f"{hour:{HOUR_FORMAT}}" for hour in (hours[0], hours[-1]))
+            first, last = (key_of(hour) for hour in (hours[0], hours[-1]))
             return job.execute_in_process(
                 instance=instance,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
@@ -72,19 +70,19 @@ def load_hours(hours: Sequence[datetime], *assets: str) -> None:
                 raise_on_error=False,
             )
 
-        for begin in range(0, len(hours), HOURS_PER_RANGE):
-            of_run = hours[begin : begin + HOURS_PER_RANGE]
+        for begin in range(0, len(hours), HOURS_PER_RUN):
+            of_run = hours[begin : begin + HOURS_PER_RUN]
             result = run(of_run, assets)
             if result.success:
                 continue
-            first, last = (f"{hour:{HOUR_FORMAT}}" for hour in (of_run[0], of_run[-1]))
+            first, last = (key_of(hour) for hour in (of_run[0], of_run[-1]))
             failed.append(f"{first} to {last} (run {result.run_id})")
             # Dagster does not start llm_traces where trace_batches failed for a single hour; the
             # others have their batches. Nor the roll-up, which follows whatever the table holds.
             if not assets:
                 having_batches = set(store.hours()).intersection(of_run)
-                for start, end in ranges(having_batches):
-                    run([hour for hour in of_run if start <= hour <= end], ["llm_traces"])
+                for window in ranges(having_batches):
+                    run(window.hours, ["llm_traces"])
             run(of_run, ["llm_usage_hourly"])
     if failed:
         raise PipelineError(

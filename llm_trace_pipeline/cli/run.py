@@ -10,7 +10,7 @@ from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.demo.postgres import embedded_postgres
 from llm_trace_pipeline.demo.traffic import add_traffic, first_hour
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
@@ -35,12 +35,12 @@ def main() -> None:
     first = settings.first_hour or first_hour(settings.state_dir)
     hours = closed_hours(HOURS, first)
     if not hours:
-        raise PipelineError(f"no hour since LLM_TRACES_START ({first:{HOUR_FORMAT}}) has ended yet")
+        raise PipelineError(f"no hour since LLM_TRACES_START ({key_of(first)}) has ended yet")
     check_before_first_load(settings, hours)
     say(f"Loading {len(hours)} hours through Dagster")
     load_hours(hours)
     print_report(settings, hours)
-    say(_NEXT.format(first=f"{first:{HOUR_FORMAT}}", last=f"{hours[0]:{HOUR_FORMAT}}"))
+    say(_NEXT.format(first=key_of(first), last=key_of(hours[0])))
 
 
 def _add_demo_traffic(settings: Settings) -> None:
@@ -53,13 +53,13 @@ def _add_demo_traffic(settings: Settings) -> None:
 
 def print_report(settings: Settings, hours: Sequence[datetime]) -> None:
     """Print what ClickHouse holds of the hours, and prove it against source and batches."""
-    window = {"start": hours[0], "end": hours[-1] + HOUR}
+    window = Window.of(hours)
     with connect(settings) as database:
-        say(f"\n{hours[0]:%Y-%m-%d %H:%M} to {window['end']:%Y-%m-%d %H:%M} UTC, from ClickHouse")
+        say(f"\n{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC, from ClickHouse")
         say("\nBy plan and cost source")
-        say(database.pretty(read_sql("report/by_plan.sql"), window))
+        say(database.pretty(read_sql("report/by_plan.sql"), window.parameters))
         say("The largest organizations")
-        say(database.pretty(read_sql("report/largest_organizations.sql"), window))
+        say(database.pretty(read_sql("report/largest_organizations.sql"), window.parameters))
         _prove(source_of(settings), BatchStore.of(settings), database, hours)
 
 
@@ -72,10 +72,9 @@ def _prove(
         PipelineError: they are not equal everywhere.
     """
     with source.snapshot() as snapshot:
-        ledger = snapshot.ledger(hours[0], hours[-1] + HOUR)
-        folded = snapshot.folded(hours[0], hours[-1] + HOUR)
-    window = {"start": hours[0], "end": hours[-1] + HOUR}
-    found = database.hour_totals("llm_traces", IN_WINDOW, window)
+        ledger = snapshot.ledger(Window.of(hours))
+        folded = snapshot.folded(Window.of(hours))
+    found = database.hour_totals("llm_traces", IN_WINDOW, Window.of(hours).parameters)
     differing: list[str] = []
     totals = [0, 0, 0]
     say("Hour (UTC)            source    batch  ClickHouse")
@@ -89,7 +88,7 @@ def _prove(
             total + rows
             for total, rows in zip(totals, (in_source, in_batch, in_table), strict=True)
         ]
-        key = f"{hour:{HOUR_FORMAT}}"
+        key = key_of(hour)
         say(f"{key:18} {in_source:9,} {in_batch:8,} {in_table:11,}")
         if not in_source == in_batch == in_table:
             differing.append(key)

@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError, SSLEr
 from llm_trace_pipeline.batches.store import PartPath
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.sql import quote_identifier, quote_text, read_sql
+from llm_trace_pipeline.sql import quote_identifier, quote_text, render
 from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, SCHEMA_VERSION, TOKEN_COLUMNS
 from llm_trace_pipeline.trace.hashes import row_hash_sql
 
@@ -313,7 +313,8 @@ class Database:
             parameters: the values that the condition names.
             with_content_hash: compute the content hash too.
         """
-        sql = read_sql("clickhouse/hour_totals.sql").format(
+        sql = render(
+            "clickhouse/hour_totals.sql",
             table=self.qualified(table),
             filter=condition,
             content_hash=f"sum({row_hash_sql()})" if with_content_hash else "0",
@@ -369,10 +370,10 @@ class Database:
         """
         target = f"{self.qualified(table)}{self.on_cluster}"
         if table == ROLLUP:
-            make = read_sql("clickhouse/llm_usage_hourly.sql")
-            by_period = read_sql("clickhouse/llm_usage_by_period.sql")
+            make = "clickhouse/llm_usage_hourly.sql"
             views = [
-                by_period.format(
+                render(
+                    "clickhouse/llm_usage_by_period.sql",
                     view=f"{self.qualified(view)}{self.on_cluster}",
                     table=self.qualified(table),
                     period=period,
@@ -381,29 +382,30 @@ class Database:
                 for view, (period, start_of) in VIEWS.items()
             ]
             if not self.cluster:
-                return [make.replace("{table}", target), *views]
+                return [render(make, table=target), *views]
             distributed = self._distributed(self.cluster, table, "Usage by hour")
             return [self._local(make, table), distributed, *views]
-        make, upgrade = (read_sql(f"clickhouse/{name}.sql") for name in ("llm_traces", "upgrade"))
+        make, upgrade = "clickhouse/llm_traces.sql", "clickhouse/upgrade.sql"
         if not self.cluster:
-            return [(upgrade if exists else make).replace("{table}", target)]
+            return [render(upgrade if exists else make, table=target)]
         local = f"{self.qualified(local_name(table))}{self.on_cluster}"
         distributed = self._distributed(self.cluster, table, "One row per LLM call")
         return [
             self._local(make, table),
-            upgrade.replace("{table}", local),  # one that was there already
-            upgrade.replace("{table}", target) if exists else distributed,
+            render(upgrade, table=local),  # one that was there already
+            render(upgrade, table=target) if exists else distributed,
         ]
 
     def _local(self, make: str, table: str) -> str:
         """Return what makes the local tables behind a table of the cluster."""
         local = f"{self.qualified(local_name(table))}{self.on_cluster}"
-        return make.replace("{table}", local).replace(_ENGINE, _ENGINE_OF_REPLICAS)
+        return render(make, table=local).replace(_ENGINE, _ENGINE_OF_REPLICAS)
 
     def _distributed(self, cluster: Cluster, table: str, comment: str) -> str:
         """Return what makes a table of the cluster in front of the local ones."""
         name = local_name(table)
-        return read_sql("clickhouse/distributed.sql").format(
+        return render(
+            "clickhouse/distributed.sql",
             table=f"{self.qualified(table)}{self.on_cluster}",
             local=self.qualified(name),
             cluster=quote_text(cluster.name),

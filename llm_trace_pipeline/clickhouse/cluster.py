@@ -37,7 +37,7 @@ from llm_trace_pipeline.clickhouse.client import (
 )
 from llm_trace_pipeline.clickhouse.upsert import TABLE, HourLoader, window_of
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, SCHEMA_VERSION
 from llm_trace_pipeline.trace.rows import Tally, tally_of
 
@@ -227,12 +227,12 @@ class ClusterLoader(HourLoader):
             for result in HourLoader(shard, batches, LOCAL_TABLE).load(hours, force=True):
                 if result.differences:
                     raise ClickHouseError(
-                        f"hour {result.expected.hour:{HOUR_FORMAT}}: shard {shard.number} differs "
+                        f"hour {key_of(result.expected.hour)}: shard {shard.number} differs "
                         f"from the batch after the load: {', '.join(result.differences)}",
                         "pause who else writes there, then materialize llm_traces and "
                         "llm_usage_hourly again",
                     )
-        partitions = self._partitions(self._table, IN_WINDOW, window_of(manifests))
+        partitions = self._partitions(self._table, IN_WINDOW, window_of(manifests).parameters)
         return self._totals(manifests), partitions
 
 

@@ -7,8 +7,7 @@ follows whatever changed there. In a cluster each shard rolls up its own organiz
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import groupby
+from datetime import datetime
 from typing import Any
 
 from llm_trace_pipeline.batches.store import BatchStore
@@ -23,8 +22,8 @@ from llm_trace_pipeline.clickhouse.upsert import (
     window_of,
 )
 from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.hours import HOUR
-from llm_trace_pipeline.sql import quote_identifier, read_sql
+from llm_trace_pipeline.hours import Window, by_day
+from llm_trace_pipeline.sql import quote_identifier, render
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, TOKEN_COLUMNS
 
 DIMENSIONS = (
@@ -109,13 +108,11 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
 
     def _expected(self, hours: Sequence[datetime]) -> list[HourUse]:
         self._database.define_table(self._traces)
-        window = {"start": hours[0], "end": hours[-1] + HOUR}
-        table = self._name(self._traces)
-        found = self._figures(
-            read_sql("clickhouse/roll_up.sql").format(table=table, filter=IN_WINDOW), window
-        )
+        window = Window.of(hours)
+        of_window = {"table": self._name(self._traces), "filter": IN_WINDOW}
+        found = self._figures(render("clickhouse/roll_up.sql", **of_window), window)
         measured = self._database.rows(
-            read_sql("clickhouse/exact_latency.sql").format(table=table, filter=IN_WINDOW), window
+            render("clickhouse/exact_latency.sql", **of_window), window.parameters
         )
         exact = {row["hour"]: row["latency"] for row in measured}
         for hour, figures in found.items():
@@ -133,22 +130,20 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
             return True
 
     def _fill(self, expected: Sequence[HourUse]) -> None:
-        rows = read_sql("clickhouse/roll_up.sql").format(
-            table=self._name(self._traces), filter=IN_WINDOW
-        )
+        rows = render("clickhouse/roll_up.sql", table=self._name(self._traces), filter=IN_WINDOW)
         names = ", ".join(quote_identifier(name) for name in COLUMNS)
         self._database.execute(
             f"INSERT INTO {self._name(self._staging)} ({names}) SELECT {names} FROM ({rows})",
-            window_of(expected),
+            window_of(expected).parameters,
         )
 
-    def _found(self, window: dict[str, datetime]) -> dict[datetime, Figures]:
+    def _found(self, window: Window) -> dict[datetime, Figures]:
         table = self._name(self._table)
         return self._figures(f"SELECT * FROM {table} WHERE {self._in_window}", window)
 
-    def _figures(self, rows: str, window: dict[str, datetime]) -> dict[datetime, Figures]:
+    def _figures(self, rows: str, window: Window) -> dict[datetime, Figures]:
         found = self._database.rows(
-            read_sql("clickhouse/usage_totals.sql").format(rows=rows), window
+            render("clickhouse/usage_totals.sql", rows=rows), window.parameters
         )
         return {
             row["hour"]: {
@@ -239,8 +234,3 @@ def _define_on_cluster(database: Database) -> None:
     if database.cluster:
         for table in (TABLE, ROLLUP):
             database.define_table(table)
-
-
-def by_day(hours: Sequence[datetime]) -> list[list[datetime]]:
-    """Split hours into those of a day, which are rolled up together."""
-    return [list(of_day) for _, of_day in groupby(hours, lambda hour: hour.astimezone(UTC).date())]

@@ -17,13 +17,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from llm_trace_pipeline.batches.store import Manifest, PartPath
 from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database, HourTotals, in_window, retried
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.hours import HOUR, Window, key_of, midnight
 from llm_trace_pipeline.trace.columns import TOKEN_COLUMNS
 
 TABLE = "llm_traces"
@@ -127,10 +127,10 @@ class WindowLoader(ABC, Generic[Expected, Found]):
         """Put the rows of contiguous hours into the staging table."""
 
     @abstractmethod
-    def _found(self, window: dict[str, datetime]) -> dict[datetime, Found]:
+    def _found(self, window: Window) -> dict[datetime, Found]:
         """Return what the table holds, by hour; none where it holds nothing."""
 
-    def _found_around(self, window: dict[str, datetime]) -> dict[datetime, Found]:
+    def _found_around(self, window: Window) -> dict[datetime, Found]:
         """Return the same of hours that only stand beside those that are loaded."""
         return self._found(window)
 
@@ -174,7 +174,7 @@ class WindowLoader(ABC, Generic[Expected, Found]):
         expected = self._expected(hours)
         found = self._totals(expected)
         stale = [each for each in expected if force or self._differences(each, found[each.hour])]
-        partitions = self._partitions(self._table, self._in_window, window_of(expected))
+        partitions = self._partitions(self._table, self._in_window, window_of(expected).parameters)
         for neighbours in _neighbours(stale):
             loaded, concerned = self._load(neighbours)
             found |= loaded
@@ -236,7 +236,7 @@ class WindowLoader(ABC, Generic[Expected, Found]):
         self._create_like_target(self._staging, *_COMPACT_PARTS)
         self._fill(expected)
         staged = self._partitions(self._staging, "1", {})
-        held = self._partitions(self._table, self._in_window, window)
+        held = self._partitions(self._table, self._in_window, window.parameters)
         for partition in sorted(staged | held):
             if partition in held:
                 self._swap(partition, window, has_rows=partition in staged)
@@ -244,7 +244,7 @@ class WindowLoader(ABC, Generic[Expected, Found]):
                 self._attach(self._table, partition, self._staging)
         return staged | held
 
-    def _swap(self, partition: str, window: dict[str, datetime], *, has_rows: bool) -> None:
+    def _swap(self, partition: str, window: Window, *, has_rows: bool) -> None:
         """Replace the window within one partition, in one step for readers."""
         for _ in range(ATTEMPTS):
             before = self._fingerprint(partition)
@@ -277,18 +277,18 @@ class WindowLoader(ABC, Generic[Expected, Found]):
                 self._drop(self._ready)
             return
         raise ClickHouseError(
-            f"hour {window['start']:{HOUR_FORMAT}}: another writer kept inserting into partition "
+            f"hour {key_of(window.start)}: another writer kept inserting into partition "
             f"{partition} of {self._table} during {ATTEMPTS} attempts to swap it; pause that "
             f"writer for hours that are being loaded, then materialize {self._asset} again"
         )
 
-    def _take_out(self, window: dict[str, datetime]) -> None:
+    def _take_out(self, window: Window) -> None:
         """Remove the window's rows from the clone."""
         parts = self._database.rows(
             f"SELECT _part AS name, min({self.time_column}) >= {{start:DateTime64(6, 'UTC')}} "
             f"AND max({self.time_column}) < {{end:DateTime64(6, 'UTC')}} AS is_inside "
             f"FROM {self._name(self._clone)} GROUP BY _part HAVING countIf({self._in_window}) > 0",
-            window,
+            window.parameters,
         )
         for part in parts:
             if part["is_inside"]:  # 10 ms, where a DELETE masks every part of the partition
@@ -298,9 +298,11 @@ class WindowLoader(ABC, Generic[Expected, Found]):
                         {"part": part["name"]},
                         _WAIT,
                     )
-        if self._count(self._clone, self._in_window, window):
+        if self._count(self._clone, self._in_window, window.parameters):
             self._database.execute(
-                f"DELETE FROM {self._name(self._clone)} WHERE {self._in_window}", window, _WAIT
+                f"DELETE FROM {self._name(self._clone)} WHERE {self._in_window}",
+                window.parameters,
+                _WAIT,
             )
 
     def _fingerprint(self, partition: str) -> tuple[Any, ...]:
@@ -354,15 +356,15 @@ class WindowLoader(ABC, Generic[Expected, Found]):
             "HAVING count() > 0",
             {"partitions": sorted(partitions)},
         )
-        own = [each.hour.astimezone(UTC).replace(hour=0) for each in (loaded[0], loaded[-1])]
+        own = [midnight(each.hour) for each in (loaded[0], loaded[-1])]
         first = min([own[0], *(row["first"] for row in rows)])
         last = max([own[-1], *(row["last"] for row in rows)])
-        hours = [first + n * HOUR for n in range(24 * ((last - first).days + 1))]
-        found = self._found_around({"start": hours[0], "end": hours[-1] + HOUR})
+        around = Window(first, last + 24 * HOUR)
+        found = self._found_around(around)
         others = self._expected_around(
             [
                 hour
-                for hour in hours
+                for hour in around.hours
                 if hour not in excluded and not (self._keep_from and hour < self._keep_from)
             ]
         )
@@ -456,9 +458,7 @@ class HourLoader(WindowLoader[Manifest, HourTotals]):
     def _batch_of(self, hour: datetime) -> Manifest:
         if manifest := self._store.manifest(hour):
             return manifest
-        raise BatchError(
-            f"hour {hour:{HOUR_FORMAT}} has no batch; materialize trace_batches for it"
-        )
+        raise BatchError(f"hour {key_of(hour)} has no batch; materialize trace_batches for it")
 
     def _expected_around(self, hours: Sequence[datetime]) -> list[Manifest]:
         manifests = [self._manifest_if_readable(hour) for hour in hours]
@@ -473,19 +473,21 @@ class HourLoader(WindowLoader[Manifest, HourTotals]):
         paths = [path for manifest in expected for path in self._store.part_paths(manifest)]
         self._database.insert_parquet(self._staging, paths)
 
-    def _found(self, window: dict[str, datetime]) -> dict[datetime, HourTotals]:
-        return self._database.hour_totals(self._table, IN_WINDOW, window, with_content_hash=True)
+    def _found(self, window: Window) -> dict[datetime, HourTotals]:
+        return self._database.hour_totals(
+            self._table, IN_WINDOW, window.parameters, with_content_hash=True
+        )
 
-    def _found_around(self, window: dict[str, datetime]) -> dict[datetime, HourTotals]:
-        return self._database.hour_totals(self._table, IN_WINDOW, window)
+    def _found_around(self, window: Window) -> dict[datetime, HourTotals]:
+        return self._database.hour_totals(self._table, IN_WINDOW, window.parameters)
 
     def _differences(self, expected: Manifest, found: HourTotals) -> list[str]:
         return describe_differences(expected, found)
 
 
-def window_of(hours: Sequence[Hourly]) -> dict[str, datetime]:
-    """Return the parameters of ``in_window``, from the first hour to the end of the last."""
-    return {"start": hours[0].hour, "end": hours[-1].hour + HOUR}
+def window_of(hours: Sequence[Hourly]) -> Window:
+    """Return the window from the first hour to the end of the last."""
+    return Window(hours[0].hour, hours[-1].hour + HOUR)
 
 
 def _neighbours(hours: Sequence[Expected]) -> list[list[Expected]]:

@@ -35,7 +35,7 @@ from llm_trace_pipeline.batches.enrich import enrich_hour
 from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.store import Manifest
 from llm_trace_pipeline.clickhouse.cluster import loader_of
-from llm_trace_pipeline.clickhouse.rollup import RollupResult, by_day, roll_up
+from llm_trace_pipeline.clickhouse.rollup import RollupResult, roll_up
 from llm_trace_pipeline.clickhouse.upsert import LoadResult
 from llm_trace_pipeline.defs.checks import (
     BATCH_CHECKS,
@@ -52,13 +52,12 @@ from llm_trace_pipeline.defs.checks import (
 from llm_trace_pipeline.defs.partitions import DAILY, HOURLY
 from llm_trace_pipeline.defs.stores import Pipeline
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.hours import HOUR, HOURS_PER_RUN, Window, by_day, key_of
 from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import SourceOfHours
 from llm_trace_pipeline.source.standby import wait_until_replayed
 from llm_trace_pipeline.trace.rows import EXAMPLES
-from llm_trace_pipeline.upkeep.reconcile import HOURS_PER_RANGE
 from llm_trace_pipeline.upkeep.retention import line_before
 
 # Backfill policies are what makes a backfill affordable; their status needs no line per import.
@@ -66,7 +65,7 @@ warnings.filterwarnings("ignore", category=BetaWarning)
 
 # A run costs seconds of start-up, so a backfill gives each run a day of hours; those that succeeded
 # stay done when another one fails.
-_A_DAY_PER_RUN = BackfillPolicy.multi_run(max_partitions_per_run=HOURS_PER_RANGE)
+_A_DAY_PER_RUN = BackfillPolicy.multi_run(max_partitions_per_run=HOURS_PER_RUN)
 
 # Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
 _LOG = logging.getLogger("llm_trace_pipeline")
@@ -140,7 +139,7 @@ def trace_batches(
         def make(hour: datetime) -> Manifest:
             return enrich_hour(store, known, prices, hour)
     else:
-        source = SourceOfHours(pipeline.source(), hours[0], hours[-1] + HOUR)
+        source = SourceOfHours(pipeline.source(), Window.of(hours))
         stack.callback(source.close)
         wait_until_replayed(source, hours[-1] + HOUR)
         # Also where this asset runs alone: a plan that changed must be known to the match.
@@ -153,7 +152,7 @@ def trace_batches(
                 store,
                 history,
                 hour,
-                only_changed=config.only_changed or f"{hour:{HOUR_FORMAT}}" in done,
+                only_changed=config.only_changed or key_of(hour) in done,
                 accept_loss=config.accept_loss,
             )
 
@@ -326,8 +325,7 @@ def _done_before(context: AssetExecutionContext) -> set[str]:
 
 def _hours(context: AssetExecutionContext) -> list[datetime]:
     window = context.partition_time_window
-    start, end = window.start.astimezone(UTC), window.end.astimezone(UTC)
-    return [start + HOUR * n for n in range(int((end - start) / HOUR))]
+    return Window(window.start, window.end).hours
 
 
 def _materialize_hours(
@@ -349,7 +347,7 @@ def _materialize_hours(
     failed: dict[str, str] = {}
     findings: list[Finding] = []
     for hour, seconds, outcome in _process(groups, process):
-        key = f"{hour:{HOUR_FORMAT}}"
+        key = key_of(hour)
         if isinstance(outcome, PipelineError):
             failed[key] = str(outcome)
             _LOG.error(str(outcome))
@@ -452,7 +450,7 @@ def _describe_load(result: LoadResult) -> Metadata:
     return {
         "outcome": "loaded" if result.was_written else "unchanged: nothing was written",
         **_describe_batch(result.expected),
-        "repaired hours": [f"{hour:{HOUR_FORMAT}}" for hour in result.repaired_hours],
+        "repaired hours": [key_of(hour) for hour in result.repaired_hours],
     }
 
 
@@ -472,7 +470,7 @@ def _describe_rollup(results: Sequence[RollupResult]) -> Metadata:
         "total tokens": totals["total_tokens"],
         "cost in USD": str(totals["cost_usd"]),
         "calls without price": totals["unpriced_calls"],
-        "repaired hours": [f"{hour:{HOUR_FORMAT}}" for hour in sorted(repaired)],
+        "repaired hours": [key_of(hour) for hour in sorted(repaired)],
     }
 
 

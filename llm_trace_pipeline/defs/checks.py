@@ -23,9 +23,9 @@ from llm_trace_pipeline.clickhouse.rollup import RollupResult
 from llm_trace_pipeline.clickhouse.upsert import LoadResult
 from llm_trace_pipeline.defs.partitions import HOURLY
 from llm_trace_pipeline.defs.stores import Pipeline
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT, parse_hour
+from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour, ranges
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upkeep.reconcile import hours_to_reconcile, ranges, reconcile
+from llm_trace_pipeline.upkeep.reconcile import hours_to_reconcile, reconcile
 from llm_trace_pipeline.upkeep.retention import line_before
 
 PARTITION_TAG = "dagster/partition"
@@ -217,8 +217,7 @@ def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
     keys = [tags[name] for name in names if name in tags]
     if not keys or not is_hour(keys[0]):
         return []
-    start, end = parse_hour(keys[0]), parse_hour(keys[-1])
-    return [start + HOUR * n for n in range(int((end - start) / HOUR) + 1)]
+    return Window(parse_hour(keys[0]), parse_hour(keys[-1]) + HOUR).hours
 
 
 def hours_being_loaded(instance: DagsterInstance) -> set[datetime]:
@@ -281,12 +280,12 @@ def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[Asset
 def repair_commands(found: Reconciliation) -> list[str]:
     """Return what makes ClickHouse hold its batches again."""
     return [
-        f"make restore FROM={first:{HOUR_FORMAT}} TO={last:{HOUR_FORMAT}}"
-        for first, last in ranges(found.damaged, found.loaded)
+        f"make restore FROM={key_of(window.start)} TO={key_of(window.last)}"
+        for window in ranges(found.damaged, found.loaded)
     ]
 
 
 def _describe(found: Reconciliation, hours: Collection[datetime]) -> MetadataValue[Any]:
     return MetadataValue.json(
-        {f"{hour:{HOUR_FORMAT}}": list(found.differences.get(hour, ())) for hour in hours}
+        {key_of(hour): list(found.differences.get(hour, ())) for hour in hours}
     )

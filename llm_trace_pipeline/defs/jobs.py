@@ -55,9 +55,8 @@ from llm_trace_pipeline.defs.checks import (
 )
 from llm_trace_pipeline.defs.partitions import SCHEDULE_MINUTE
 from llm_trace_pipeline.defs.stores import Pipeline
-from llm_trace_pipeline.hours import HOUR_FORMAT, parse_hour
+from llm_trace_pipeline.hours import Window, key_of, parse_hour, ranges
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upkeep.reconcile import ranges
 from llm_trace_pipeline.upkeep.retention import apply_retention as drop_past_retention
 
 # An hour whose billing is renewed is written anew whether anything changes or not: that costs about
@@ -206,11 +205,11 @@ def requests_for(found: Reconciliation, taken: Collection[datetime]) -> list[Run
 def _request(
     found: Reconciliation,
     reason: str,
-    hours: tuple[datetime, datetime],
+    window: Window,
     config: dict[str, bool],
     assets: tuple[str, ...] | None,
 ) -> RunRequest:
-    first, last = (f"{hour:{HOUR_FORMAT}}" for hour in hours)
+    first, last = key_of(window.start), key_of(window.last)
     return RunRequest(
         run_key=f"{found.id}:{reason}:{first}:{last}",
         run_config={"ops": {TRACE_BATCHES: {"config": config}}} if config else {},
@@ -268,7 +267,7 @@ def drop_what_is_past_the_retention(context: OpExecutionContext, pipeline: Pipel
     context.add_output_metadata(
         {
             "dropped partitions": list(dropped.partitions),
-            "dropped batches": [f"{hour:{HOUR_FORMAT}}" for hour in dropped.hours],
+            "dropped batches": [key_of(hour) for hour in dropped.hours],
         }
     )
 

@@ -30,16 +30,11 @@ from llm_trace_pipeline.clickhouse.cluster import reading
 from llm_trace_pipeline.clickhouse.upsert import TABLE
 from llm_trace_pipeline.demo import traffic as demo
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.hours import HOUR, Window, floor, key_of, ranges
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.columns import COST_TYPE, EXACT_DIGITS
-from llm_trace_pipeline.upkeep.reconcile import (
-    Differences,
-    compare_loaded,
-    ranges,
-    readable_manifests,
-)
+from llm_trace_pipeline.upkeep.reconcile import Differences, compare_loaded, readable_manifests
 
 # The columns by which Stripe imports meter events from files.
 EVENT_SCHEMA = pa.schema(
@@ -109,7 +104,7 @@ class Month:
             raise SettingsError(f"MONTH: {month} has not begun yet")
         if month.end <= first_hour:
             raise SettingsError(
-                f"MONTH: {month} lies before the first hour, {first_hour:{HOUR_FORMAT}} "
+                f"MONTH: {month} lies before the first hour, {key_of(first_hour)} "
                 "(LLM_TRACES_START)"
             )
         return month
@@ -122,7 +117,7 @@ class Month:
     def hours(self, first_hour: datetime, now: datetime) -> list[datetime]:
         """Return the hours that have ended and can be loaded: no others are invoiced."""
         begin = max(self.start, first_hour)
-        return [begin + n * HOUR for n in range(max(0, int((min(self.end, now) - begin) / HOUR)))]
+        return Window(begin, max(begin, floor(min(self.end, now)))).hours
 
     def __str__(self) -> str:
         """Return it as it was given."""
@@ -230,12 +225,13 @@ def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -
     for line in chain(totals.describe(), map(str, paths)):
         say(line)
     if first_hour > of_month.start:
-        say(f"not before {first_hour:{HOUR_FORMAT}}, the first hour (LLM_TRACES_START)")
+        say(f"not before {key_of(first_hour)}, the first hour (LLM_TRACES_START)")
     if now < of_month.end:
-        say(f"not final: {of_month} ends {of_month.end:{HOUR_FORMAT}} UTC")
+        say(f"not final: {of_month} ends {key_of(of_month.end)} UTC")
     for reasons, of_reason in groupby(sorted(holes), key=lambda hour: holes[hour]):
-        for first, last in ranges(of_reason):
-            say(f"hole: {first:{HOUR_FORMAT}} to {last:{HOUR_FORMAT}}: {', '.join(reasons)}")
+        for window in ranges(of_reason):
+            first, last = key_of(window.start), key_of(window.last)
+            say(f"hole: {first} to {last}: {', '.join(reasons)}")
     if holes:
         raise PipelineError(
             f"the invoice of {of_month} has holes: {len(holes)} hours are not in ClickHouse as "
@@ -253,7 +249,7 @@ def _write_files(
     """
     totals = Totals()
     first = hours[0] if hours else month.start
-    window = {"start": first, "end": first + len(hours) * HOUR}
+    window = Window(first, first + len(hours) * HOUR).parameters
     events, items = (
         chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), window))
         for name in ("meter_events", "invoice_items")

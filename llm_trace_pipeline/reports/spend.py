@@ -16,9 +16,9 @@ from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import reading
 from llm_trace_pipeline.clickhouse.upsert import TABLE
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.reports.charts import SERIES, stacked_bars
-from llm_trace_pipeline.sql import quote_identifier, read_sql
+from llm_trace_pipeline.sql import quote_identifier, read_sql, render
 from llm_trace_pipeline.trace.columns import EXACT_DIGITS
 
 _TEMPLATE = Path(__file__).with_name("spend.html")
@@ -46,12 +46,12 @@ class Days:
     last: date
 
     @property
-    def window(self) -> dict[str, datetime]:
-        """Their start, and their end, which is not part of them."""
-        return {
-            "start": datetime.combine(self.first, time(), UTC),
-            "end": datetime.combine(self.last, time(), UTC) + _DAY,
-        }
+    def window(self) -> Window:
+        """The hours of the days."""
+        return Window(
+            datetime.combine(self.first, time(), UTC),
+            datetime.combine(self.last, time(), UTC) + _DAY,
+        )
 
     @property
     def step(self) -> timedelta:
@@ -86,7 +86,7 @@ def figures_of(database: Database, store: BatchStore, days: Days) -> Figures:
 
 
 def _read(database: Database, days: Days) -> Figures:
-    window = days.window
+    window = days.window.parameters
     tables = {name: database.rows(read_sql(f"report/{name}.sql"), window) for name in _TABLES}
     for name, column in _DIMENSIONS.items():
         tables[name] = database.rows(_of_dimension("spend_by", column), window)
@@ -104,7 +104,7 @@ def _over_time(database: Database, days: Days, column: str, series: Rows) -> Row
     named = [row["name"] for row in series if row["series"] < SERIES]
     rows = database.rows(
         _of_dimension("spend_over_time", column),
-        {**days.window, "seconds": int(days.step.total_seconds()), "names": named},
+        {**days.window.parameters, "seconds": int(days.step.total_seconds()), "names": named},
     )
     return [
         {
@@ -117,16 +117,15 @@ def _over_time(database: Database, days: Days, column: str, series: Rows) -> Row
 
 
 def _of_dimension(name: str, column: str) -> str:
-    return read_sql(f"report/{name}.sql").replace("{dimension}", quote_identifier(column))
+    return render(f"report/{name}.sql", dimension=quote_identifier(column))
 
 
 def page_of(figures: Figures, made_at: datetime) -> str:
     """Return the page: one file, which needs no network and runs no script."""
     window = figures.days.window
-    hours = int((window["end"] - window["start"]) / HOUR)
     with localcontext(prec=EXACT_DIGITS):
         charts = {
-            name: stacked_bars(rows, window["start"], window["end"], figures.days.step)
+            name: stacked_bars(rows, window.start, window.end, figures.days.step)
             for name, rows in figures.over_time.items()
             if any(row["spend_usd"] for row in rows)
         }
@@ -140,7 +139,7 @@ def page_of(figures: Figures, made_at: datetime) -> str:
             },
             charts=charts,
             is_hourly=figures.days.step == HOUR,
-            hours=hours,
+            hours=len(window.hours),
             made_at=made_at,
         )
 

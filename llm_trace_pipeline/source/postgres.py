@@ -17,8 +17,8 @@ from adbc_driver_postgresql import dbapi
 from llm_trace_pipeline.batches.erasures import Erasure, without_erased
 from llm_trace_pipeline.batches.store import PartWriter
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.hours import HOUR
-from llm_trace_pipeline.sql import ROOT, read_sql
+from llm_trace_pipeline.hours import HOUR, Window
+from llm_trace_pipeline.sql import ROOT, read_sql, render, without_comments
 from llm_trace_pipeline.trace.billing import BillingMatcher
 from llm_trace_pipeline.trace.payloads import KEEP_ALL, PayloadPolicy
 from llm_trace_pipeline.trace.prices import PACKAGED, PriceBook
@@ -130,10 +130,10 @@ class SourceOfHours(Source):
     in which it holds. Only one connection stays open between two hours.
     """
 
-    def __init__(self, source: Source, start: datetime, end: datetime) -> None:
+    def __init__(self, source: Source, window: Window) -> None:
         """Open nothing yet."""
         super().__init__(source.url, source.connections, source.payloads, source.prices)
-        self._window = (start, end)
+        self._window = window
         self._scan: _Scan | None = None
         self._needs_scan = True
         self._stack = ExitStack()
@@ -167,7 +167,7 @@ class SourceOfHours(Source):
             self._needs_scan = table["kind"] in ("r", "p") and not table["has_index"]
             if not self._needs_scan:
                 return None
-            rows = Snapshot(self, leader).rows_in("places", *self._window)
+            rows = Snapshot(self, leader).rows_in("places", self._window)
             self._stack = stack.pop_all()
         return _Scan(at, leader, {row["hour"]: (row["first"], row["last"]) for row in rows})
 
@@ -261,13 +261,24 @@ class Ledger(Census):
 
 EMPTY_LEDGER = Ledger(rows=0, deleted=0, newest_change=None, source_hash="0")
 
-# Bound without a time zone: after a statement with a value that has one the driver commits, and the
-# snapshot is gone.
-_BOUND = {
-    "current_setting('llm_traces.start')::timestamptz": "($1 AT TIME ZONE 'UTC')",
-    "current_setting('llm_traces.end')::timestamptz": "($2 AT TIME ZONE 'UTC')",
-    "current_setting('llm_traces.first')::tid": "$3::tid",
-    "current_setting('llm_traces.last')::tid": "$4::tid",
+# Where a statement's window comes from: its bounds, and where no index finds an hour, the places of
+# its first and last row.
+_Bounds = dict[str, str]
+# A streamed statement takes no bound values; see Session.set.
+_AS_SETTINGS: _Bounds = {
+    "start": "current_setting('llm_traces.start')::timestamptz",
+    "end": "current_setting('llm_traces.end')::timestamptz",
+    "first": "current_setting('llm_traces.first')::tid",
+    "last": "current_setting('llm_traces.last')::tid",
+}
+# Any other does: a setting is read anew for every row that is scanned (0.9 s instead of 0.1 for
+# 500,000). Without a time zone: after a statement with a value that has one the driver commits, and
+# the snapshot is gone.
+_AS_VALUES: _Bounds = {
+    "start": "($1 AT TIME ZONE 'UTC')",
+    "end": "($2 AT TIME ZONE 'UTC')",
+    "first": "$3::tid",
+    "last": "$4::tid",
 }
 
 # The first and the last place in provider_traces that a row of an hour may have.
@@ -301,8 +312,9 @@ class Snapshot:
         self._source = source
         self._places = places
         self.leader = leader
-        shared = {
-            name: read_sql(f"operational/absent/{name}.sql")
+        # Relations that every statement may read, and the files that hold them.
+        self._shared = {
+            f"{name} AS": f"operational/absent/{name}.sql"
             for name in OPTIONAL_TABLES
             # An empty table counts as absent too: the planner then leaves out its joins, one of
             # which reads all traces.
@@ -312,55 +324,55 @@ class Snapshot:
                     "has_rows"
                 ]
             )
+        } | {
+            # So that a statement reads only the columns and the hours it asks for.
+            "all_traces AS NOT MATERIALIZED": "operational/all_traces.sql",
+            "superseded_steps AS": "operational/superseded_steps.sql",
         }
-        # Not materialized, so that a statement reads only the columns and the hours it asks for.
-        self._shared = "".join(f"{name} AS (\n{text}),\n" for name, text in shared.items()) + (
-            f"all_traces AS NOT MATERIALIZED (\n{read_sql('operational/all_traces.sql')}),\n"
-            f"superseded_steps AS (\n{read_sql('operational/superseded_steps.sql')})\n"
-        )
 
-    def statement(self, name: str) -> str:
+    def statement(self, name: str, bounds: _Bounds = _AS_SETTINGS) -> str:
         """Return one statement of ``sql/operational`` with the relations that all of them share."""
-        text = f"WITH {self._shared}{read_sql(f'operational/{name}.sql')}"
-        window = _fragment("window" if self._places is None else "placed")
-        return text.replace("{row_hash}", _fragment("row_hash")).replace("{window}", window)
+        window = "window" if self._places is None else "placed"
+        parts = {
+            **bounds,
+            "row_hash": without_comments(read_sql("operational/row_hash.sql")),
+            "window": without_comments(_rendered(f"operational/{window}.sql", bounds)),
+        }
+        shared = ",\n".join(
+            f"{relation} (\n{_rendered(file, parts)})" for relation, file in self._shared.items()
+        )
+        return f"WITH {shared}\n{_rendered(f'operational/{name}.sql', parts)}"
 
-    def rows_in(self, name: str, start: datetime, end: datetime) -> list[dict[str, Any]]:
-        """Execute a statement whose result is small for a window.
-
-        Its bounds are bound here: a setting is read anew for every row that is scanned (0.9 s
-        instead of 0.1 for 500,000).
-        """
-        sql = self.statement(name)
-        for setting, parameter in _BOUND.items():
-            sql = sql.replace(setting, parameter)
-        bounds = [bound.astimezone(UTC).replace(tzinfo=None) for bound in (start, end)]
-        place = self._place_of(start) if "$3" in sql else ()
-        return self.leader.rows(sql, *bounds, *place)
+    def rows_in(self, name: str, window: Window) -> list[dict[str, Any]]:
+        """Execute a statement whose result is small for a window."""
+        sql = self.statement(name, _AS_VALUES)
+        start, end = (at.astimezone(UTC).replace(tzinfo=None) for at in (window.start, window.end))
+        place = self._place_of(window.start) if "$3" in sql else ()
+        return self.leader.rows(sql, start, end, *place)
 
     def _place_of(self, hour: datetime) -> Place:
         return (self._places or {}).get(hour, _NOWHERE)
 
-    def ledger(self, start: datetime, end: datetime) -> dict[datetime, Ledger]:
+    def ledger(self, window: Window) -> dict[datetime, Ledger]:
         """Return what the source holds of each hour of a window; hours without rows are absent."""
-        return {row.pop("hour"): Ledger(**row) for row in self.rows_in("ledger", start, end)}
+        return {row.pop("hour"): Ledger(**row) for row in self.rows_in("ledger", window)}
 
     def ledger_of(self, hour: datetime) -> Ledger:
         """Return what the source holds of one hour."""
-        return self.ledger(hour, hour + HOUR).get(hour, EMPTY_LEDGER)
+        return self.ledger(Window.of([hour])).get(hour, EMPTY_LEDGER)
 
     def census(self, hour: datetime) -> Census:
         """Return how many rows the source holds of one hour; much cheaper than its ledger."""
-        [counts] = self.rows_in("census", hour, hour + HOUR)
+        [counts] = self.rows_in("census", Window.of([hour]))
         return Census(**counts)
 
-    def folded(self, start: datetime, end: datetime) -> list[dict[str, Any]]:
+    def folded(self, window: Window) -> list[dict[str, Any]]:
         """Return the window's rows that give way to another row of the same id."""
-        return self.rows_in("folded", start, end)
+        return self.rows_in("folded", window)
 
-    def too_wide(self, start: datetime, end: datetime) -> list[str]:
-        """Return the ids of the window's rows that PostgreSQL cannot send whole."""
-        return sorted({row["id"] for row in self.rows_in("too_wide", start, end)})
+    def too_wide(self, hour: datetime) -> list[str]:
+        """Return the ids of the hour's rows that PostgreSQL cannot send whole."""
+        return sorted({row["id"] for row in self.rows_in("too_wide", Window.of([hour]))})
 
     def present(self, trace_keys: Sequence[str]) -> set[str]:
         """Return those of some traces that the source still has, in whatever hour."""
@@ -426,9 +438,10 @@ class Snapshot:
         return total
 
 
-def _fragment(name: str) -> str:
-    """Return a part that several statements share."""
-    return re.sub(r"--.*\n", "", read_sql(f"operational/{name}.sql")).strip()
+def _rendered(name: str, parts: dict[str, str]) -> str:
+    """Return a statement with those of the parts that it has a placeholder for."""
+    text = read_sql(name)
+    return render(name, **{part: sql for part, sql in parts.items() if f"{{{part}}}" in text})
 
 
 def ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -475,6 +488,6 @@ def files_that_name(identifier: str) -> str:
     files = [
         str(path.relative_to(ROOT.parent))
         for path in sorted((ROOT / "operational").glob("*.sql"))
-        if re.search(rf"\b{re.escape(bare)}\b", re.sub(r"--.*", "", path.read_text()))
+        if re.search(rf"\b{re.escape(bare)}\b", without_comments(path.read_text(encoding="utf-8")))
     ]
     return " and ".join(files) or "sql/operational"

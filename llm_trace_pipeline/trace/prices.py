@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from xxhash import xxh3_64_hexdigest
 
 from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, floor
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, COST_TYPE
 
@@ -253,7 +253,7 @@ class PriceBook:
         pairs = provider.indices.to_numpy().astype(np.int64) * len(models)
         pairs += model.indices.to_numpy()
         times = pc.min_max(calls.column("created_at")).as_py()
-        first, last = (times[end].replace(minute=0, second=0, microsecond=0) for end in times)
+        first, last = (floor(times[end]) for end in times)
         rates: list[_Rates | None] = []
         position = np.zeros(len(providers) * len(models), np.int64)  # of a pair's first rate
         changing: list[tuple[int, list[int]]] = []

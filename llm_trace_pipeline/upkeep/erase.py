@@ -23,7 +23,7 @@ from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import roll_up, rollups_of
 from llm_trace_pipeline.clickhouse.upsert import TABLE
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
-from llm_trace_pipeline.hours import HOUR_FORMAT, parse_hour
+from llm_trace_pipeline.hours import floor, key_of, parse_hour
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.trace.hashes import octets
@@ -196,7 +196,7 @@ def remove_from_clickhouse(
         [result] = loader.load([manifest.hour])
         if result.differences:
             raise ClickHouseError(
-                f"hour {manifest.hour:{HOUR_FORMAT}}: ClickHouse does not equal its batch after "
+                f"hour {key_of(manifest.hour)}: ClickHouse does not equal its batch after "
                 f"the erasure ({', '.join(result.differences)}); materialize llm_traces for it, "
                 "then repeat the erasure"
             )
@@ -226,7 +226,7 @@ def _remove_from_rollup(
     for result in roll_up(database, store, hours, kept_from):
         if result.differences:
             raise ClickHouseError(
-                f"hour {result.expected.hour:{HOUR_FORMAT}}: {ROLLUP} does not equal {TABLE} after "
+                f"hour {key_of(result.expected.hour)}: {ROLLUP} does not equal {TABLE} after "
                 f"the erasure ({', '.join(result.differences)}); materialize {ROLLUP} for "
                 "it, then repeat the erasure"
             )
@@ -268,7 +268,7 @@ def search(store: BatchStore, erasure: Erasure) -> Search:
         found.files += len(manifest.parts) + 1
         found.file_bytes += manifest.bytes + len(text)
         found.occurrences += [
-            f"hour {manifest.hour:{HOUR_FORMAT}}: {place}, in {count} places"
+            f"hour {key_of(manifest.hour)}: {place}, in {count} places"
             for place, count in places.items()
             if count
         ]
@@ -463,7 +463,7 @@ def _count_on_disk(database: Database, table: str, erasure: Erasure) -> dict[str
 def _count_in_rollup(database: Database, erasure: Erasure) -> dict[datetime, int]:
     """Return the rows of the hours that are covered whole: others may go on having some."""
     condition, parameters = _condition(erasure, "hour")
-    parameters["before"] = parameters["before"].replace(minute=0, second=0, microsecond=0)
+    parameters["before"] = floor(parameters["before"])
     counted = database.rows(
         f"SELECT hour, count() AS rows FROM {database.qualified(ROLLUP)} WHERE {condition} "
         "GROUP BY hour ORDER BY hour",

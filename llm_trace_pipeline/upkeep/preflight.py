@@ -18,7 +18,7 @@ from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, shards_of
 from llm_trace_pipeline.clickhouse.upsert import TABLE
 from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError, SourceError
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, floor
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import OPTIONAL_TABLES, Session, Source, files_that_name
 from llm_trace_pipeline.source.standby import UnknownLagError, ask_lag
@@ -97,7 +97,7 @@ def main() -> None:
     if settings.is_demo:
         say("operational database: not checked, it is the demo's, which make run makes")
     else:
-        this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        this_hour = floor(datetime.now(UTC))
         found += _announced("operational database", check_source(source_of(settings), this_hour))
     if settings.is_in_bucket:
         found += _announced("batches", check_batches(settings))

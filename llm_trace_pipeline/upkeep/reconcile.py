@@ -4,7 +4,7 @@ Nothing is repaired here, and no payload is read. What the source holds is told 
 hash has every column that a load reads: ``updated_at`` is moved by application code only.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -20,12 +20,10 @@ from llm_trace_pipeline.clickhouse.cluster import reading
 from llm_trace_pipeline.clickhouse.rollup import compare_rollup
 from llm_trace_pipeline.clickhouse.upsert import TABLE, describe_differences
 from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, Window, floor
 from llm_trace_pipeline.source.postgres import EMPTY_LEDGER, Ledger, Snapshot, Source
 from llm_trace_pipeline.trace.billing import MATCH_FIRST_KNOWN, MATCH_NONE, BillingMatcher
 from llm_trace_pipeline.trace.prices import PriceBook
-
-HOURS_PER_RANGE = 24  # as many as one run loads
 
 Differences = dict[datetime, tuple[str, ...]]
 
@@ -37,9 +35,8 @@ def hours_to_reconcile(
 
     The hour that closed last is left out while it has no batch: the schedule is about to load it.
     """
-    this_hour = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-    start = max(first.astimezone(UTC), this_hour - timedelta(days=days))
-    hours = [start + HOUR * n for n in range(int((this_hour - start) / HOUR))]
+    this_hour = floor(now)
+    hours = Window(min(max(first, this_hour - timedelta(days=days)), this_hour), this_hour).hours
     if hours and store.manifest(hours[-1]) is None:
         hours.pop()
     return hours
@@ -177,7 +174,7 @@ def compare_source(
     drifted: Differences = {}
     pruned: Differences = {}
     with source.snapshot() as snapshot:
-        ledgers = snapshot.ledger(hours[0], hours[-1] + HOUR)
+        ledgers = snapshot.ledger(Window.of(hours))
         for hour in hours:
             ledger, manifest = ledgers.get(hour, EMPTY_LEDGER), manifests.get(hour)
             if manifest is None:
@@ -252,7 +249,7 @@ def compare_loaded(database: Database, manifests: Sequence[Manifest]) -> Differe
     found = database.hour_totals(
         TABLE,
         IN_WINDOW,
-        {"start": manifests[0].hour, "end": manifests[-1].hour + HOUR},
+        Window(manifests[0].hour, manifests[-1].hour + HOUR).parameters,
         with_content_hash=True,
     )
     differences: Differences = {}
@@ -264,32 +261,3 @@ def compare_loaded(database: Database, manifests: Sequence[Manifest]) -> Differe
         if differs:
             differences[manifest.hour] = differs
     return differences
-
-
-def ranges(
-    wanted: Iterable[datetime],
-    coverable: Collection[datetime] = (),
-    *,
-    gap: int = HOURS_PER_RANGE,
-) -> list[tuple[datetime, datetime]]:
-    """Merge hours into ranges, as first and last hour, of at most 24 hours.
-
-    Args:
-        wanted: the hours that the ranges must cover.
-        coverable: hours that may be covered besides, where that joins two wanted ones.
-        gap: how many of those may lie between two wanted hours.
-    """
-    merged: list[tuple[datetime, datetime]] = []
-    for hour in sorted(wanted):
-        if merged:
-            first, last = merged[-1]
-            between = [last + HOUR * n for n in range(1, int((hour - last) / HOUR))]
-            if (
-                hour - first < HOURS_PER_RANGE * HOUR
-                and len(between) <= gap
-                and all(each in coverable for each in between)
-            ):
-                merged[-1] = (first, hour)
-                continue
-        merged.append((hour, hour))
-    return merged

@@ -5,13 +5,14 @@ before it is dropped. With 30 days, on 31 March at any time, everything since 1 
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import rollups_of
 from llm_trace_pipeline.clickhouse.upsert import TABLE
+from llm_trace_pipeline.hours import midnight
 from llm_trace_pipeline.settings import Settings
 
 
@@ -27,8 +28,7 @@ def line_before(days: int | None, now: datetime) -> datetime | None:
     """Return where the kept days begin; None: everything is kept."""
     if days is None:
         return None
-    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return today - timedelta(days=days)
+    return midnight(now) - timedelta(days=days)
 
 
 def apply_retention(

@@ -5,14 +5,14 @@
 -- other: it would expect a row or two of an hour, and read whatever it joins anew for each that comes.
 (
     t.origin = 2
-    AND t.created_at >= current_setting('llm_traces.start')::timestamptz
-    AND t.created_at < current_setting('llm_traces.end')::timestamptz
+    AND t.created_at >= {start}
+    AND t.created_at < {end}
     OR t.origin = 1
-    AND t.place >= current_setting('llm_traces.first')::tid
-    AND t.place <= current_setting('llm_traces.last')::tid
+    AND t.place >= {first}
+    AND t.place <= {last}
     AND CASE
-        WHEN t.created_at >= current_setting('llm_traces.start')::timestamptz
-            AND t.created_at < current_setting('llm_traces.end')::timestamptz
+        WHEN t.created_at >= {start}
+            AND t.created_at < {end}
             THEN true
     END
 )

@@ -8,6 +8,6 @@ SELECT
     max(place)::text AS last
 FROM all_traces
 WHERE origin = 1
-    AND created_at >= current_setting('llm_traces.start')::timestamptz
-    AND created_at < current_setting('llm_traces.end')::timestamptz
+    AND created_at >= {start}
+    AND created_at < {end}
 GROUP BY 1

@@ -3,8 +3,8 @@
 SELECT t.id
 FROM all_traces AS t
 WHERE t.origin = 2
-    AND t.created_at >= current_setting('llm_traces.start')::timestamptz
-    AND t.created_at < current_setting('llm_traces.end')::timestamptz
+    AND t.created_at >= {start}
+    AND t.created_at < {end}
     AND EXISTS (
         SELECT 1
         FROM all_traces AS later

@@ -9,13 +9,13 @@ SELECT
     (
         SELECT count(*)
         FROM steps AS s
-        WHERE s.created_at >= current_setting('llm_traces.start')::timestamptz
-            AND s.created_at < current_setting('llm_traces.end')::timestamptz - interval '1 minute'
+        WHERE s.created_at >= {start}
+            AND s.created_at < {end} - interval '1 minute'
             AND NOT coalesce(s.is_deleted, false)
             AND NOT EXISTS (SELECT 1 FROM all_traces AS t WHERE t.step_id = s.id)
     ) AS steps_without_trace,
     EXISTS (SELECT 1 FROM all_traces) AS has_traces,
     EXISTS (
         SELECT 1 FROM all_traces
-        WHERE created_at < current_setting('llm_traces.start')::timestamptz
+        WHERE created_at < {start}
     ) AS has_earlier_traces

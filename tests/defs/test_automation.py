@@ -7,7 +7,7 @@ from dagster import RunRequest, build_schedule_context
 
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs.partitions import HOURLY
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import key_of
 
 FIRST = datetime.fromtimestamp(HOURLY.start.timestamp(), UTC)
 SCHEDULE = defs.resolve_schedule_def("hourly_llm_traces_schedule")
@@ -27,7 +27,7 @@ def requested_hours(tick: datetime) -> list[str | None]:
 def test_a_tick_asks_for_exactly_the_hour_that_closed(hours: int) -> None:
     tick = FIRST + timedelta(hours=hours, minutes=10)
     closed = FIRST + timedelta(hours=hours - 1)
-    assert requested_hours(tick) == [f"{closed:{HOUR_FORMAT}}"]
+    assert requested_hours(tick) == [key_of(closed)]
 
 
 def test_nothing_is_asked_for_before_the_first_hour_closed() -> None:

@@ -16,7 +16,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs import assets
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from tests.conftest import HOUR, T0, Operational, trace
@@ -47,7 +47,7 @@ def run(instance: DagsterInstance, settings: Settings) -> Any:  # noqa: ARG001 -
 
 
 def key(hour: datetime) -> str:
-    return f"{hour:{HOUR_FORMAT}}"
+    return key_of(hour)
 
 
 def materializations(instance: DagsterInstance, asset: str) -> list[tuple[str | None, Any]]:

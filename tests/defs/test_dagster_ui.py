@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwr
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.demo.traffic import first_hour
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.settings import Settings
 from tests.conftest import HOUR, PATIENCE_SECONDS, free_port, wait_for
 
@@ -85,7 +85,7 @@ class Dagster:
         """Launch a run of the job over a range of hours, and return its id."""
         bound = {"start": first, "end": last}
         tags = [
-            {"key": f"dagster/asset_partition_range_{name}", "value": f"{hour:{HOUR_FORMAT}}"}
+            {"key": f"dagster/asset_partition_range_{name}", "value": key_of(hour)}
             for name, hour in bound.items()
         ]
         run = {
@@ -238,7 +238,7 @@ def show_lineage(page: Page) -> None:
 
 def test_an_hour_is_materialized_by_hand(dagster: Dagster, page: Page) -> None:
     hour = hours_ago(2)
-    key = f"{hour:{HOUR_FORMAT}}"
+    key = key_of(hour)
     page.goto(f"/locations/{dagster.location}/jobs/hourly_llm_traces")
     page.get_by_role("button", name="Materialize all").click()
     dialog = page.get_by_role("dialog")

@@ -23,7 +23,7 @@ SOURCE = {"type": "grafana-clickhouse-datasource", "uid": "${datasource}"}
 
 def substituted(sql: str, **chosen: list[str]) -> str:
     """Return a statement as the data source sends it; what is not chosen is All."""
-    start, end = (int(LONG.window[bound].timestamp()) for bound in ("start", "end"))
+    start, end = (int(at.timestamp()) for at in (LONG.window.start, LONG.window.end))
 
     def condition(match: re.Match[str]) -> str:
         return match[1] if match[2] in chosen else "1=1"

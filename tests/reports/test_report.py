@@ -94,7 +94,7 @@ class Call:
 def made_calls() -> list[Call]:
     """Return calls of more models and organizations than the report names one by one."""
     rng = random.Random(1)  # noqa: S311 -- the same calls every time
-    start = LONG.window["start"]
+    start = LONG.window.start
     calls = []
     for _ in range(1500):
         number = min(int(rng.expovariate(0.15)), 24)
@@ -266,7 +266,7 @@ def test_the_figures_are_those_of_the_calls(
     pages: dict[Days, Path], page: Page, days: Days
 ) -> None:
     window = days.window
-    calls = [call for call in CALLS if window["start"] <= call.created_at < window["end"]]
+    calls = [call for call in CALLS if window.start <= call.created_at < window.end]
     assert calls
     show(page, pages[days])
     headline = page.evaluate(READ_HEADLINE)
@@ -293,9 +293,7 @@ def test_spend_over_time_is_that_of_the_calls(
 ) -> None:
     window = days.window
     calls = [
-        call
-        for call in CALLS
-        if window["start"] <= call.created_at < window["end"] and not call.is_byok
+        call for call in CALLS if window.start <= call.created_at < window.end and not call.is_byok
     ]
     show(page, pages[days])
     names = list(tables_of(page)["model"])
@@ -383,7 +381,7 @@ def test_what_is_to_be_done_is_listed(pages: dict[Days, Path], page: Page) -> No
 def report_of(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """Return the page of a first day that has these rows, as a file."""
     settings = Settings.from_environment({"LLM_TRACES_STATE": str(folder)})
-    created_at = f"{SHORT.window['start']:%Y-%m-%d %H:%M:%S}"
+    created_at = f"{SHORT.window.start:%Y-%m-%d %H:%M:%S}"
     lines = "\n".join(
         json.dumps({"id": str(number), "created_at": created_at, "provider": "p", **row})
         for number, row in enumerate(rows)
@@ -632,7 +630,7 @@ def test_a_table_of_an_earlier_version_is_upgraded_first(tmp_path: Path) -> None
         database.execute(
             "INSERT INTO llm_traces (id, created_at, total_tokens) "
             "VALUES ('old', {at:DateTime64(6, 'UTC')}, 7)",
-            {"at": LONG.window["start"]},
+            {"at": LONG.window.start},
         )
         headline = figures_of(database, BatchStore.of(settings), LONG).headline
     assert (headline["calls"], headline["tokens"], headline["unpriced_calls"]) == (1, 7, 1)
@@ -681,7 +679,7 @@ def test_picture(
     page: Page,
     tmp_path: Path,
 ) -> None:
-    start = LONG.window["start"]
+    start = LONG.window.start
     add_traffic(operational.url, start, start + timedelta(days=7))
     history = capture_billing(source, store).history
     loader = HourLoader(database, store)

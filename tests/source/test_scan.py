@@ -11,6 +11,7 @@ from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.store import BatchStore, Manifest
 from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.hours import Window
 from llm_trace_pipeline.source.postgres import Source, SourceOfHours
 from tests.conftest import HOUR, T0, Operational, trace
 
@@ -21,7 +22,7 @@ OF_THE_FILES = {"batch_id", "written_at", "parts"}
 
 @pytest.fixture
 def run(source: Source) -> SourceOfHours:
-    return SourceOfHours(source, HOURS[0], HOURS[-1] + HOUR)
+    return SourceOfHours(source, Window.of(HOURS))
 
 
 def extracted(source: Source, store: BatchStore, hour: datetime) -> Manifest:
@@ -72,7 +73,7 @@ def test_hours_are_the_same_with_and_without_an_index(
 
     by_index = of_all(run, "by index")
     operational.execute(DROP_INDEX)
-    by_one_scan = of_all(SourceOfHours(source, HOURS[0], HOURS[-1] + HOUR), "by one scan")
+    by_one_scan = of_all(SourceOfHours(source, Window.of(HOURS)), "by one scan")
     by_scans = of_all(source, "by a scan for each statement")
     for manifests in (by_one_scan, by_scans):
         for found, expected in zip(manifests, by_index, strict=True):

@@ -37,9 +37,9 @@ from llm_trace_pipeline.defs.checks import (
 )
 from llm_trace_pipeline.defs.jobs import Asked
 from llm_trace_pipeline.defs.stores import Pipeline
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import HOURS_PER_RUN, key_of, ranges
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upkeep.reconcile import HOURS_PER_RANGE, hours_to_reconcile, ranges
+from llm_trace_pipeline.upkeep.reconcile import hours_to_reconcile
 from tests.conftest import HOUR, Operational, trace
 
 H0 = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 12 * HOUR
@@ -51,7 +51,7 @@ SENSOR = defs.resolve_sensor_def("changed_hours_sensor")
 
 
 def key(hour: datetime) -> str:
-    return f"{hour:{HOUR_FORMAT}}"
+    return key_of(hour)
 
 
 class Deployment:
@@ -482,9 +482,10 @@ def test_ranges_cover_the_wanted_hours_and_no_forbidden_one(
     wanted: set[datetime], coverable: set[datetime], gap: int
 ) -> None:
     covered: list[datetime] = []
-    for first, last in ranges(wanted, coverable, gap=gap):
-        hours = [first + HOUR * n for n in range(int((last - first) / HOUR) + 1)]
-        assert 1 <= len(hours) <= HOURS_PER_RANGE
+    for window in ranges(wanted, coverable, gap=gap):
+        hours = window.hours
+        first, last = window.start, window.last
+        assert 1 <= len(hours) <= HOURS_PER_RUN
         assert {first, last} <= wanted
         assert wanted.union(coverable).issuperset(hours)
         covered += hours

@@ -17,7 +17,7 @@ from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.upkeep.retention import apply_retention, line_before
@@ -182,7 +182,7 @@ class Run:
 
     def load(self, **arguments: Any) -> dict[str, str]:
         """Run the hourly job for both hours; return the outcome of the past one, by asset."""
-        keys = [f"{hour:{HOUR_FORMAT}}" for hour in (self.past, self.kept)]
+        keys = [key_of(hour) for hour in (self.past, self.kept)]
         result = defs.resolve_job_def("hourly_llm_traces").execute_in_process(
             instance=self.instance,
             tags={

@@ -34,7 +34,7 @@ from dagster._config import process_config
 from dagster_k8s import K8sRunLauncher
 
 from llm_trace_pipeline.clickhouse.client import connect
-from llm_trace_pipeline.hours import HOUR, HOUR_FORMAT
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from tests.conftest import (
     PATIENCE_SECONDS,
@@ -173,7 +173,7 @@ class Deployment:
         """Launch a backfill as the UI does, and return its id."""
         backfill = {
             "assetSelection": [{"path": [asset]} for asset in ASSETS],
-            "partitionNames": [f"{hour:{HOUR_FORMAT}}" for hour in hours],
+            "partitionNames": [key_of(hour) for hour in hours],
         }
         launched = self.query(LAUNCH, backfill=backfill)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
@@ -183,7 +183,7 @@ class Deployment:
         """Launch a run of the job over a range of hours, and return its id."""
         bounds = {"start": first, "end": last}
         tags = [
-            {"key": f"dagster/asset_partition_range_{name}", "value": f"{hour:{HOUR_FORMAT}}"}
+            {"key": f"dagster/asset_partition_range_{name}", "value": key_of(hour)}
             for name, hour in bounds.items()
         ]
         run = {
@@ -229,7 +229,7 @@ def deployment(
         "AWS_ACCESS_KEY_ID": s3_server.key_id,
         "AWS_SECRET_ACCESS_KEY": s3_server.secret,
         "OPERATIONAL_DATABASE_URL": operational.url,
-        "LLM_TRACES_START": f"{FIRST:{HOUR_FORMAT}}",
+        "LLM_TRACES_START": key_of(FIRST),
         "TRACE_BATCH_URI": "s3://llm-traces/batches",
         "CLICKHOUSE_ENDPOINT": f"chdb://{folder}/clickhouse",
     }
@@ -302,7 +302,7 @@ def test_two_runs_at_once_load_every_hour_once(
             assert ended <= began, asset  # but one step at a time was in each pool
 
     assert rows_by_hour(deployment) == dict.fromkeys(HOURS, (ROWS_PER_HOUR, ROWS_PER_HOUR))
-    keys = [f"{hour:{HOUR_FORMAT}}" for hour in HOURS]
+    keys = [key_of(hour) for hour in HOURS]
     for asset in ASSETS:
         loaded = instance.fetch_materializations(AssetKey(asset), limit=1_000).records
         assert Counter(each.partition_key for each in loaded) == Counter(keys)

@@ -24,7 +24,7 @@ from llm_trace_pipeline.defs.checks import (
     TABLE_CHECKS,
 )
 from llm_trace_pipeline.demo import postgres as demo
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.reports.invoice import EVENT_SCHEMA, ITEM_SCHEMA
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COLUMNS
@@ -109,7 +109,7 @@ class Demo:
 
     def key(self, number: int) -> str:
         """Return the key of one of the demo's hours."""
-        return f"{self.first + number * HOUR:{HOUR_FORMAT}}"
+        return key_of(self.first + number * HOUR)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from llm_trace_pipeline.batches.store import BatchStore, Manifest
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.hours import Window
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.upkeep.reconcile import compare_source
 from tests.conftest import HOUR, T0, Operational, trace
@@ -177,7 +178,7 @@ def test_a_snapshot_holds_whatever_it_is_asked(operational: Operational, source:
         ledger = snapshot.ledger_of(T0)
         operational.insert("provider_traces", trace(id="after"))
         assert snapshot.census(T0).rows == ledger.rows == 1
-        assert snapshot.folded(T0, T0 + HOUR) == []
+        assert snapshot.folded(Window.of([T0])) == []
         assert snapshot.present(["before", "after"]) == {"before"}
         assert snapshot.ledger_of(T0) == ledger
 

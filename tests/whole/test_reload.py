@@ -17,7 +17,7 @@ from llm_trace_pipeline.batches.extract import capture_billing
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import BatchError, SourceError
-from llm_trace_pipeline.hours import HOUR_FORMAT
+from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session
 from llm_trace_pipeline.trace.billing import BillingMatcher
@@ -245,7 +245,7 @@ HOURLY_JOB = """
 import sys
 from datetime import datetime, timedelta
 from llm_trace_pipeline.cli.commands import load_hours
-from llm_trace_pipeline.hours import parse_hour
+from llm_trace_pipeline.hours import key_of, parse_hour
 load_hours([parse_hour(key) for key in sys.argv[2:]], *filter(None, sys.argv[1].split(",")))
 """
 
@@ -255,7 +255,7 @@ def start_load(state: Path, asset: str, *hours: Any) -> subprocess.Popen[str]:
     home = state / "dagster" / str(abs(hash((asset, hours))))
     home.mkdir(parents=True)
     return subprocess.Popen(
-        [sys.executable, "-c", HOURLY_JOB, asset, *(f"{hour:{HOUR_FORMAT}}" for hour in hours)],
+        [sys.executable, "-c", HOURLY_JOB, asset, *(key_of(hour) for hour in hours)],
         env={**os.environ, "DAGSTER_HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -303,7 +303,7 @@ def test_a_fresh_clickhouse_is_restored_from_the_batches_alone(
     operational.execute("DROP TABLE provider_traces")
     done = subprocess.run(
         [sys.executable, "-m", "llm_trace_pipeline.cli.backfill", "--from-batches"]
-        + [f"{hour:{HOUR_FORMAT}}" for hour in (hours[0], hours[-1])],
+        + [key_of(hour) for hour in (hours[0], hours[-1])],
         env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
         check=False,
         capture_output=True,
