@@ -4,10 +4,8 @@ A key names a file or folder below the root, such as ``llm_traces/2026-03-01/09/
 Both make a file appear whole or not at all, and neither trusts a listing for what may be read.
 """
 
-import fcntl
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import file_digest
@@ -18,6 +16,7 @@ from typing import Protocol
 from uuid import uuid4
 
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
 from xxhash import xxh3_128
 
@@ -25,6 +24,7 @@ from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.settings import S3_SCHEME, Settings
 
 LOCK_SECONDS = 600.0  # the largest hour is written, or loaded, in less
+LOCK = ".lock"  # the file by which a folder is held
 
 _BLOCK_BYTES = 8 * 2**20
 
@@ -176,27 +176,33 @@ class LocalFiles:
             _sync(folder)
 
     def remove_folder(self, key: str) -> None:
-        """Remove a folder that has no files, and the one above if it has none either."""
-        (self._root / key).rmdir()
-        with suppress(OSError):  # others are kept there
-            (self._root / key).parent.rmdir()
+        """Remove a held folder that has no files, and the folder above if it has none either."""
+        folder = self._root / key
+        (folder / LOCK).unlink()
+        with suppress(OSError):  # a process that waited holds it now; or other folders are kept
+            folder.rmdir()
+            folder.parent.rmdir()
 
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """Hold a folder by a file lock; it is made where it is missing."""
-        folder = self._root / key
-        deadline = time.monotonic() + LOCK_SECONDS
-        while (descriptor := _lock(folder)) is None:
-            if time.monotonic() > deadline:
+        """Hold a folder by a file in it; both are made where they are missing."""
+        path = self._root / key / LOCK
+        # The soft lock, for file systems without locks, would outlive a killed process.
+        lock = FileLock(path, LOCK_SECONDS, fallback_to_soft=False)
+        while not lock.is_locked:
+            try:
+                # A retention may remove the folder meanwhile.
+                with suppress(FileNotFoundError):
+                    lock.acquire()
+            except Timeout:
                 raise BatchError(
-                    f"{folder} is being written by another process for over {LOCK_SECONDS:.0f} s; "
-                    "let it finish, or end it, then try again"
-                )
-            time.sleep(0.1)  # flock waits without a bound, or not at all
+                    f"{path.parent} is being written by another process for over "
+                    f"{LOCK_SECONDS:.0f} s; let it finish, or end it, then try again"
+                ) from None
         try:
             yield
         finally:
-            os.close(descriptor)
+            lock.release()
 
 
 class S3Files:
@@ -334,21 +340,3 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _lock(folder: Path) -> int | None:
-    """Try to lock a folder, which is made where it is missing; return what holds the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # removed by a retention
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A retention may have removed the folder meanwhile, and another may be in its place.
-        if os.path.samestat(os.fstat(descriptor), folder.stat()):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from llm_trace_pipeline.batches.erasures import Erasure
-from llm_trace_pipeline.batches.files import Files, files_of, translated
+from llm_trace_pipeline.batches.files import LOCK, Files, files_of, translated
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.settings import Settings
@@ -638,6 +638,6 @@ def _switch(files: Files, key: str, content: BaseModel) -> None:
 
 
 def _remove_litter(files: Files, folder: str, named: set[str]) -> None:
-    kept = {f"{folder}/{name}" for name in (_MANIFEST, *named)}
+    kept = {f"{folder}/{name}" for name in (LOCK, _MANIFEST, *named)}
     if litter := [key for key in files.glob(f"{folder}/*") if key not in kept]:
         files.remove(litter)

@@ -1,8 +1,7 @@
 """The batch store, in a folder and in a bucket: what a reader sees, whatever happens to a write."""
 
-import fcntl
 import io
-import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import clickhouse_connect
@@ -14,10 +13,9 @@ import pytest
 from llm_trace_pipeline.batches import files
 from llm_trace_pipeline.batches import store as parquet
 from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
-from llm_trace_pipeline.batches.files import S3Files
+from llm_trace_pipeline.batches.files import LOCK, LocalFiles, S3Files
 from llm_trace_pipeline.batches.store import BatchStore, Manifest
 from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from tests.conftest import T0, Bucket, Operational, trace
@@ -34,7 +32,8 @@ class Folder:
 
     def keys(self, prefix: str = "") -> set[str]:
         folder = self._root / prefix
-        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return {name for name in files if not name.endswith(LOCK)}
 
     def read(self, key: str) -> bytes:
         return (self._root / key).read_bytes()
@@ -53,8 +52,7 @@ def place(request: pytest.FixtureRequest) -> Folder | Bucket:
     if request.param == "bucket":
         bucket: Bucket = request.getfixturevalue("bucket")
         return bucket
-    settings: Settings = request.getfixturevalue("settings")
-    return Folder(settings.trace_batch_uri)
+    return Folder(request.getfixturevalue("settings").trace_batch_uri)
 
 
 @pytest.fixture
@@ -196,24 +194,38 @@ def test_a_damaged_manifest_is_refused(store: BatchStore, place: Folder | Bucket
 
 
 def test_one_process_at_a_time_writes_an_hour(
-    store: BatchStore,
-    place: Folder | Bucket,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
+    store: BatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.3)
-    root = Path(settings.trace_batch_uri)
-    if isinstance(place, Bucket):
-        root = settings.state_dir / "locks" / place.uri.removeprefix("s3://")
-    folder = root / FOLDER
-    folder.mkdir(parents=True)
-    other = os.open(folder, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(BatchError, match="being written by another process"), store.writing(T0):
+    with (
+        store.writing(T0),
+        pytest.raises(BatchError, match="being written by another process"),
+        store.writing(T0),
+    ):
         pass
-    os.close(other)
     with store.writing(T0):
         pass
+
+
+def test_one_at_a_time_holds_a_folder_that_others_remove(tmp_path: Path) -> None:
+    place = LocalFiles(tmp_path)
+    inside: list[int] = []
+    most_inside: list[int] = []
+
+    def hold_and_remove(number: int) -> None:
+        for _ in range(60):
+            with place.locked("day/hour"):
+                inside.append(number)
+                most_inside.append(len(inside))
+                (tmp_path / "day/hour/part").touch()
+                (tmp_path / "day/hour/part").unlink()
+                inside.remove(number)
+                place.remove_folder("day/hour")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(hold_and_remove, range(3)))
+    assert most_inside == [1] * 180
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_hour_that_is_being_written_is_begun_and_has_no_batch(store: BatchStore) -> None:
