@@ -96,6 +96,10 @@ run: .venv/installed  ## demo data, the last 24 full hours through Dagster, a re
 dev: .venv/installed  ## the Dagster UI, with the hourly schedule running (PORT=3000)
 	@$(PY) -m llm_trace_pipeline.cli.dev $(PORT)
 
+.PHONY: docs
+docs: .venv/installed  ## write the generated parts of the pages
+	@$(PY) -m docs.generate
+
 .PHONY: screenshot
 screenshot: .venv/installed  ## take docs/ui.png from the real UI
 	UI_SCREENSHOT=docs/ui.png .venv/bin/pytest tests/defs/test_dagster_ui.py -k screenshot

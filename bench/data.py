@@ -82,7 +82,7 @@ DATA_SETS = {
         DataSet("wide", 50_000, 7_600, 4_550),
         DataSet("huge", 500_000, 7_600, 4_550, runs=3),
         DataSet("narrow", 500_000, 900, 100),
-        # 100 TB a day are a billion of these; see docs/scaling.md.
+        # 100 TB a day are a billion of these; see docs/performance.md.
         DataSet("heavy", 4_000, 100_000, 73_000, runs=3),
         DataSet("giant", 10_200, 700_000, 100, giants=200, runs=2),
     )

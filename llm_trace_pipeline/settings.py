@@ -86,79 +86,135 @@ class Settings(BaseModel):
     state_dir: Path = Field(
         default_factory=lambda: Path.cwd() / ".data",
         alias="LLM_TRACES_STATE",
-        description="Where the embedded defaults keep their state.",
+        description="Folder of the embedded stores and of Dagster's records. `make` sets it: "
+        "give another one on its command line, `make run LLM_TRACES_STATE=/srv/traces`.",
     )
     operational_database_url: SecretStr | None = Field(
         default=None,
         alias="OPERATIONAL_DATABASE_URL",
-        description="libpq URL of the operational PostgreSQL; unset: the demo.",
+        description="libpq URL of the operational PostgreSQL. A role with `SELECT` on the tables "
+        "is enough. A standby will do: it is waited for, ten minutes at most, until it has "
+        "replayed the end of the hours. Unset: the demo.",
+    )
+    first_hour: Annotated[datetime | None, BeforeValidator(_hour)] = Field(
+        default=None,
+        alias="LLM_TRACES_START",
+        description="First hour that can be loaded, such as `2026-03-01-00:00`, UTC. Must be set "
+        "where `OPERATIONAL_DATABASE_URL` is. Unset: the demo's first hour.",
     )
     trace_batch_uri: Annotated[str, AfterValidator(_batch_uri)] = Field(
         default="",
         alias="TRACE_BATCH_URI",
-        description="Where the Parquet batches lie: a folder, or s3://bucket/prefix.",
+        description="Where the Parquet batches and the billing history lie: a folder, or "
+        "`s3://bucket/prefix`.",
     )
     aws_endpoint_url: Annotated[str | None, AfterValidator(_s3_endpoint)] = Field(
-        default=None, alias="AWS_ENDPOINT_URL"
+        default=None,
+        alias="AWS_ENDPOINT_URL",
+        description="`http(s)://host:port` of another store that speaks S3. Unset: AWS.",
     )
     aws_endpoint_url_s3: Annotated[str | None, AfterValidator(_s3_endpoint)] = Field(
-        default=None, alias="AWS_ENDPOINT_URL_S3"
+        default=None,
+        alias="AWS_ENDPOINT_URL_S3",
+        description="The same as `AWS_ENDPOINT_URL`, and comes before it.",
     )
     clickhouse_endpoint: Annotated[str, AfterValidator(_clickhouse_endpoint)] = Field(
-        default="", alias="CLICKHOUSE_ENDPOINT"
+        default="",
+        alias="CLICKHOUSE_ENDPOINT",
+        description="`http(s)://host:port` of a server, or `chdb:///path` for the embedded engine.",
     )
-    clickhouse_username: str = Field(default="default", alias="CLICKHOUSE_USERNAME")
-    clickhouse_password: SecretStr = Field(default=SecretStr(""), alias="CLICKHOUSE_PASSWORD")
-    clickhouse_database: str = Field(default="default", alias="CLICKHOUSE_DATABASE")
+    clickhouse_username: str = Field(
+        default="default", alias="CLICKHOUSE_USERNAME", description="User of the ClickHouse server."
+    )
+    clickhouse_password: SecretStr = Field(
+        default=SecretStr(""),
+        alias="CLICKHOUSE_PASSWORD",
+        description="Password of that user. Never logged.",
+    )
+    clickhouse_database: str = Field(
+        default="default",
+        alias="CLICKHOUSE_DATABASE",
+        description="Database of `llm_traces`. Made if it is missing.",
+    )
     clickhouse_cluster: str | None = Field(
         default=None,
         alias="CLICKHOUSE_CLUSTER",
-        description="Cluster that the table is spread over; unset: one server.",
+        description="Cluster of that server over which `llm_traces` is spread. Unset: one server.",
     )
-    clickhouse_ca_cert: FilePath | None = Field(default=None, alias="CLICKHOUSE_CA_CERT")
-    clickhouse_client_cert: FilePath | None = Field(default=None, alias="CLICKHOUSE_CLIENT_CERT")
-    clickhouse_client_key: FilePath | None = Field(default=None, alias="CLICKHOUSE_CLIENT_KEY")
-    clickhouse_verify: bool = Field(default=True, alias="CLICKHOUSE_VERIFY")
-    first_hour: Annotated[datetime | None, BeforeValidator(_hour)] = Field(
+    clickhouse_ca_cert: FilePath | None = Field(
         default=None,
-        alias="LLM_TRACES_START",
-        description="First hour that can be loaded; unset: the demo's first hour.",
+        alias="CLICKHOUSE_CA_CERT",
+        description="PEM file of the authority that signed the server's certificate. Unset: the "
+        "usual authorities.",
     )
-    schedule_minute: int = Field(default=10, ge=0, le=59, alias="LLM_TRACES_SCHEDULE_MINUTE")
+    clickhouse_client_cert: FilePath | None = Field(
+        default=None,
+        alias="CLICKHOUSE_CLIENT_CERT",
+        description="PEM file of a client certificate. Without a password, the certificate says "
+        "who the user is.",
+    )
+    clickhouse_client_key: FilePath | None = Field(
+        default=None,
+        alias="CLICKHOUSE_CLIENT_KEY",
+        description="PEM file of the client certificate's key, where the key is not in the same "
+        "file.",
+    )
+    clickhouse_verify: bool = Field(
+        default=True,
+        alias="CLICKHOUSE_VERIFY",
+        description="`false` takes any certificate of the server, so that anybody in between can "
+        "read the password.",
+    )
+    schedule_minute: int = Field(
+        default=10,
+        ge=0,
+        le=59,
+        alias="LLM_TRACES_SCHEDULE_MINUTE",
+        description="Minute of the hour at which the schedule loads the hour that closed, 0 to 59.",
+    )
     reconcile_days: int = Field(
         default=7,
         ge=1,
         alias="LLM_TRACES_RECONCILE_DAYS",
-        description="How far back hours are compared with the source and with ClickHouse.",
+        description="How many days back hours are compared with the source and with ClickHouse.",
     )
     retention_days: int | None = Field(
         default=None,
         ge=1,
         alias="LLM_TRACES_RETENTION_DAYS",
-        description="Days that ClickHouse keeps traces, whole UTC days; unset: for ever.",
+        description="Days that ClickHouse keeps traces, whole UTC days. Unset: for ever.",
     )
     batch_retention_days: int | None = Field(
         default=None,
         ge=1,
         alias="TRACE_BATCH_RETENTION_DAYS",
-        description="Days that batches are kept, whole UTC days; unset: for ever.",
+        description="Days that batches are kept, whole UTC days. Unset: for ever.",
+    )
+    extract_connections: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        alias="EXTRACT_CONNECTIONS",
+        description="Connections to PostgreSQL that share the reading of an hour, 1 to 64.",
     )
     payloads: Literal["all", "batches", "none"] = Field(
         default="all",
         alias="LLM_TRACES_PAYLOADS",
-        description="Where the text of requests and responses is kept.",
+        description="Where the text of requests and responses is kept: in `all` stores, only in "
+        "the `batches`, or in `none`.",
     )
     redact: Annotated[str | None, AfterValidator(_function_name)] = Field(
         default=None,
         alias="LLM_TRACES_REDACT",
-        description="module:function that returns what of a text may be kept; unset: all.",
+        description="`module:function` that is given a text and returns what of the text may be "
+        "kept. Unset: all of it.",
     )
     price_file: FilePath | None = Field(
         default=None,
         alias="LLM_TRACES_PRICES",
-        description="TOML file of prices that come before the packaged ones; unset: these alone.",
+        description="TOML file of prices that come before the packaged ones. Unset: the packaged "
+        "ones alone.",
     )
-    extract_connections: int = Field(default=2, ge=1, le=64, alias="EXTRACT_CONNECTIONS")
 
     @model_validator(mode="before")
     @classmethod

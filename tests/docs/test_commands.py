@@ -1,6 +1,5 @@
-"""README.md held against the code: its commands are run, its tables are what the code says."""
+"""The commands of the pages: each is run here as it stands, or by the file that is named."""
 
-import ast
 import json
 import os
 import re
@@ -14,47 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from llm_trace_pipeline.clickhouse.client import ROLLUP, Database
-from llm_trace_pipeline.clickhouse.rollup import DIMENSIONS
-from llm_trace_pipeline.defs.assets import ExtractConfig, LoadConfig
-from llm_trace_pipeline.defs.checks import (
-    BATCH_CHECKS,
-    RECONCILIATION_CHECKS,
-    ROLLUP_CHECKS,
-    TABLE_CHECKS,
-)
+from docs.generate import ROOT
+from llm_trace_pipeline.clickhouse.client import ROLLUP
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.hours import key_of
-from llm_trace_pipeline.reports.invoice import EVENT_SCHEMA, ITEM_SCHEMA
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.trace.columns import COLUMNS
-from tests.conftest import HOUR, Operational
+from tests.conftest import HOUR
+from tests.docs.pages import bare, block_that_sets, commands, page, rows_of_tables
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PACKAGE = ROOT / "llm_trace_pipeline"
 HOURS = 3  # of the demo here, to be quick
 PROOF = "source rows = batch rows = ClickHouse rows, in every hour"
-
-
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-
-
-def rows_of_table(first_header: str, *, of: str = README) -> list[list[str]]:
-    """Return the cells of the table whose header begins with a cell, without the backticks."""
-    _, _, after = of.partition(f"\n| {first_header} |")
-    lines = after.split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-
-
-def bare(cell: str) -> str:
-    return cell.strip().strip("`")
-
-
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
-# What other files run; whatever else the README says is run here.
+COMMANDS = commands()
+# What other files run; whatever else the pages say is run here.
 RUN_ELSEWHERE = {
     "make dev": (ROOT / "tests/defs/test_dagster_ui.py", "llm_trace_pipeline.cli.dev"),
     "make lint": (ROOT / ".ci/run", "make lint"),
@@ -74,7 +44,7 @@ def name_of(command: str) -> str:
 
 
 class Demo:
-    """A demo that began a few hours ago, used as the README says, from another folder."""
+    """A demo that began a few hours ago, used as the pages say, from another folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state = folder, folder / "state"
@@ -85,7 +55,7 @@ class Demo:
         (self.state / "demo.json").write_text(begun, encoding="utf-8")
 
     def run(self, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the README in a shell."""
+        """Run a command of the pages in a shell."""
         words = ["make", "-C", str(ROOT), "--no-print-directory"]
         words.append(f"LLM_TRACES_STATE={self.state}")
         if command.startswith("make "):
@@ -160,12 +130,6 @@ def test_every_command_is_run_somewhere() -> None:
     }
 
 
-def test_every_make_target_exists() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-
-
 def test_help_lists_every_target_that_is_meant_for_people(of_demo: Demo) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     listed = [line.split()[0] for line in of_demo.run("make help").stdout.splitlines()]
@@ -228,7 +192,10 @@ def test_an_invoice_holds_the_hours_that_are_loaded(of_demo: Demo, first_run: st
     [calls] = re.findall(r"^calls +([\d,]+)$", done.stdout, re.MULTILINE)
     assert int(calls.replace(",", "")) >= sum(of_month) > 0  # an hour may have come in since
     files = {path.name for path in (of_demo.state / "invoices").iterdir()}
-    exported = {bare(row[0]).replace("2026-03", month) for row in rows_of_table("export")}
+    exported = {
+        bare(row[0]).replace("2026-03", month)
+        for row in rows_of_tables(page("docs/invoices.md"), "export")
+    }
     assert files == {f"{name}.{kind}" for name in exported for kind in ("csv", "parquet")}
     # Hours that have ended since are holes.
     holes = [line for line in done.stdout.splitlines() if line.startswith("hole: ")]
@@ -236,27 +203,27 @@ def test_an_invoice_holds_the_hours_that_are_loaded(of_demo: Demo, first_run: st
     assert (done.returncode, bool(done.stderr)) == ((2, True) if holes else (0, False))
 
 
-def test_the_columns_of_an_invoice_are_those_of_its_files() -> None:
-    columns = [re.findall(r"`(\w+)`", row[2]) for row in rows_of_table("export")]
-    assert columns == [EVENT_SCHEMA.names, ITEM_SCHEMA.names]
-
-
-def exports_with(name: str) -> tuple[str, dict[str, str]]:
-    """Return the block that sets a variable, and all that it sets."""
-    [block] = [block for block in blocks("sh") if f"export {name}=" in block]
+def exports_of(block: str) -> dict[str, str]:
+    """Return the variables that a block sets."""
     exports = [line for line in block.splitlines() if line.startswith("export ")]
     words = [word for line in exports for word in shlex.split(line)[1:]]
-    return block, dict(word.split("=", 1) for word in words)
+    return dict(word.split("=", 1) for word in words)
+
+
+def test_the_configuration_of_a_cluster_is_accepted() -> None:
+    exported = exports_of(block_that_sets("CLICKHOUSE_ENDPOINT"))
+    assert Settings.from_environment(exported).clickhouse_cluster
 
 
 def test_the_configuration_of_a_bucket_is_accepted() -> None:
-    _, exported = exports_with("TRACE_BATCH_URI")
+    exported = exports_of(block_that_sets("TRACE_BATCH_URI"))
     assert Settings.from_environment(exported).is_in_bucket
 
 
 def test_the_configuration_of_an_own_database_works(of_demo: Demo, first_run: str) -> None:
     assert PROOF in first_run
-    block, exported = exports_with("OPERATIONAL_DATABASE_URL")
+    block = block_that_sets("OPERATIONAL_DATABASE_URL")
+    exported = exports_of(block)
     assert Settings.from_environment(exported).first_hour
     mine = {
         "OPERATIONAL_DATABASE_URL": demo.embedded_postgres(of_demo.state),
@@ -316,118 +283,3 @@ def test_a_wrong_range_is_one_line(of_demo: Demo, arguments: str, message: str) 
     assert one_line_of(of_demo.run(f"make backfill {filled(arguments)}")).startswith(
         filled(message)
     )
-
-
-def test_the_index_is_one_that_postgres_makes(operational: Operational) -> None:
-    operational.execute("DROP INDEX ix_provider_traces_created_at")
-    [statement] = blocks("sql")
-    operational.execute(statement)
-    made = operational.rows("SELECT indexdef FROM pg_indexes WHERE tablename = 'provider_traces'")
-    assert any("(created_at)" in str(row["indexdef"]) for row in made)
-
-
-def test_the_variables_are_those_of_the_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    settings = Settings.from_environment({})
-    documented = {bare(name): default for name, default, _ in rows_of_table("variable")}
-    assert set(documented) == {field.alias for field in Settings.model_fields.values()}
-    for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        if value is None or hasattr(value, "get_secret_value"):  # said in words
-            assert "`" not in documented[str(field.alias)]
-        else:
-            text = str(value).lower() if value is True else str(value)
-            shown = text.replace(f"chdb://{tmp_path}", "chdb://…")
-            assert documented[str(field.alias)] == f"`{shown.replace(str(tmp_path), '…')}`"
-
-
-def test_the_columns_are_those_of_the_table(database: Database) -> None:
-    database.define_table("llm_traces")
-    types = {
-        row["name"]: row["type"]
-        for row in database.rows(
-            "SELECT name, type FROM system.columns "
-            "WHERE database = currentDatabase() AND table = 'llm_traces'"
-        )
-    }
-    assert [tuple(map(bare, row)) for row in rows_of_table("column")] == [
-        (column.name, types[column.name], column.description) for column in COLUMNS
-    ]
-
-
-def test_the_rollup_is_as_it_is_described(database: Database) -> None:
-    _, _, section = README.partition('<a id="usage"></a>')
-    section, _, _ = section.partition("\n## ")
-    assert set(DIMENSIONS) <= set(re.findall(r"`(\w+)`", section))
-    for table in ("llm_traces", ROLLUP):
-        database.define_table(table)
-    [queries] = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
-    assert [database.rows(query) for query in queries.split("\n\n")] == [[], []]
-
-
-def test_the_run_config_is_that_of_the_assets() -> None:
-    assert [tuple(map(bare, row)) for row in rows_of_table("option")] == [
-        (name, asset, str(field.default).lower(), field.description)
-        for asset, config in (("trace_batches", ExtractConfig), ("llm_traces", LoadConfig))
-        for name, field in config.model_fields.items()
-    ]
-
-
-def test_the_checks_are_those_of_the_assets() -> None:
-    assert [tuple(map(bare, row)) for row in rows_of_table("check")] == [
-        (
-            spec.name,
-            spec.asset_key.to_user_string(),
-            "yes" if spec.blocking else "no",
-            spec.description,
-        )
-        for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS, *RECONCILIATION_CHECKS)
-    ]
-
-
-def test_every_message_is_one_of_the_code() -> None:
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
-    texts = [
-        node.value
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    messages = [bare(row[0]) for row in rows_of_table("message")]
-    assert messages
-    for message in messages:
-        for piece in filter(str.strip, message.split("…")):
-            assert any(piece in text for text in texts), f"{message!r}: {piece!r}"
-
-
-def test_every_proof_exists() -> None:
-    for _, proof in rows_of_table("guarantee"):
-        for file, names in re.findall(r"`(tests/[\w/]+\.py)`((?:[^;`]*`test_\w+`)*)", proof):
-            text = (ROOT / file).read_text(encoding="utf-8")
-            for name in re.findall(r"`(test_\w+)`", names):
-                assert f"def {name}(" in text, f"{file}: {name}"
-
-
-def test_the_layout_names_every_module() -> None:
-    [layout] = [block for block in blocks("text") if block.startswith("llm_trace_pipeline/")]
-    lines = [line for line in layout.splitlines() if line.startswith("  ")]
-    named = [name for line in lines for name in re.split(r"\s{2,}", line.strip())[0].split(", ")]
-    modules = {path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-    assert sorted(named) == sorted(
-        modules | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    )
-
-
-def test_every_file_of_the_deployment_is_listed() -> None:
-    files = {path.name for path in (ROOT / "deploy").iterdir() if path.name != ".env"}
-    listed = {row[0].partition("]")[0].strip("[") for row in rows_of_table("file")}
-    assert listed == files - {"README.md"}
-
-
-def test_every_file_that_is_linked_or_named_exists() -> None:
-    named = re.findall(r"\]\(([^):#]+)\)", README) + re.findall(r"`(sql/[\w/]+\.sql)`", README)
-    assert named
-    for path in named:
-        assert (ROOT / path).exists(), path
