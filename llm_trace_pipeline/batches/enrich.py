@@ -11,7 +11,7 @@ from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.trace.billing import MATCH_REQUEST, BillingMatcher
 from llm_trace_pipeline.trace.columns import COST_COLUMNS
 from llm_trace_pipeline.trace.prices import PRICED_BY, PriceBook
-from llm_trace_pipeline.trace.rows import Tally, tally_of
+from llm_trace_pipeline.trace.tally import Tally, tally_of
 
 _BILLING = ["billing_plan_type", "billing_cost_source", "billing_customer_id", "billing_match"]
 # The version of a price alone makes no row stale: another one may name the same amounts.

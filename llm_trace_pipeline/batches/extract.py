@@ -16,7 +16,7 @@ from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.source.postgres import Ledger, Snapshot, Source
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.billing import BillingMatcher, unseen_versions
-from llm_trace_pipeline.trace.rows import EXAMPLES, Tally
+from llm_trace_pipeline.trace.tally import EXAMPLES, Tally
 
 ROWS_PER_STREAM = 5_000  # fewer are read by one connection
 

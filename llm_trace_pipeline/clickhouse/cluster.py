@@ -39,7 +39,7 @@ from llm_trace_pipeline.clickhouse.upsert import TABLE, HourLoader, window_of
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, SCHEMA_VERSION
-from llm_trace_pipeline.trace.rows import Tally, tally_of
+from llm_trace_pipeline.trace.tally import Tally, tally_of
 
 LOCAL_TABLE = local_name(TABLE)
 _LOCAL = local_name("")

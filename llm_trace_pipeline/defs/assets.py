@@ -57,7 +57,7 @@ from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import SourceOfHours
 from llm_trace_pipeline.source.standby import wait_until_replayed
-from llm_trace_pipeline.trace.rows import EXAMPLES
+from llm_trace_pipeline.trace.tally import EXAMPLES
 from llm_trace_pipeline.upkeep.retention import line_before
 
 # Backfill policies are what makes a backfill affordable; their status needs no line per import.

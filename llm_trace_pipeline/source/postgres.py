@@ -22,7 +22,8 @@ from llm_trace_pipeline.sql import ROOT, read_sql, render, without_comments
 from llm_trace_pipeline.trace.billing import BillingMatcher
 from llm_trace_pipeline.trace.payloads import KEEP_ALL, PayloadPolicy
 from llm_trace_pipeline.trace.prices import PACKAGED, PriceBook
-from llm_trace_pipeline.trace.rows import Tally, transform
+from llm_trace_pipeline.trace.rows import transform
+from llm_trace_pipeline.trace.tally import Tally
 
 # Of one Arrow batch from PostgreSQL, which ends with the row that exceeds it. A row has less than
 # 1 GB (too_wide.sql), so that no column of a batch comes near the 2 GB that its offsets can tell.

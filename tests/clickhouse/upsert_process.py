@@ -21,7 +21,7 @@ from llm_trace_pipeline.clickhouse.upsert import HourLoader, describe_difference
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA, TOKEN_COLUMNS
-from llm_trace_pipeline.trace.rows import tally_of
+from llm_trace_pipeline.trace.tally import tally_of
 from tests.target import environment_of
 
 TABLE = "llm_traces"

@@ -9,18 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_trace_pipeline.trace.usage import (
+from llm_trace_pipeline.trace.context import (
     ConfigReading,
-    ResponseReading,
-    _PlainUsage,
-    _read_plain,
     read_agent_tags,
-    read_any_response,
     read_billing_context,
     read_llm_config,
     read_request_model,
-    read_response,
 )
+from llm_trace_pipeline.trace.responses import PlainUsage, read_plain, read_response
+from llm_trace_pipeline.trace.usage import ResponseReading, read_any_response
 
 UINT64_MAX = 2**64 - 1
 
@@ -250,7 +247,7 @@ USAGE: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         else st.just([])
         if field.name == "iterations"
         else COUNTS
-        for field in msgspec.structs.fields(_PlainUsage)
+        for field in msgspec.structs.fields(PlainUsage)
     },
 )
 
@@ -267,7 +264,7 @@ def test_a_plain_answer_is_read_as_by_the_rules_for_all(response: Any) -> None:
 
 
 def test_most_answers_are_plain() -> None:
-    plain = [response for response in RESPONSES if _read_plain(as_json(response))]
+    plain = [response for response in RESPONSES if read_plain(as_json(response))]
     assert len(plain) > len(RESPONSES) / 3  # of cases that are chosen for being odd
 
 

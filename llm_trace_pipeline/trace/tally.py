@@ -1,0 +1,133 @@
+"""What is counted of the rows of ``llm_traces``: the figures that a manifest states."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal, localcontext
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llm_trace_pipeline.trace.billing import MATCH_NONE
+from llm_trace_pipeline.trace.columns import COST_TYPE, TOKEN_COLUMNS
+from llm_trace_pipeline.trace.hashes import Hashes, hash_each, row_hashes, sum_of_hashes
+
+EXAMPLES = 3  # ids named in metadata, where rows are counted
+
+
+@dataclass
+class Tally:
+    """What is counted of an hour's rows while they pass; tallies of the parts add up."""
+
+    rows: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TOKEN_COLUMNS, 0))
+    payload_bytes: int = 0
+    content_hash: int = 0
+    id_hashes: list[Hashes] = field(default_factory=list)  # 8 bytes a row
+    unreadable: int = 0
+    unreadable_ids: list[str] = field(default_factory=list)
+    billing_matches: dict[str, int] = field(default_factory=dict)
+    organizations_without_billing: set[str] = field(default_factory=set)
+    cost_usd: Decimal = Decimal(0)
+    unpriced: dict[str, int] = field(default_factory=dict)  # calls without price, by model
+    min_created_at: datetime | None = None
+    max_created_at: datetime | None = None
+    erased: int = 0  # rows left out because an erasure covers them
+    source_hash: int = 0  # of all rows that came, the erased ones included; see ledger.sql
+
+    def add(self, other: "Tally") -> None:
+        """Add another tally to this one."""
+        self.rows += other.rows
+        self.payload_bytes += other.payload_bytes
+        self.content_hash = (self.content_hash + other.content_hash) % 2**64
+        self.id_hashes += other.id_hashes
+        self.unreadable += other.unreadable
+        self.unreadable_ids = sorted(self.unreadable_ids + other.unreadable_ids)[:EXAMPLES]
+        for name, count in other.tokens.items():
+            self.tokens[name] += count
+        for kind, count in other.billing_matches.items():
+            self.billing_matches[kind] = self.billing_matches.get(kind, 0) + count
+        self.organizations_without_billing |= other.organizations_without_billing
+        with localcontext(prec=COST_TYPE.precision):  # Python's own 28 digits could round
+            self.cost_usd += other.cost_usd
+        for model, count in other.unpriced.items():
+            self.unpriced[model] = self.unpriced.get(model, 0) + count
+        self.erased += other.erased
+        self.source_hash = (self.source_hash + other.source_hash) % 2**64
+        earliest = (self.min_created_at, other.min_created_at)
+        latest = (self.max_created_at, other.max_created_at)
+        self.min_created_at = min((at for at in earliest if at), default=None)
+        self.max_created_at = max((at for at in latest if at), default=None)
+
+    def add_source_hashes(self, row_hashes: pa.Int64Array) -> None:
+        """Add the ``row_hash`` of rows of ``sql/operational/traces.sql``."""
+        self.source_hash = (self.source_hash + sum_of_hashes(row_hashes.to_numpy())) % 2**64
+
+    @property
+    def distinct_ids(self) -> int:
+        """How many ids occur."""
+        return len(np.unique(np.concatenate([np.empty(0, np.uint64), *self.id_hashes])))
+
+    @property
+    def has_duplicates(self) -> bool:
+        """Whether an id occurs twice."""
+        return self.distinct_ids < self.rows
+
+    def figures(self) -> dict[str, Any]:
+        """Return what a manifest says of the rows."""
+        unbilled = sorted(self.organizations_without_billing)
+        return {
+            "rows": self.rows,
+            "distinct_ids": self.distinct_ids,
+            "tokens": self.tokens,
+            "content_hash": f"{self.content_hash:016x}",
+            "min_created_at": self.min_created_at,
+            "max_created_at": self.max_created_at,
+            "payload_bytes": self.payload_bytes,
+            "unreadable": self.unreadable,
+            "unreadable_ids": tuple(self.unreadable_ids),
+            "billing_matches": self.billing_matches,
+            "organizations_without_billing": len(unbilled),
+            "organizations_without_billing_ids": tuple(unbilled[:EXAMPLES]),
+            "cost_usd": self.cost_usd,
+            "unpriced": sum(self.unpriced.values()),
+            "unpriced_models": tuple(
+                sorted(self.unpriced, key=self.unpriced.__getitem__)[-EXAMPLES:]
+            ),
+        }
+
+
+def tally_of(batch: pa.RecordBatch, unreadable: Sequence[str] = ()) -> Tally:
+    """Count rows of ``llm_traces``, and name those whose response could not be read."""
+    times = pc.min_max(batch.column("created_at")).as_py()
+    matches = pc.value_counts(batch.column("billing_match")).to_pylist()
+    unmatched = batch.column("organization_id").filter(
+        pc.equal(batch.column("billing_match"), MATCH_NONE)
+    )
+    return Tally(
+        rows=batch.num_rows,
+        tokens={name: pc.sum(batch.column(name)).as_py() or 0 for name in TOKEN_COLUMNS},
+        payload_bytes=sum(
+            pc.sum(batch.column(name)).as_py() or 0
+            for name in ("request_size_bytes", "response_size_bytes")
+        ),
+        content_hash=sum_of_hashes(row_hashes(batch)),
+        id_hashes=[hash_each(batch.column("id"))],
+        unreadable=len(unreadable),
+        unreadable_ids=sorted(unreadable)[:EXAMPLES],
+        billing_matches={match["values"]: match["counts"] for match in matches},
+        organizations_without_billing=set(unmatched.unique().to_pylist()),
+        cost_usd=pc.sum(batch.column("cost_usd")).as_py() or Decimal(0),
+        unpriced=_unpriced(batch),
+        min_created_at=times["min"],
+        max_created_at=times["max"],
+    )
+
+
+def _unpriced(batch: pa.RecordBatch) -> dict[str, int]:
+    """Count the calls whose cost is not known, by provider and model."""
+    missing = batch.select(["provider", "model"]).filter(pc.is_null(batch.column("cost_usd")))
+    names = pc.binary_join_element_wise(missing.column("provider"), missing.column("model"), "/")
+    return {each["values"]: each["counts"] for each in pc.value_counts(names).to_pylist()}
