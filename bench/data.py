@@ -13,19 +13,19 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import msgspec
 from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline.demo.chance import chance, corpus, random_uuid
 from llm_trace_pipeline.demo.customers import ORGANIZATIONS, Organization, billing_details
 from llm_trace_pipeline.demo.postgres import embedded_postgres
-from llm_trace_pipeline.demo.responses import RECIPES, TOOLS, Call, Recipe, Tokens, streamed
+from llm_trace_pipeline.demo.requests import TOOLS, Call, Tokens, json_text
+from llm_trace_pipeline.demo.responses import RECIPES, Recipe, streamed
 from llm_trace_pipeline.demo.traffic import insert
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
 
-VERSION = 2  # of the databases; another one makes them anew
+VERSION = 3  # of the databases; another one makes them anew
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 
 _AGENTS_PER_ORGANIZATION = 20
@@ -252,9 +252,9 @@ def _trace_and_step(
         "org_id": organization.id,
         "user_id": f"user-{organization.rank}",
         "is_deleted": False,
-        "request_json": _text(recipe.dialect.request(call)),
-        "response_json": _text(response),
-        "llm_config": _text(config),
+        "request_json": json_text(recipe.dialect.request(call)),
+        "response_json": json_text(response),
+        "llm_config": json_text(config),
     }
     step = owner | {
         "id": step_id,
@@ -282,7 +282,3 @@ def _passage(rng: random.Random, length: int) -> str:
         pieces.append(text[start : start + size])
         length -= size
     return "".join(pieces)
-
-
-def _text(value: object) -> str:
-    return msgspec.json.encode(value).decode()

@@ -13,8 +13,8 @@ import pyarrow as pa
 from adbc_driver_postgresql import dbapi
 from filelock import FileLock
 
-from llm_trace_pipeline.demo.calls import rows_of_hour
 from llm_trace_pipeline.demo.customers import billing_details
+from llm_trace_pipeline.demo.rows import rows_of_hour
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.sql import read_sql
 
