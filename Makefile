@@ -15,8 +15,9 @@ override export Q := $(value Q)
 
 PY := .venv/bin/python
 # uv does not read pip's configuration: the index that a machine has set for pip is handed on.
-UV = UV_INDEX_URL="$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$(.venv/bin/pip config get global.index-url \
-	2>/dev/null || true)}}" .venv/bin/uv
+INDEX = $${UV_INDEX_URL-$$(.venv/bin/pip config list | sed -n "s/.*\.index-url='\(.*\)'/\1/p" | \
+	head -n 1)}
+UV = UV_INDEX_URL="$(INDEX)" .venv/bin/uv
 
 .PHONY: help
 help:  ## show this list
@@ -50,7 +51,7 @@ lock: .venv/installed  ## pin the newest versions that pyproject.toml allows
 # there it is compiled. A dry run of an install asks the index alone, and fetches nothing.
 .PHONY: check-lock
 check-lock: .venv/installed  ## that the locks are wheels on Linux and macOS, Python 3.11 to 3.14
-	@empty="$$(mktemp -d)"; trap 'rm -rf "$$empty"' EXIT; \
+	@empty="$$(mktemp -d)"; trap 'rm -rf "$$empty"' EXIT; export UV_INDEX_URL="$(INDEX)"; \
 	for lock in requirements.lock deploy/requirements.lock; do \
 	for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \
 	for version in 3.11 3.12 3.13 3.14; do \
