@@ -14,7 +14,6 @@ from llm_trace_pipeline.defs.checks import reconciliation
 from llm_trace_pipeline.defs.jobs import (
     apply_retention,
     apply_retention_schedule,
-    changed_hours_sensor,
     daily_usage_report,
     daily_usage_report_schedule,
     hourly_llm_traces,
@@ -22,7 +21,8 @@ from llm_trace_pipeline.defs.jobs import (
     reconcile_hours,
     reconcile_hours_schedule,
 )
-from llm_trace_pipeline.defs.stores import Pipeline
+from llm_trace_pipeline.defs.sensors import changed_hours_sensor
+from llm_trace_pipeline.defs.stores import Stores
 
 defs = Definitions(
     assets=[
@@ -42,6 +42,6 @@ defs = Definitions(
         daily_usage_report_schedule,
     ],
     sensors=[changed_hours_sensor],
-    resources={"pipeline": Pipeline()},
+    resources={"stores": Stores()},
     executor=in_process_executor,
 )

@@ -10,28 +10,20 @@ from dagster import (
     AssetCheckResult,
     AssetCheckSeverity,
     AssetCheckSpec,
-    DagsterInstance,
     MetadataValue,
-    RunsFilter,
     multi_asset_check,
 )
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from llm_trace_pipeline.batches.extract import capture_billing
 from llm_trace_pipeline.batches.store import Manifest, Reconciliation
 from llm_trace_pipeline.clickhouse.rollup import RollupResult
 from llm_trace_pipeline.clickhouse.upsert import LoadResult
 from llm_trace_pipeline.defs.partitions import HOURLY
-from llm_trace_pipeline.defs.stores import Pipeline
-from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour, ranges
-from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.defs.runs import hours_being_loaded, hours_of_run
+from llm_trace_pipeline.defs.stores import Stores
+from llm_trace_pipeline.hours import key_of, ranges
 from llm_trace_pipeline.upkeep.reconcile import hours_to_reconcile, reconcile
 from llm_trace_pipeline.upkeep.retention import line_before
-
-PARTITION_TAG = "dagster/partition"
-RANGE_START_TAG, RANGE_END_TAG = (
-    f"dagster/asset_partition_range_{bound}" for bound in ("start", "end")
-)
 
 TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "llm_usage_hourly"
 
@@ -182,7 +174,7 @@ def check_rollup(results: Sequence[RollupResult]) -> list[Finding]:
     name="reconciliation", specs=RECONCILIATION_CHECKS, pool="clickhouse", can_subset=True
 )
 def reconciliation(
-    context: AssetCheckExecutionContext, pipeline: Pipeline
+    context: AssetCheckExecutionContext, stores: Stores
 ) -> Iterator[AssetCheckResult]:
     """Compare the hours of the last days in the source, in the batches and in ClickHouse."""
     if hours_of_run(context.run.tags):
@@ -190,9 +182,9 @@ def reconciliation(
         # checks of its own.
         context.log.info("Left to the job reconcile_hours.")
         return
-    store, source = pipeline.store(), pipeline.source()
+    store, source = stores.batches(), stores.source()
     history = capture_billing(source, store).history
-    settings, now = Settings.from_environment(), datetime.now(UTC)
+    settings, now = stores.settings, datetime.now(UTC)
     kept_from, batches_kept_from = (
         line_before(days, now) for days in (settings.retention_days, settings.batch_retention_days)
     )
@@ -200,30 +192,10 @@ def reconciliation(
     first = max([start, *(line for line in (kept_from, batches_kept_from) if line)])
     hours = hours_to_reconcile(store, first, settings.reconcile_days, now)
     loading = hours_being_loaded(context.instance)
-    found = reconcile(source, store, pipeline.clickhouse, hours, history, kept_from)
+    found = reconcile(source, store, stores.clickhouse, hours, history, kept_from)
     found = without_hours(found, loading | hours_being_loaded(context.instance))
     store.record_reconciliation(found)
     yield from check_reconciliation(found, len(hours))
-
-
-def is_hour(key: str) -> bool:
-    """Whether a partition's key is that of an hour, not of a day."""
-    return len(key) > len("2026-03-01")
-
-
-def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
-    """Return the hours that a run loads, as its tags tell; one that reports on days loads none."""
-    names = (PARTITION_TAG,) if PARTITION_TAG in tags else (RANGE_START_TAG, RANGE_END_TAG)
-    keys = [tags[name] for name in names if name in tags]
-    if not keys or not is_hour(keys[0]):
-        return []
-    return Window(parse_hour(keys[0]), parse_hour(keys[-1]) + HOUR).hours
-
-
-def hours_being_loaded(instance: DagsterInstance) -> set[datetime]:
-    """Return the hours of all runs that have not ended: they are about to change."""
-    runs = instance.get_runs(RunsFilter(statuses=NOT_FINISHED_STATUSES))
-    return {hour for run in runs for hour in hours_of_run(run.tags)}
 
 
 def without_hours(found: Reconciliation, hours: Collection[datetime]) -> Reconciliation:

@@ -1,9 +1,10 @@
-"""What the assets work with, built from the settings when a step runs."""
+"""The stores that assets, checks and the sensor work with, as the environment configures them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dagster import ConfigurableResource
+from dagster import ConfigurableResource, InitResourceContext
+from pydantic import PrivateAttr
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
@@ -25,25 +26,40 @@ def source_of(settings: Settings) -> Source:
     )
 
 
-class Pipeline(ConfigurableResource):  # type: ignore[type-arg]  # takes no type that could be named
-    """The three stores, as the environment configures them."""
+class Stores(ConfigurableResource):  # type: ignore[type-arg]  # takes no type that could be named
+    """The three stores. The environment is read once, when a step or a tick begins."""
+
+    _settings: Settings = PrivateAttr()
+
+    def setup_for_execution(self, context: InitResourceContext) -> None:  # noqa: ARG002 -- Dagster's
+        """Read the settings.
+
+        Raises:
+            SettingsError: a variable has a wrong value.
+        """
+        self._settings = Settings.from_environment()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that the stores were made of."""
+        return self._settings
 
     def source(self) -> Source:
         """Return the operational database."""
-        return source_of(Settings.from_environment())
+        return source_of(self.settings)
 
     def prices(self) -> PriceBook:
-        """Return what calls cost; the price file is kept beside the batches that it prices."""
-        prices = PriceBook.of(Settings.from_environment())
-        self.store().keep_prices(prices)
+        """Return the prices of calls; the price file is kept beside the batches that it prices."""
+        prices = PriceBook.of(self.settings)
+        self.batches().keep_prices(prices)
         return prices
 
-    def store(self) -> BatchStore:
+    def batches(self) -> BatchStore:
         """Return the Parquet batches."""
-        return BatchStore.of(Settings.from_environment())
+        return BatchStore.of(self.settings)
 
     @contextmanager
     def clickhouse(self) -> Iterator[Database]:
         """Hold a connection to ClickHouse."""
-        with connect(Settings.from_environment()) as database:
+        with connect(self.settings) as database:
             yield database

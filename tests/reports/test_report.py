@@ -23,8 +23,8 @@ from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs.assets import usage_report
-from llm_trace_pipeline.defs.checks import PARTITION_TAG, hours_of_run
-from llm_trace_pipeline.defs.stores import Pipeline
+from llm_trace_pipeline.defs.runs import hours_of_run
+from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.demo.traffic import add_traffic
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.hours import HOUR
@@ -641,7 +641,7 @@ def test_the_asset_keeps_the_report_of_a_day(state: Path, monkeypatch: pytest.Mo
     result = materialize(
         [usage_report],
         partition_key=str(FIRST),
-        resources={"pipeline": Pipeline()},
+        resources={"stores": Stores()},
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
     [event] = result.get_asset_materialization_events()
@@ -667,7 +667,7 @@ def test_the_schedule_reports_on_the_day_before() -> None:
     [request] = schedule.evaluate_tick(context).run_requests or []
     assert request.partition_key == "2026-03-05"
     assert schedule.cron_schedule == "30 1 * * *"
-    assert hours_of_run({PARTITION_TAG: "2026-03-05"}) == []  # it loads none
+    assert hours_of_run({"dagster/partition": "2026-03-05"}) == []  # it loads none
 
 
 @pytest.mark.skipif("REPORT_PICTURE" not in os.environ, reason="make report-picture takes it")

@@ -26,18 +26,16 @@ from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs.checks import (
     BATCH_CHECKS,
-    RANGE_END_TAG,
-    RANGE_START_TAG,
     RECONCILIATION_CHECKS,
     ROLLUP_CHECKS,
     TABLE_CHECKS,
-    hours_of_run,
     repair_commands,
     without_hours,
 )
-from llm_trace_pipeline.defs.jobs import Asked
-from llm_trace_pipeline.defs.stores import Pipeline
-from llm_trace_pipeline.hours import HOURS_PER_RUN, key_of, ranges
+from llm_trace_pipeline.defs.runs import hours_of_run, tags_of
+from llm_trace_pipeline.defs.sensors import Asked
+from llm_trace_pipeline.defs.stores import Stores
+from llm_trace_pipeline.hours import HOURS_PER_RUN, Window, key_of, ranges
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upkeep.reconcile import hours_to_reconcile
 from tests.conftest import HOUR, Operational, trace
@@ -65,7 +63,7 @@ class Deployment:
         self.cursor: str | None = None
 
     def load(self, first: datetime = H0, last: datetime = H3) -> None:
-        tags = {RANGE_START_TAG: key(first), RANGE_END_TAG: key(last)}
+        tags = tags_of(Window.of([first, last]))
         assert JOB.execute_in_process(instance=self.instance, tags=tags).success
 
     def reconcile(self) -> dict[str, bool]:
@@ -84,7 +82,7 @@ class Deployment:
             instance=self.instance,
             cursor=self.cursor,
             repository_def=defs.get_repository_def(),
-            resources={"pipeline": Pipeline()},
+            resources={"stores": Stores()},
         )
         result = SENSOR(context)
         if not isinstance(result, SensorResult):

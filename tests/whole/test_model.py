@@ -30,13 +30,11 @@ from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.defs.checks import (
     LLM_TRACES,
     LLM_USAGE_HOURLY,
-    RANGE_END_TAG,
-    RANGE_START_TAG,
     TRACE_BATCHES,
 )
-from llm_trace_pipeline.defs.jobs import requests_for
+from llm_trace_pipeline.defs.runs import hours_of_run
+from llm_trace_pipeline.defs.sensors import requests_for
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.hours import parse_hour
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session, Source
 from llm_trace_pipeline.trace.prices import PACKAGED
@@ -510,10 +508,7 @@ class World:
             return False
         requests = requests_for(self._found_last, ())
         for request in requests:
-            first, last = (
-                parse_hour(request.tags[tag]) for tag in (RANGE_START_TAG, RANGE_END_TAG)
-            )
-            hours = [hour for hour in HOURS if first <= hour <= last]
+            hours = hours_of_run(request.tags)
             config = request.run_config.get("ops", {}).get(TRACE_BATCHES, {}).get("config", {})
             if config == {"only_changed": True}:
                 self._extract_and_load(hours, only_changed=True)

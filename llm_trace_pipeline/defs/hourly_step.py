@@ -1,0 +1,146 @@
+"""A step that loads many hours: every hour is processed, checked and recorded by itself.
+
+A run costs seconds of start-up, so it loads up to a day of hours. An hour that fails must not take
+the others with it, so their materializations are recorded before the step fails.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetExecutionContext,
+    AssetMaterialization,
+    Failure,
+    MaterializeResult,
+)
+
+from llm_trace_pipeline.defs.checks import Finding
+from llm_trace_pipeline.defs.metadata import Metadata, as_metadata
+from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.hours import key_of
+
+# Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
+_LOG = logging.getLogger("llm_trace_pipeline")
+
+HourOutcome = tuple[Metadata, Sequence[Finding]]
+ProcessHours = Callable[[Sequence[datetime]], Mapping[datetime, HourOutcome]]
+
+
+def materialize_hours(
+    context: AssetExecutionContext,
+    groups: Sequence[Sequence[datetime]],
+    process: ProcessHours,
+) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+    """Process the hours of a run, and record every hour by itself.
+
+    An hour that fails, or whose blocking check fails, is not recorded as materialized. The other
+    hours are; then the step fails.
+
+    Args:
+        context: the step's.
+        groups: the hours of the run. The hours of a group are processed together.
+        process: returns the metadata and the findings of every hour of a group.
+
+    Raises:
+        Failure: hours failed; the message has one line for every such hour.
+    """
+    done: dict[str, Metadata] = {}
+    failed: dict[str, str] = {}
+    findings: list[Finding] = []
+    for hour, seconds, outcome in _process(groups, process):
+        key = key_of(hour)
+        if isinstance(outcome, PipelineError):
+            failed[key] = str(outcome)
+            _LOG.error(str(outcome))
+            continue
+        metadata, found = outcome
+        for finding in found:
+            _log_finding(context, key, finding)
+            if not finding.passed and finding.severity is AssetCheckSeverity.ERROR:
+                failed[key] = f"hour {key}: check {finding.check} failed: {finding.metadata}"
+        findings += found
+        if key not in failed:
+            done[key] = {
+                **metadata,
+                "duration (s)": round(seconds, 3),
+                "rows/s": round(metadata["rows"] / max(seconds, 1e-3)),
+            }
+            _LOG.info(
+                "%s: hour %s: %s rows in %.2f s",
+                context.asset_key.to_user_string(),
+                key,
+                metadata["rows"],
+                seconds,
+            )
+    if failed:
+        for key, metadata in done.items():
+            context.log_event(
+                AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
+            )
+        raise Failure(
+            f"{len(failed)} of {sum(map(len, groups))} hours failed; the others are done as far as "
+            f"{context.asset_key.to_user_string()}:\n" + "\n".join(failed.values()),
+            metadata={"failed hours": list(failed)},
+        )
+    for key, metadata in done.items():
+        context.add_asset_metadata(metadata, partition_key=key)
+    yield MaterializeResult()
+    yield from _summaries(findings)
+
+
+def _process(
+    groups: Sequence[Sequence[datetime]], process: ProcessHours
+) -> Iterator[tuple[datetime, float, HourOutcome | PipelineError]]:
+    """Return how every hour went, and its share of the seconds that its group took."""
+    waiting = deque(groups)
+    while waiting:
+        group = waiting.popleft()
+        started = time.monotonic()
+        try:
+            outcomes = process(group)
+        except PipelineError as error:
+            if len(group) > 1:  # one by one, so that only the hour that is wrong fails
+                waiting.extendleft([hour] for hour in reversed(group))
+            else:
+                yield group[0], 0.0, error
+            continue
+        seconds = (time.monotonic() - started) / len(group)
+        for hour, outcome in outcomes.items():
+            yield hour, seconds, outcome
+
+
+def _log_finding(context: AssetExecutionContext, key: str, finding: Finding) -> None:
+    """Record the outcome of a check for one hour: a step may return one result per check only."""
+    context.log_event(
+        AssetCheckEvaluation(
+            asset_key=context.asset_key,
+            check_name=finding.check,
+            passed=finding.passed,
+            severity=finding.severity,
+            metadata=as_metadata(finding.metadata),
+            partition=key,
+        )
+    )
+
+
+def _summaries(findings: Sequence[Finding]) -> Iterator[AssetCheckResult]:
+    """Return one result per check, for all hours together."""
+    for name in dict.fromkeys(finding.check for finding in findings):
+        of_check = [finding for finding in findings if finding.check == name]
+        worst = min(of_check, key=lambda finding: finding.passed)
+        yield AssetCheckResult(
+            check_name=name,
+            passed=worst.passed,
+            severity=worst.severity,
+            metadata={
+                "hours": len(of_check),
+                "hours that failed": sum(not finding.passed for finding in of_check),
+                **as_metadata(worst.metadata),
+            },
+        )

@@ -1,0 +1,99 @@
+"""Which hours Dagster's runs and backfills load, as their tags and records tell.
+
+Two modules of this package name Dagster's own, which may change without notice: this one and the
+launcher.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from dagster import AssetExecutionContext, DagsterEventType, DagsterInstance, RunsFilter
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARENT_RUN_ID_TAG,
+    PARTITION_NAME_TAG,
+    RESUME_RETRY_TAG,
+)
+
+from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
+
+
+def tags_of(window: Window) -> dict[str, str]:
+    """Return the tags by which a run knows the hours that it loads."""
+    return {
+        ASSET_PARTITION_RANGE_START_TAG: key_of(window.start),
+        ASSET_PARTITION_RANGE_END_TAG: key_of(window.last),
+    }
+
+
+def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
+    """Return the hours that a run loads, by its tags; a run that reports on days loads none."""
+    if (key := tags.get(PARTITION_NAME_TAG)) is not None:
+        first = last = key
+    elif ASSET_PARTITION_RANGE_START_TAG in tags:
+        first, last = (
+            tags[tag] for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
+        )
+    else:
+        return []
+    return Window(parse_hour(first), parse_hour(last) + HOUR).hours if _is_hour(first) else []
+
+
+def hours_being_loaded(instance: DagsterInstance) -> set[datetime]:
+    """Return the hours of all runs that have not ended: they are about to change."""
+    runs = instance.get_runs(RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    return {hour for run in runs for hour in hours_of_run(run.tags)}
+
+
+def hours_of_backfills(
+    instance: DagsterInstance, graph: BaseAssetGraph[Any] | None
+) -> set[datetime]:
+    """Return the hours that backfills have yet to load.
+
+    Args:
+        instance: keeps the records of the backfills.
+        graph: the assets of the code location. Without it a backfill of assets cannot tell its
+            partitions, and is left out.
+    """
+    going_on = [BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING]
+    keys: set[str] = set()
+    for backfill in instance.get_backfills(BulkActionsFilter(statuses=going_on)):
+        if not backfill.is_asset_backfill:
+            keys.update(backfill.partition_names or ())
+        elif graph is not None:
+            left = backfill.get_asset_backfill_data(
+                graph
+            ).get_targeted_partitions_without_materialization_status()
+            keys.update(each.partition_key or "" for each in left.iterate_asset_partitions())
+    return {parse_hour(key) for key in keys if _is_hour(key)}
+
+
+def hours_done_before(context: AssetExecutionContext) -> set[datetime]:
+    """Return the hours of this step that were finished by the run which this run retries.
+
+    A run that was killed has recorded no materialization, but the checks of every finished hour.
+    """
+    tags = context.run.tags
+    if RESUME_RETRY_TAG not in tags:
+        return set()
+    found = context.instance.get_records_for_run(
+        tags[PARENT_RUN_ID_TAG], of_type=DagsterEventType.ASSET_CHECK_EVALUATION
+    )
+    evaluations = [
+        record.event_log_entry.get_dagster_event().asset_check_evaluation_data
+        for record in found.records
+    ]
+    of_step = [each for each in evaluations if each.asset_key == context.asset_key]
+    failed = {each.partition for each in of_step if each.blocking and not each.passed}
+    done = {each.partition for each in of_step if each.partition} - failed
+    return {parse_hour(key) for key in done}
+
+
+def _is_hour(key: str) -> bool:
+    """Whether a partition's key is that of an hour, not of a day."""
+    return len(key) > len("2026-03-01")

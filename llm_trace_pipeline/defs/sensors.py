@@ -1,0 +1,156 @@
+"""The sensor that loads again whatever the last reconciliation found to differ."""
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from itertools import chain
+
+from dagster import (
+    AssetKey,
+    DefaultSensorStatus,
+    RunRequest,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    sensor,
+)
+from pydantic import AwareDatetime, BaseModel
+from xxhash import xxh3_64_hexdigest
+
+from llm_trace_pipeline.batches.store import Reconciliation
+from llm_trace_pipeline.defs.checks import (
+    LLM_TRACES,
+    LLM_USAGE_HOURLY,
+    TRACE_BATCHES,
+    without_hours,
+)
+from llm_trace_pipeline.defs.jobs import hourly_llm_traces
+from llm_trace_pipeline.defs.runs import hours_being_loaded, hours_of_backfills, tags_of
+from llm_trace_pipeline.defs.stores import Stores
+from llm_trace_pipeline.hours import Window, key_of, ranges
+
+# How many hours may lie between two hours whose billing one run renews. The run writes the hours
+# between anew too, and two of them cost about as much as the start-up of another run.
+_RESTATED_GAP = 2
+_PATIENCE = timedelta(hours=6)
+
+
+@sensor(
+    job=hourly_llm_traces,
+    minimum_interval_seconds=60,
+    default_status=DefaultSensorStatus.RUNNING,
+    description="Loads the hours that reconcile_hours found to differ, each reconciliation once.",
+)
+def changed_hours_sensor(
+    context: SensorEvaluationContext, stores: Stores
+) -> SensorResult | SkipReason:
+    """Request the hours of the last reconciliation by its record; no database is opened."""
+    found = stores.batches().reconciliation()
+    if found is None:
+        return SkipReason("reconcile_hours has not run yet")
+    asked = Asked.model_validate_json(context.cursor) if context.cursor else Asked()
+    if found.id == asked.reconciliation:
+        return SkipReason(f"the reconciliation of {found.at:%Y-%m-%d %H:%M} UTC was acted on")
+    graph = context.repository_def.asset_graph if context.repository_def else None
+    # An hour that still differs is found again by the next reconciliation.
+    taken = hours_being_loaded(context.instance) | hours_of_backfills(context.instance, graph)
+    wanted = without_hours(found, taken | asked.in_vain(found))
+    requests = requests_for(wanted, taken)
+    skipped = None if requests else SkipReason("nothing is to be loaded")
+    return SensorResult(
+        run_requests=requests,
+        skip_reason=skipped,
+        cursor=asked.and_now(found, wanted).model_dump_json(),
+    )
+
+
+class Asked(BaseModel):
+    """The sensor's cursor: the reconciliation that it acted on, and the hours that it requested.
+
+    A request that left the same difference did not help. The sensor waits six hours before it asks
+    for such an hour again; the check stays failed until then.
+    """
+
+    reconciliation: str = ""
+    hours: dict[AwareDatetime, tuple[str, AwareDatetime]] = {}
+
+    def in_vain(self, found: Reconciliation) -> set[datetime]:
+        """Return the hours whose request, less than six hours ago, left the same difference."""
+        return {
+            hour
+            for hour, (way, at) in self.hours.items()
+            if way == _way(found, hour) and found.at - at < _PATIENCE
+        }
+
+    def and_now(self, found: Reconciliation, wanted: Reconciliation) -> "Asked":
+        """Return the cursor after the hours of ``wanted`` were requested.
+
+        Args:
+            found: the reconciliation that was acted on.
+            wanted: the part of it that was requested.
+        """
+        kept = {hour: self.hours[hour] for hour in self.in_vain(found)}
+        requested = {*wanted.drifted, *wanted.stale, *wanted.damaged}
+        new = {hour: (_way(found, hour), found.at) for hour in requested}
+        return Asked(reconciliation=found.id, hours={**kept, **new})
+
+
+def _way(found: Reconciliation, hour: datetime) -> str:
+    """Return a text that is the same as long as an hour differs in the same way; '' for none."""
+    if hour in found.stale:
+        return f"billing {found.billing_versions}, prices {found.prices}"
+    differs = hour in found.drifted or hour in found.damaged
+    return xxh3_64_hexdigest(repr(found.differences[hour]).encode()) if differs else ""
+
+
+def requests_for(found: Reconciliation, taken: Collection[datetime]) -> list[RunRequest]:
+    """Return the runs that put hours right.
+
+    An hour whose traces the source lost is never read from the source again. Its billing is renewed
+    and its rows in ClickHouse are repaired from its batch.
+
+    Args:
+        found: the hours that differ.
+        taken: hours that something else is loading. No run covers them.
+    """
+    drifted, stale, damaged = set(found.drifted), set(found.stale), set(found.damaged)
+    others = set(found.loaded).difference(taken, drifted, stale, damaged)
+    return list(
+        chain(
+            (
+                _request(found, "changed", hours, {"only_changed": True}, None)
+                for hours in ranges(drifted, others.difference(found.pruned))
+            ),
+            (
+                # The billing table was read by the reconciliation: no database is needed.
+                _request(
+                    found,
+                    "billing",
+                    hours,
+                    {"enrich_only": True},
+                    (TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY),
+                )
+                for hours in ranges(stale, others, gap=_RESTATED_GAP)
+            ),
+            (
+                _request(found, "table", hours, {}, (LLM_TRACES, LLM_USAGE_HOURLY))
+                for hours in ranges(damaged, others)
+            ),
+        )
+    )
+
+
+def _request(
+    found: Reconciliation,
+    reason: str,
+    window: Window,
+    config: dict[str, bool],
+    assets: tuple[str, ...] | None,
+) -> RunRequest:
+    first, last = key_of(window.start), key_of(window.last)
+    return RunRequest(
+        run_key=f"{found.id}:{reason}:{first}:{last}",
+        run_config={"ops": {TRACE_BATCHES: {"config": config}}} if config else {},
+        # None: the whole job.
+        asset_selection=[AssetKey(asset) for asset in assets] if assets else None,
+        tags={**tags_of(window), "llm_traces/reason": reason},
+    )
