@@ -70,7 +70,7 @@ def _turns(call: Call) -> list[Json]:
 def chat_request(call: Call) -> Json:
     """Return a request for a chat completion, as most providers take it."""
     messages = [{"role": "system", "content": call.system}, *_turns(call)]
-    request: Json = {"model": call.model, "messages": messages, "temperature": 1.0}
+    request: Json = {"model": call.model, "messages": messages, "user": call.key}
     if call.tool:
         functions = [tool | {"parameters": _SCHEMA} for tool in _TOOLS]
         request["tools"] = [{"type": "function", "function": each} for each in functions]

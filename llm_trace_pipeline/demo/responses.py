@@ -131,7 +131,8 @@ def _tool_call(call: Call) -> Json | None:
 def _chat(call: Call, usage: Json) -> Json:
     """Return a chat completion as the SDK dumps it: an unset field is null."""
     tool = _tool_call(call)
-    message: Json = {"content": None if tool else call.reply, "refusal": None, "role": "assistant"}
+    message: Json = dict.fromkeys(("refusal", "annotations", "audio", "function_call"))
+    message |= {"content": None if tool else call.reply, "role": "assistant"}
     choice = {
         "finish_reason": "tool_calls" if tool else "stop",
         "index": 0,
@@ -144,6 +145,7 @@ def _chat(call: Call, usage: Json) -> Json:
         "model": call.model,
         "object": "chat.completion",
         "service_tier": None,
+        "system_fingerprint": f"fp_{call.key[:10]}",
         "usage": usage,
     }
 
@@ -152,15 +154,15 @@ def _response(call: Call, usage: Json | None, error: Json | None = None) -> Json
     content = {"type": "output_text", "text": call.reply, "annotations": []}
     message = {"type": "message", "id": f"msg_{call.key}", "content": [content]}
     reasoning: Json = {"type": "reasoning", "id": f"rs_{call.key}", "summary": []}
-    tool = _tool_call(call)
-    answer = {"type": "function_call"} | tool["function"] if tool else message
+    if tool := _tool_call(call):
+        message = {"type": "function_call"} | tool["function"]
     return {
         "id": f"resp_{call.key}",
         "created_at": call.at.timestamp(),
         "error": error,
         "model": call.model,
         "object": "response",
-        "output": [] if error else [reasoning, answer],
+        "output": [] if error else [reasoning, message],
         "status": "failed" if error else "completed",
         "usage": usage,
     }
@@ -187,8 +189,7 @@ def _anthropic(call: Call, usage: Json) -> Json:
 
 def _converse(call: Call, usage: Json) -> Json:
     message = {"role": "assistant", "content": [{"text": call.reply}]}
-    output = {"output": {"message": message}, "stopReason": "end_turn"}
-    return output | {"usage": usage, "metrics": {"latencyMs": 1275}}
+    return {"output": {"message": message}, "stopReason": "end_turn", "usage": usage}
 
 
 def _gemini(call: Call, usage: Json) -> Json:
@@ -196,7 +197,6 @@ def _gemini(call: Call, usage: Json) -> Json:
     return {
         "candidates": [{"content": content, "finish_reason": "STOP", "index": 0}],
         "model_version": call.model,
-        "prompt_feedback": None,
         "response_id": call.key,
         "usage_metadata": usage,
     }
