@@ -1,4 +1,7 @@
-"""What a trace says beside its response: configuration, request, tags, billing context."""
+"""What a trace says beside its response: configuration, requested model, tags, billing context.
+
+A text that is no JSON, or has another shape than expected, says nothing.
+"""
 
 from typing import Any, Final, NamedTuple, TypedDict
 
@@ -31,7 +34,7 @@ _ANY: Final = msgspec.json.Decoder()
 
 
 def read_llm_config(text: bytes | memoryview) -> ConfigReading:
-    """Read what a `llm_config` says about the provider and the model."""
+    """Read provider, model and provider category of a `llm_config`."""
     config = parse(_CONFIG, text)
     if not isinstance(config, dict):
         return ConfigReading("", "", "")
@@ -43,19 +46,19 @@ def read_llm_config(text: bytes | memoryview) -> ConfigReading:
 
 
 def read_request_model(text: bytes | memoryview) -> str:
-    """Read the model that a `request_json` asks for."""
+    """Read the model that a `request_json` asks for; '' if it names none."""
     request = parse(_REQUEST, text)
     return string_of(request.get("model")) if isinstance(request, dict) else ""
 
 
 def read_agent_tags(text: bytes | memoryview) -> list[str]:
-    """Read the tags of an agent; a tag that is no string becomes its JSON text."""
+    """Read the tags of an agent: nulls are left out, a tag that is no string is its JSON text."""
     tags = parse(_ANY, text)
     return [text_of(tag) for tag in tags if tag is not None] if isinstance(tags, list) else []
 
 
 def read_billing_context(text: bytes | memoryview) -> tuple[str, str, str] | None:
-    """Read plan type, cost source and customer id; None if none of them is stated."""
+    """Read plan type, cost source and customer id; None if the context states none of them."""
     context = parse(_ANY, text)
     if not isinstance(context, dict):
         return None

@@ -1,177 +1,160 @@
-"""What the response of a call says, read fast: plain answers by types, others by the rules."""
+"""What the response of a call says, by rules for all providers: its usage, its error, its model.
 
-from typing import Annotated, Any, Final
+``fast_responses.py`` reads plain answers faster, and leaves all others to these rules.
+"""
+
+from typing import Any, Final, NamedTuple, TypedDict
 
 import msgspec
 
-from llm_trace_pipeline.trace.json_values import INT64_MAX
-from llm_trace_pipeline.trace.usage import UINT64_MAX, ResponseReading, read_any_response
+from llm_trace_pipeline.trace.json_values import (
+    UNREADABLE,
+    Object,
+    object_of,
+    parse,
+    string_of,
+    text_of,
+)
+from llm_trace_pipeline.trace.usage import USAGE_PLACES, tokens_in
 
 
-def read_response(text: bytes | memoryview) -> ResponseReading:
-    """Read usage, error and model, whatever the provider."""
-    return read_plain(text) or read_any_response(text)
+class ResponseReading(NamedTuple):
+    """What one `response_json` says.
+
+    A count that the response does not report is None, or 0 in the first three. A missing text is
+    ''. The error message is whole; rows keep its first 1,000 code points.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_input_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    is_error: bool = False
+    error_type: str = ""
+    error_message: str = ""
+    model: str = ""
+    is_readable: bool = True
 
 
-# Most responses are answers without anything that is out of the ordinary, in one of three
-# vocabularies. msgspec decodes these into structs; whatever does not fit them in type or value (an
-# error, usage in another place, a count that is a string) is left to the rules above.
-
-_Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)] | None
+# The keys that the rules look at. msgspec skips all other keys without building objects, as fast as
+# with its structs. These are TypedDicts, since Python's own parser yields dicts too: one set of
+# rules reads both.
 
 
-class _PlainDetails(msgspec.Struct):
-    cached_tokens: _Count = None
-    cache_write_tokens: _Count = None
-    reasoning_tokens: _Count = None
-    thinking_tokens: _Count = None
+class _Choice(TypedDict, total=False):
+    usage: Any
+    error: Any
 
 
-class PlainUsage(msgspec.Struct):
-    """The usage object of a plain answer."""
+_Response = TypedDict(
+    "_Response",
+    {
+        "usage": Any,
+        "usage_metadata": Any,
+        "usageMetadata": Any,
+        "meta_info": Any,
+        "amazon-bedrock-invocationMetrics": Any,
+        "prompt_eval_count": Any,
+        "prompt_eval_cached_count": Any,
+        "eval_count": Any,
+        "choices": list[_Choice] | None,
+        "x_groq": Any,
+        "response": Any,
+        "result": Any,
+        "model": Any,
+        "model_version": Any,
+        "modelVersion": Any,
+        "error": Any,
+        "error_type": Any,
+        "object": Any,
+        "type": Any,
+        "code": Any,
+        "message": Any,
+        "__type": Any,
+        # Any other value is left to Python's parser, which keeps the keys that stand beside it.
+        "detail": None,
+    },
+    total=False,
+)
 
-    prompt_tokens: _Count = None
-    completion_tokens: _Count = None
-    total_tokens: _Count = None
-    prompt_tokens_details: _PlainDetails | list[Any] | None = None  # Gemini's is a list
-    completion_tokens_details: _PlainDetails | None = None
-    cached_tokens: _Count = None
-    prompt_cache_hit_tokens: _Count = None
-    reasoning_tokens: _Count = None
-    input_tokens: _Count = None
-    output_tokens: _Count = None
-    cache_read_input_tokens: _Count = None
-    cache_creation_input_tokens: _Count = None
-    input_tokens_details: _PlainDetails | None = None
-    input_token_details: _PlainDetails | None = None
-    output_tokens_details: _PlainDetails | None = None
-    prompt_token_count: _Count = None
-    tool_use_prompt_token_count: _Count = None
-    candidates_token_count: _Count = None
-    thoughts_token_count: _Count = None
-    total_token_count: _Count = None
-    cached_content_token_count: _Count = None
-    iterations: None = None
-
-
-class _PlainChoice(msgspec.Struct):
-    usage: None = None
-    error: None = None
-
-
-class _PlainResponse(msgspec.Struct):
-    usage: PlainUsage | None = None
-    usage_metadata: PlainUsage | None = None
-    model: str | None = None
-    model_version: str | None = None
-    object: str | None = None
-    type: str | None = None
-    choices: list[_PlainChoice] | None = None
-    usageMetadata: None = None  # noqa: N815 -- Gemini's
-    modelVersion: None = None  # noqa: N815 -- Gemini's
-    meta_info: None = None
-    invocation_metrics: None = msgspec.field(default=None, name="amazon-bedrock-invocationMetrics")
-    prompt_eval_count: None = None
-    eval_count: None = None
-    x_groq: None = None
-    response: None = None
-    result: None = None
-    error: None = None
-    error_type: None = None
-    aws_type: None = msgspec.field(default=None, name="__type")
-    detail: None = None
+_RESPONSE: Final = msgspec.json.Decoder(_Response)
 
 
-_PLAIN: Final = msgspec.json.Decoder(_PlainResponse)
-_NO_DETAILS: Final = _PlainDetails()
+def read_any_response(text: bytes | memoryview) -> ResponseReading:
+    """Read any response by the rules: 11 µs, where the fast reader of plain answers takes 3."""
+    top = parse(_RESPONSE, text)
+    if not isinstance(top, dict):
+        return ResponseReading(is_readable=top is not UNREADABLE)
+    bodies = _bodies(top)
+    return ResponseReading(*tokens_in(bodies), *_error(bodies), _model(bodies))
 
 
-def read_plain(text: bytes | memoryview) -> ResponseReading | None:
-    """Read a plain answer; None where it is not one."""
-    try:
-        answer = _PLAIN.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    usage = answer.usage or answer.usage_metadata
-    if usage is None or "error" in (answer.object, answer.type):
-        return None
-    if usage.prompt_tokens is not None or usage.completion_tokens is not None:
-        tokens = _plain_chat(usage)
-    elif (
-        usage.input_tokens is not None
-        or usage.output_tokens is not None
-        or usage.cache_read_input_tokens is not None
-        or usage.cache_creation_input_tokens is not None
-    ):
-        tokens = _plain_input(usage)
-    elif usage.prompt_token_count is not None or usage.candidates_token_count is not None:
-        tokens = _plain_gemini(usage)
-    else:
-        return None
-    prompt, completion, total, cached, written, reasoning = tokens
-    if reasoning and total == prompt + completion + reasoning:
-        completion += reasoning
-    if prompt + completion > UINT64_MAX:
-        return None
-    model = answer.model or answer.model_version or ""
-    total = total or prompt + completion
-    return ResponseReading(
-        prompt, completion, total, cached, written, reasoning, False, "", "", model
-    )
+def _bodies(top: Object) -> list[Object]:
+    """Return the objects that may hold usage, an error or a model, the outermost first."""
+    bodies = [top]
+    if isinstance(choices := top.get("choices"), list):
+        # Moonshot's streams put the usage into a choice, OpenRouter the error of that choice.
+        bodies += [
+            {"usage": choice.get("usage"), "error": choice.get("error")}
+            for choice in choices
+            if isinstance(choice, dict) and (choice.get("usage") or choice.get("error"))
+        ]
+    if groq := object_of(top.get("x_groq")):
+        bodies.append(groq)
+    # Events of OpenAI Responses streams, OpenAI batches; a string in Ollama's /api/generate.
+    if response := object_of(top.get("response")):
+        bodies += [response, object_of(response.get("body"))]
+    if result := object_of(top.get("result")):  # Anthropic batches
+        bodies += [result, object_of(result.get("message"))]
+    return bodies
 
 
-_PlainTokens = tuple[int, int, int | None, int | None, int | None, int | None]
+def _model(bodies: list[Object]) -> str:
+    for body in bodies:
+        for key in ("model", "model_version", "modelVersion"):
+            if model := string_of(body.get(key)):
+                return model
+    return ""
 
 
-def _plain_chat(usage: PlainUsage) -> _PlainTokens:
-    details = usage.prompt_tokens_details
-    if not isinstance(details, _PlainDetails):
-        details = _NO_DETAILS
-    reasoning = (usage.completion_tokens_details or _NO_DETAILS).reasoning_tokens
-    return (
-        usage.prompt_tokens or 0,
-        usage.completion_tokens or 0,
-        usage.total_tokens,
-        _reported(
-            details.cached_tokens,
-            usage.cached_tokens,
-            usage.prompt_cache_hit_tokens,
-            usage.cache_read_input_tokens,
-        ),
-        _reported(details.cache_write_tokens, usage.cache_creation_input_tokens),
-        _reported(reasoning, usage.reasoning_tokens),
-    )
+# Beside one of these keys, `detail` is a part of an answer and not FastAPI's error.
+_ANSWER_KEYS: Final = {
+    *USAGE_PLACES,
+    *("choices", "candidates", "content", "output", "text", "message"),
+}
 
 
-def _plain_input(usage: PlainUsage) -> _PlainTokens:
-    read, written = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
-    details = usage.input_tokens_details or _NO_DETAILS
-    realtime = usage.input_token_details or _NO_DETAILS
-    outputs = usage.output_tokens_details or _NO_DETAILS
-    return (
-        (usage.input_tokens or 0) + (read or 0) + (written or 0),
-        usage.output_tokens or 0,
-        usage.total_tokens,
-        _reported(read, details.cached_tokens, realtime.cached_tokens),
-        _reported(written, details.cache_write_tokens),
-        _reported(outputs.reasoning_tokens, outputs.thinking_tokens),
-    )
+def _error(bodies: list[Object]) -> tuple[bool, str, str]:
+    """Return whether there is an error, its type and its message."""
+    for body in bodies:
+        if stated := _stated_error(body):
+            error_type, message = stated
+            return True, text_of(error_type or None), text_of(message)
+    return False, "", ""
 
 
-def _plain_gemini(usage: PlainUsage) -> _PlainTokens:
-    return (
-        (usage.prompt_token_count or 0) + (usage.tool_use_prompt_token_count or 0),
-        (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0),
-        usage.total_token_count,
-        usage.cached_content_token_count,
-        None,
-        usage.thoughts_token_count,
-    )
-
-
-def _reported(*counts: int | None) -> int | None:
-    """Return the first count that was reported."""
-    for count in counts:
-        if count is not None:
-            return count
+def _stated_error(body: Object) -> tuple[object, object] | None:
+    """Return the type and the message of an object's error; None if it states no error."""
+    error, error_type = body.get("error"), body.get("error_type")
+    if isinstance(error, dict):
+        while "message" not in error and isinstance(error.get("error"), dict):  # Anthropic batches
+            error = error["error"]
+        if any(error.values()):
+            status = error.get("status")  # Google's is a name, Azure's the HTTP status again
+            name = error.get("type") or (isinstance(status, str) and status) or error.get("code")
+            return name or error_type, error.get("message")
+        error = None
+    # Letta: a TimeoutError has the message "", and a cancelled task has null for both.
+    if error or error_type:
+        return error_type, error
+    # Older vLLM and Mistral; the error event of OpenAI Responses streams.
+    kind = body.get("type")
+    if "error" in (body.get("object"), kind):
+        return (kind if kind != "error" else None) or body.get("code"), body.get("message")
+    if body.get("__type"):  # AWS
+        return body["__type"], body.get("message")
+    if body.get("detail") and body.keys().isdisjoint(_ANSWER_KEYS):  # FastAPI
+        return None, body["detail"]
     return None

@@ -14,12 +14,12 @@ from llm_trace_pipeline.trace.context import (
     read_llm_config,
     read_request_model,
 )
+from llm_trace_pipeline.trace.fast_responses import read_response
 from llm_trace_pipeline.trace.hashes import octets
 from llm_trace_pipeline.trace.payloads import KEEP_ALL, PayloadPolicy
 from llm_trace_pipeline.trace.prices import PACKAGED, PRICED_BY, PriceBook
-from llm_trace_pipeline.trace.responses import read_response
+from llm_trace_pipeline.trace.responses import ResponseReading
 from llm_trace_pipeline.trace.tally import Tally, tally_of
-from llm_trace_pipeline.trace.usage import ResponseReading
 
 MAX_MESSAGE_LENGTH = 1_000  # code points of an error message that are kept
 

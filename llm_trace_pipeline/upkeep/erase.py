@@ -26,8 +26,8 @@ from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsEr
 from llm_trace_pipeline.hours import floor, key_of, parse_hour
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
+from llm_trace_pipeline.trace.fast_responses import read_response
 from llm_trace_pipeline.trace.hashes import octets
-from llm_trace_pipeline.trace.responses import read_response
 from llm_trace_pipeline.trace.tally import Tally, tally_of
 from llm_trace_pipeline.upkeep.retention import line_before
 

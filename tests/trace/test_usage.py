@@ -16,8 +16,8 @@ from llm_trace_pipeline.trace.context import (
     read_llm_config,
     read_request_model,
 )
-from llm_trace_pipeline.trace.responses import PlainUsage, read_plain, read_response
-from llm_trace_pipeline.trace.usage import ResponseReading, read_any_response
+from llm_trace_pipeline.trace.fast_responses import PlainUsage, read_plain, read_response
+from llm_trace_pipeline.trace.responses import ResponseReading, read_any_response
 
 UINT64_MAX = 2**64 - 1
 
