@@ -14,7 +14,7 @@ from llm_trace_pipeline.demo.responses import (
     streamed,
     summarized,
 )
-from llm_trace_pipeline.trace.responses import read_response
+from llm_trace_pipeline.trace.fast_responses import read_response
 
 PROMPT, COMPLETION, CACHED, WRITTEN, REASONING = 1000, 300, 200, 100, 50
 of_every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.model)
