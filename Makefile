@@ -68,28 +68,32 @@ lint: .venv/installed  ## ruff and the strict type checker
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# What is loaded, on any server, and what goes wrong on the way to one.
+LOADS := $(patsubst %,tests/clickhouse/test_%.py,layouts other_writers stops tables upsert)
+OVER_HTTP := tests/clickhouse/test_faults.py tests/clickhouse/test_tls.py
+
 .PHONY: test
 test: .venv/installed  ## the whole test suite, but for what needs a server
-	.venv/bin/pytest -n 2 --dist worksteal --ignore tests/clickhouse/test_faults.py
+	.venv/bin/pytest -n 2 --dist worksteal $(addprefix --ignore ,$(OVER_HTTP))
 
 # What loads, with fewer random histories than "make test" has: the engine is the same.
 .PHONY: test-server
 test-server: .venv/installed  ## what loads, on the server that CLICKHOUSE_TEST_ENDPOINT names
 	@test -n "$$CLICKHOUSE_TEST_ENDPOINT" || { echo "set CLICKHOUSE_TEST_ENDPOINT" >&2; exit 2; }
-	SOAK_SEQUENCES="$${SEQUENCES:-24}" .venv/bin/pytest -n 2 tests/clickhouse/test_upsert.py \
+	SOAK_SEQUENCES="$${SEQUENCES:-24}" .venv/bin/pytest -n 2 $(LOADS) \
 		tests/whole/test_reload.py tests/whole/test_model.py \
 		tests/upkeep/test_erase.py tests/upkeep/test_retention.py
 
 .PHONY: test-http
 test-http: .venv/installed  ## the same over HTTP on the embedded engine, then what goes wrong there
 	@state="$$(mktemp -d)"; trap 'rm -rf "$$state"' EXIT; \
-		$(PY) -m tests.clickhouse.clickhouse_http "$$state" $(MAKE) test-server
-	.venv/bin/pytest -n 2 tests/clickhouse/test_faults.py
+		$(PY) -m tests.harness.http_engine "$$state" $(MAKE) test-server
+	.venv/bin/pytest -n 2 $(OVER_HTTP)
 
 .PHONY: soak
 soak: .venv/installed  ## random histories against the model (SEQUENCES=5000), kills (KILLS=500)
 	SOAK_SEQUENCES="$${SEQUENCES:-5000}" SOAK_KILLS="$${KILLS:-500}" .venv/bin/pytest -n 2 \
-		tests/whole/test_model.py tests/clickhouse/test_upsert.py -k "equals_the_model or kills"
+		tests/whole/test_model.py tests/clickhouse/test_stops.py -k "equals_the_model or kills"
 
 .PHONY: run
 run: .venv/installed  ## demo data, the last 24 full hours through Dagster, a report

@@ -13,37 +13,17 @@ import pytest
 from llm_trace_pipeline.batches import files
 from llm_trace_pipeline.batches import store as parquet
 from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
-from llm_trace_pipeline.batches.files import LOCK, LocalFiles, S3Files
+from llm_trace_pipeline.batches.files import LocalFiles, S3Files
 from llm_trace_pipeline.batches.store import BatchStore, Manifest
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
-from tests.conftest import T0, Bucket, Operational, trace
+from tests.harness.bucket import Bucket, Folder
+from tests.harness.operational import Operational, trace
+from tests.harness.rows import T0
 
 FOLDER = "llm_traces/2026-03-01/09"
 MANIFEST = f"{FOLDER}/manifest.json"
-
-
-class Folder:
-    """What lies in a folder, seen without the store: as :class:`Bucket` for a bucket."""
-
-    def __init__(self, root: str) -> None:
-        self._root = Path(root)
-
-    def keys(self, prefix: str = "") -> set[str]:
-        folder = self._root / prefix
-        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        return {name for name in files if not name.endswith(LOCK)}
-
-    def read(self, key: str) -> bytes:
-        return (self._root / key).read_bytes()
-
-    def write(self, key: str, content: bytes) -> None:
-        (self._root / key).parent.mkdir(parents=True, exist_ok=True)
-        (self._root / key).write_bytes(content)
-
-    def remove(self, key: str) -> None:
-        (self._root / key).unlink()
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -17,7 +17,8 @@ from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.payloads import PayloadPolicy, RedactionError
 from llm_trace_pipeline.upkeep.erase import erase
-from tests.conftest import T0, Operational, trace
+from tests.harness.operational import Operational, trace
+from tests.harness.rows import T0
 
 REQUEST = '{"model": "gpt-4o", "messages": [{"content": "my secret is blue"}]}'
 FAILURE = '{"error": {"type": "invalid_request", "message": "cannot serve: my secret is blue"}}'

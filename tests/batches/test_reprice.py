@@ -13,15 +13,15 @@ from llm_trace_pipeline.batches.enrich import enrich_hour
 from llm_trace_pipeline.batches.store import MANIFEST_VERSION, Manifest
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session, Source
 from llm_trace_pipeline.trace import prices as prices_module
 from llm_trace_pipeline.trace.prices import PACKAGE_VERSION, PACKAGED, PriceBook
 from llm_trace_pipeline.upkeep.reconcile import reconcile
-from tests.conftest import HOUR, T0, Operational, trace
-from tests.whole.test_pipeline import Pipeline, pipeline
-
-__all__ = ["pipeline"]  # the fixture
+from tests.harness.operational import Operational, trace
+from tests.harness.pipeline import Pipeline
+from tests.harness.rows import T0
 
 H1, H2 = T0 + HOUR, T0 + 2 * HOUR
 OWN_MODEL = '{"model": "our-own", "model_endpoint_type": "vllm"}'

@@ -20,13 +20,16 @@ from llm_trace_pipeline.batches.store import BatchStore, Manifest, Reconciliatio
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError
+from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.prices import PACKAGED
 from llm_trace_pipeline.upkeep import preflight
 from llm_trace_pipeline.upkeep.erase import erase
 from llm_trace_pipeline.upkeep.retention import apply_retention
-from tests.conftest import HOUR, T0, Bucket, Operational, trace
+from tests.harness.bucket import Bucket
+from tests.harness.operational import Operational, trace
+from tests.harness.rows import T0
 
 H1 = T0 + HOUR
 SECRET = "hunter2"  # noqa: S105 -- nobody's
@@ -229,7 +232,7 @@ from llm_trace_pipeline.batches import store as parquet
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.settings import Settings
-from tests.clickhouse.upsert_process import make_rows
+from tests.harness.rows import make_rows
 
 parquet.ROW_GROUP_BYTES = 2**20
 hour = datetime.fromisoformat(sys.argv[1])

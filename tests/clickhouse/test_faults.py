@@ -5,14 +5,12 @@ The server is ClickHouse's engine behind its HTTP interface, with faults put in.
 
 import logging
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from threading import Thread
-from uuid import uuid4
 
 import clickhouse_connect
 import pytest
@@ -22,26 +20,11 @@ from llm_trace_pipeline.clickhouse.client import ATTEMPTS, Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import HOUR
-from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upkeep.preflight import check_target
-from tests.clickhouse.clickhouse_http import Fault, Running, running
-from tests.clickhouse.test_upsert import Warehouse
-from tests.clickhouse.upsert_process import T0, TABLE, left_over_tables
-from tests.conftest import free_port
-
-SECRET = "s3cr3t-of-the-test"  # noqa: S105 -- searched for in what is logged
-USERS = ("--user", f"loader:{SECRET}", "--user", f"reader:{SECRET}", "--user", "default:")
-
-
-def environment_of(folder: Path, port: int, **values: str) -> dict[str, str]:
-    return {
-        "LLM_TRACES_STATE": str(folder),
-        "CLICKHOUSE_ENDPOINT": f"http://127.0.0.1:{port}",
-        "CLICKHOUSE_USERNAME": "loader",
-        "CLICKHOUSE_PASSWORD": SECRET,
-        "CLICKHOUSE_DATABASE": f"faults_{uuid4().hex}",
-        **values,
-    }
+from tests.harness.http_server import SECRET, USERS, Fault, Running, running, settings_of_server
+from tests.harness.processes import free_port
+from tests.harness.rows import MIDNIGHT, TABLE
+from tests.harness.warehouse import Warehouse, left_over_tables, make_database
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +33,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield server
 
 
+def warehouse_of(folder: Path, port: int) -> Warehouse:
+    settings = settings_of_server(folder, port)
+    make_database(settings)
+    return Warehouse(settings)
+
+
 @pytest.fixture
 def warehouse(tmp_path: Path, server: Running) -> Iterator[Warehouse]:
     server.put()
-    warehouse = Warehouse(tmp_path, environment_of(tmp_path, server.port))
+    warehouse = warehouse_of(tmp_path, server.port)
     yield warehouse
     server.put()
     warehouse.close()
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What a load would have waited before it tried again, in seconds."""
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    return waits
 
 
 def retries(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -105,7 +86,7 @@ def test_a_connection_lost_at_any_statement_is_made_good_at_once(
     statements = 0
     for statements in count():
         is_fresh = statements == 0 or not (others and before)
-        hour = T0 + (statements * 24 if is_fresh else 0) * HOUR
+        hour = MIDNIGHT + (statements * 24 if is_fresh else 0) * HOUR
         if is_fresh:
             for number in range(others):
                 warehouse.load(hour + (number + 1) * HOUR, 10)
@@ -141,8 +122,8 @@ def test_an_insert_whose_outcome_is_unknown_is_not_sent_again(
     warehouse: Warehouse, server: Running, waits: list[float], fault: Fault
 ) -> None:
     """Neither by us nor by the driver: the staging table is made anew."""
-    warehouse.load(T0, 10)
-    manifest = warehouse.publish(T0, 40, 2)
+    warehouse.load(MIDNIGHT, 10)
+    manifest = warehouse.publish(MIDNIGHT, 40, 2)
     server.put(fault)
     warehouse.load_batch(manifest)
     written = [
@@ -194,9 +175,9 @@ def test_what_may_be_gone_in_a_moment_is_tried_again(
     said: str,
     matching: str,
 ) -> None:
-    warehouse.load(T0 + HOUR, 10)
-    warehouse.load(T0, 10)
-    manifest = warehouse.publish(T0, 12, 2)
+    warehouse.load(MIDNIGHT + HOUR, 10)
+    warehouse.load(MIDNIGHT, 10)
+    manifest = warehouse.publish(MIDNIGHT, 12, 2)
     server.put(fault(matching), fault(matching))
     warehouse.load_batch(manifest)
     warehouse.check()
@@ -210,9 +191,9 @@ def test_what_does_not_pass_is_given_up_with_the_repair(
     waits: list[float],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    warehouse.load(T0, 10)
+    warehouse.load(MIDNIGHT, 10)
     before = warehouse.rows()
-    manifest = warehouse.publish(T0, 12, 2)
+    manifest = warehouse.publish(MIDNIGHT, 12, 2)
     code, text = OF_THE_ENGINE["TOO_MANY_PARTS"]
     [fault] = [error_fault("INSERT", code, "TOO_MANY_PARTS", text)]
     server.put(*[fault] * 100)
@@ -263,7 +244,7 @@ def test_an_answer_that_breaks_off_is_read_again(
     text: str,
     said: str,
 ) -> None:
-    warehouse.load(T0, 50)
+    warehouse.load(MIDNIGHT, 50)
     server.put(Fault("break", r"SELECT \*", text=text))
     warehouse.check()
     assert len(waits) == 1
@@ -277,10 +258,10 @@ def test_a_statement_that_does_not_answer_in_time_is_made_good(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(clickhouse, "STATEMENT_SECONDS", 1)
-    warehouse.load(T0 + HOUR, 10)
-    warehouse.load(T0, 10)
+    warehouse.load(MIDNIGHT + HOUR, 10)
+    warehouse.load(MIDNIGHT, 10)
     warehouse.reopen()  # with that time
-    manifest = warehouse.publish(T0, 12, 2)
+    manifest = warehouse.publish(MIDNIGHT, 12, 2)
     server.put(Fault("stall", "RENAME TABLE", is_executed=True, seconds=2))
     warehouse.load_batch(manifest)
     warehouse.check()
@@ -296,7 +277,7 @@ def test_a_server_that_is_starting_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = free_port()
-    settings = Settings.from_environment(environment_of(tmp_path, port))
+    settings = settings_of_server(tmp_path, port)
     with ExitStack() as stack:
 
         def start(_: float) -> None:
@@ -318,10 +299,10 @@ def test_a_server_that_is_killed_and_started_again_in_the_middle_of_a_load(
     with ExitStack() as stack:
         arguments = (tmp_path / "engine", "--port", str(port), *USERS)
         server = stack.enter_context(running(*arguments))
-        warehouse = Warehouse(tmp_path, environment_of(tmp_path, port))
+        warehouse = warehouse_of(tmp_path, port)
         for number in range(3):
-            warehouse.load(T0 + number * HOUR, 10)
-        manifest = warehouse.publish(T0, 12, 2)
+            warehouse.load(MIDNIGHT + number * HOUR, 10)
+        manifest = warehouse.publish(MIDNIGHT, 12, 2)
         server.put(Fault("reset", statement, is_executed=True))
 
         def restart(_: float) -> None:
@@ -340,7 +321,7 @@ def test_no_session_is_needed(
     warehouse: Warehouse, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every statement above may reach another node; the server knows no session."""
-    warehouse.load(T0, 10)
+    warehouse.load(MIDNIGHT, 10)
     get_client = clickhouse_connect.get_client
     monkeypatch.setattr(
         clickhouse_connect,
@@ -359,7 +340,7 @@ def test_a_statement_of_an_earlier_load_is_waited_for(
     warehouse: Warehouse, server: Running
 ) -> None:
     """On a server it runs on, although its load is gone."""
-    warehouse.load(T0, 10)
+    warehouse.load(MIDNIGHT, 10)
     staging = warehouse.database.qualified(f"{TABLE}__staging")
     warehouse.database.execute(f"CREATE TABLE {staging} AS {TABLE}")
     left = f"INSERT INTO {staging} SELECT * FROM {TABLE} WHERE sleepEachRow(0.1) = 0"
@@ -375,7 +356,7 @@ def test_a_statement_of_an_earlier_load_is_waited_for(
     ):
         pass
     server.put()
-    warehouse.load(T0, 12, 2)
+    warehouse.load(MIDNIGHT, 12, 2)
     earlier.join()
     executed = server.put()
     [dropped, *_] = [number for number, sql in enumerate(executed) if sql.startswith("DROP TABLE")]
@@ -395,14 +376,14 @@ def test_an_earlier_statement_that_does_not_end_is_named(
 def test_a_repeatable_statement_is_repeated(
     warehouse: Warehouse, server: Running, waits: list[float]
 ) -> None:
-    warehouse.load(T0, 10)
-    warehouse.load(T0 + 24 * HOUR, 10)
+    warehouse.load(MIDNIGHT, 10)
+    warehouse.load(MIDNIGHT + 24 * HOUR, 10)
     server.put(Fault("reset", "DROP PARTITION", is_executed=True, times=2))
     warehouse.database.execute_until_done(
-        f"ALTER TABLE {TABLE} DROP PARTITION ID {{id:String}}", {"id": f"{T0:%Y%m%d}"}, {}
+        f"ALTER TABLE {TABLE} DROP PARTITION ID {{id:String}}", {"id": f"{MIDNIGHT:%Y%m%d}"}, {}
     )
     assert len(waits) == 2
-    del warehouse.expected[T0]
+    del warehouse.expected[MIDNIGHT]
     warehouse.check()
 
 
@@ -412,9 +393,7 @@ def test_a_repeatable_statement_is_repeated(
 def test_a_wrong_password_is_said_at_once(
     tmp_path: Path, server: Running, waits: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = Settings.from_environment(
-        environment_of(tmp_path, server.port, CLICKHOUSE_PASSWORD=f"not {SECRET}")
-    )
+    settings = settings_of_server(tmp_path, server.port, CLICKHOUSE_PASSWORD=f"not {SECRET}")
     with (
         pytest.raises(
             ClickHouseError,
@@ -434,131 +413,17 @@ def test_a_wrong_password_is_said_at_once(
 def test_a_read_only_user_is_said_at_once(
     tmp_path: Path, warehouse: Warehouse, server: Running, waits: list[float]
 ) -> None:
-    warehouse.publish(T0, 10)
-    reader = Settings.from_environment(
-        environment_of(
-            tmp_path,
-            server.port,
-            CLICKHOUSE_USERNAME="reader",
-            CLICKHOUSE_DATABASE=warehouse.settings.clickhouse_database,
-        )
+    warehouse.publish(MIDNIGHT, 10)
+    reader = settings_of_server(
+        tmp_path,
+        server.port,
+        CLICKHOUSE_USERNAME="reader",
+        CLICKHOUSE_DATABASE=warehouse.settings.clickhouse_database,
     )
     with (
         connect(reader) as database,
         pytest.raises(ClickHouseError, match=r"READONLY.*; let CLICKHOUSE_USERNAME be a user"),
     ):
-        HourLoader(database, warehouse.store).load([T0])
+        HourLoader(database, warehouse.store).load([MIDNIGHT])
     assert waits == []
     assert left_over_tables(warehouse.database) == []
-
-
-# TLS
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two authorities, and certificates of the first for a server and a client."""
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for authority in ("ca", "other-ca"):
-        openssl(
-            *("req", "-x509", *key, "-subj", f"/CN={authority}"),
-            *("-addext", "keyUsage=critical,keyCertSign", "-days", "2"),
-            *("-keyout", f"{authority}.key", "-out", f"{authority}.pem"),
-        )
-    for name, extension in (("server", "subjectAltName=IP:127.0.0.1"), ("client", "")):
-        openssl(
-            *("req", "-x509", *key, "-CA", "ca.pem", "-CAkey", "ca.key", "-days", "2"),
-            *("-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt"),
-            *(("-addext", extension) if extension else ()),
-            *("-addext", "basicConstraints=critical,CA:false"),
-        )
-        pem = (folder / f"{name}.crt").read_text() + (folder / f"{name}.key").read_text()
-        (folder / f"{name}.pem").write_text(pem)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tls_server(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(
-        tmp_path_factory.mktemp("tls"), *USERS, "--certificate", str(certificates / "server.pem")
-    ) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def strict_server(
-    certificates: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
-    """A server that demands a client certificate."""
-    with running(
-        tmp_path_factory.mktemp("strict"),
-        *(*USERS, "--certificate", str(certificates / "server.pem")),
-        *("--client-ca", str(certificates / "ca.pem")),
-    ) as server:
-        yield server
-
-
-def one_over_tls(folder: Path, port: int, **values: Path | str) -> object:
-    """Ask a server that speaks TLS for the number 1."""
-    environment = environment_of(folder, port, CLICKHOUSE_DATABASE="default")
-    environment["CLICKHOUSE_ENDPOINT"] = f"https://127.0.0.1:{port}"
-    environment |= {f"CLICKHOUSE_{name}": str(value) for name, value in values.items()}
-    with connect(Settings.from_environment(environment)) as database:
-        return database.value("SELECT 1")
-
-
-def test_a_server_of_the_named_authority_is_trusted(
-    tmp_path: Path, tls_server: Running, certificates: Path
-) -> None:
-    assert one_over_tls(tmp_path, tls_server.port, CA_CERT=certificates / "ca.pem") == 1
-
-
-@pytest.mark.parametrize("authority", ["other-ca.pem", ""], ids=["another", "the usual ones"])
-def test_a_server_of_another_authority_is_refused_at_once(
-    tmp_path: Path, tls_server: Running, certificates: Path, waits: list[float], authority: str
-) -> None:
-    ca_cert = certificates / authority if authority else ""
-    with pytest.raises(
-        ClickHouseError,
-        match=r"^ClickHouse: no TLS connection: .*certificate verify failed.*; see CLICKHOUSE_CA_C",
-    ) as caught:
-        one_over_tls(tmp_path, tls_server.port, CA_CERT=ca_cert)
-    assert "\n" not in str(caught.value)
-    assert waits == []
-
-
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-def test_without_verification_any_server_is_taken(tmp_path: Path, tls_server: Running) -> None:
-    assert one_over_tls(tmp_path, tls_server.port, VERIFY="false") == 1
-
-
-CLIENT_FILES = {"CLIENT_CERT": "crt", "CLIENT_KEY": "key"}
-
-
-@pytest.mark.parametrize("password", [SECRET, ""], ids=["beside a password", "alone"])
-def test_a_client_certificate_is_shown(
-    tmp_path: Path, strict_server: Running, certificates: Path, password: str
-) -> None:
-    options = {name: certificates / f"client.{end}" for name, end in CLIENT_FILES.items()}
-    ca_cert = certificates / "ca.pem"
-    port = strict_server.port
-    assert one_over_tls(tmp_path, port, PASSWORD=password, CA_CERT=ca_cert, **options) == 1
-
-
-def test_without_the_client_certificate_that_is_demanded_the_error_names_it(
-    tmp_path: Path, strict_server: Running, certificates: Path, waits: list[float]
-) -> None:
-    # TLS 1.3 asks for it after the client's handshake, so that the server's alert can be lost when
-    # it closes; what to do is said in either case.
-    repair = "; see CLICKHOUSE_CA_CERT, CLICKHOUSE_CLIENT_CERT and CLICKHOUSE_CLIENT_KEY$"
-    with pytest.raises(
-        ClickHouseError,
-        match=rf"^ClickHouse: no TLS connection: .*(CERTIFICATE_REQUIRED|EOF).*{repair}",
-    ):
-        one_over_tls(tmp_path, strict_server.port, CA_CERT=certificates / "ca.pem")
-    assert waits == []

@@ -1,17 +1,15 @@
 """The roll-up on the real engine: it is what plain SQL makes of llm_traces, at every moment."""
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
 from itertools import count
 from typing import Any
 
 import pytest
 
-from llm_trace_pipeline.batches.erasures import Erasure
-from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import ROLLUP, VIEWS, Database, connect
+from llm_trace_pipeline.clickhouse.client import ROLLUP, VIEWS, Database
 from llm_trace_pipeline.clickhouse.rollup import (
     COLUMNS,
     DIMENSIONS,
@@ -21,7 +19,7 @@ from llm_trace_pipeline.clickhouse.rollup import (
     compare_rollup,
     roll_up,
 )
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
@@ -29,11 +27,16 @@ from llm_trace_pipeline.trace.columns import COST_COLUMNS, TOKEN_COLUMNS
 from llm_trace_pipeline.upkeep.erase import count_traces, record, remove_from_batches
 from llm_trace_pipeline.upkeep.erase import remove_from_clickhouse as erase_from_clickhouse
 from llm_trace_pipeline.upkeep.retention import apply_retention
-from tests.clickhouse.upsert_process import T0, TABLE, Row, make_rows, publish
-from tests.target import drop_database, environment_of, make_database
+from tests.harness.rows import DAY, MIDNIGHT, TABLE, Row, erasure, make_rows
+from tests.harness.statements import (
+    Stopped,
+    another_writer,
+    leaving_old_and_new_parts,
+    stopping_after,
+)
+from tests.harness.warehouse import Warehouse, drop_database, environment_of, make_database
 
-DAY = timedelta(days=1)
-HOURS = [T0 + number * HOUR for number in (0, 1, 2, 22, 23)]
+HOURS = [MIDNIGHT + number * HOUR for number in (0, 1, 2, 22, 23)]
 
 
 def calls(hour: datetime, rows: int, seed: int = 1) -> list[Row]:
@@ -50,23 +53,17 @@ def calls(hour: datetime, rows: int, seed: int = 1) -> list[Row]:
     return made
 
 
-class Warehouse:
-    """A ClickHouse and a batch store of their own, and the hours that were rolled up."""
+class RolledUp(Warehouse):
+    """A warehouse that rolls up what it loaded, and compares the roll-up with SQL."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self.settings, self.database = settings, database
-        self.store = BatchStore.of(self.settings)
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
         self.rolled: set[datetime] = set()
-
-    def load(self, hour: datetime, rows: list[Row]) -> None:
-        """Make the rows the hour's batch, and load it into the table of traces."""
-        self.load_all({hour: rows})
 
     def load_all(self, batches: dict[datetime, list[Row]]) -> None:
         for hour, rows in batches.items():
-            publish(self.store, hour, rows)
-        results = HourLoader(self.database, self.store).load(list(batches))
-        assert [result.differences for result in results] == [()] * len(batches)
+            self.publish(hour, rows)
+        self.load_hours(*batches)
 
     def roll_up(self, *hours: datetime) -> list[RollupResult]:
         results = roll_up(self.database, self.store, hours)
@@ -106,30 +103,30 @@ class Warehouse:
 
 
 @pytest.fixture(scope="module")
-def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolledUp]:
     """One for all tests: each leaves the roll-up exact."""
     settings = Settings.from_environment(environment_of(tmp_path_factory.mktemp("rollup")))
     make_database(settings)
-    with connect(settings) as database:
-        yield Warehouse(settings, database)
+    with closing(RolledUp(settings)) as warehouse:
+        yield warehouse
     drop_database(settings)
 
 
 @pytest.fixture
-def loaded(warehouse: Warehouse) -> Warehouse:
+def loaded(warehouse: RolledUp) -> RolledUp:
     """Five hours of a day, loaded and rolled up."""
     warehouse.load_all({hour: calls(hour, 10 + 20 * n) for n, hour in enumerate(HOURS)})
     warehouse.roll_up(*HOURS)
     return warehouse
 
 
-def test_the_rollup_is_what_the_calls_add_up_to(loaded: Warehouse) -> None:
+def test_the_rollup_is_what_the_calls_add_up_to(loaded: RolledUp) -> None:
     loaded.check()
     unpriced = loaded.database.rows(f"SELECT sum(unpriced_calls) AS calls FROM {ROLLUP}")
     assert unpriced[0]["calls"] > 0
 
 
-def test_the_columns_are_those_of_the_table(loaded: Warehouse) -> None:
+def test_the_columns_are_those_of_the_table(loaded: RolledUp) -> None:
     columns = loaded.database.rows(
         "SELECT name FROM system.columns WHERE database = currentDatabase() "
         "AND table = {table:String}",
@@ -138,7 +135,7 @@ def test_the_columns_are_those_of_the_table(loaded: Warehouse) -> None:
     assert sorted(column["name"] for column in columns) == sorted(COLUMNS)
 
 
-def test_merged_latencies_are_within_a_percent_of_the_exact_ones(loaded: Warehouse) -> None:
+def test_merged_latencies_are_within_a_percent_of_the_exact_ones(loaded: RolledUp) -> None:
     for key in ("hour", "organization_id", "is_byok", "1"):
         merged = loaded.database.rows(
             f"SELECT {key} AS key, quantilesBFloat16Merge(0.5, 0.95)(latency_ms) AS latency "
@@ -154,9 +151,9 @@ def test_merged_latencies_are_within_a_percent_of_the_exact_ones(loaded: Warehou
             assert ours["latency"] == pytest.approx(theirs["latency"], rel=0.01)
 
 
-def test_the_views_sum_up_what_is_billed_apart_from_calls_by_own_keys(loaded: Warehouse) -> None:
-    loaded.load(T0 + DAY, calls(T0 + DAY, 20))
-    loaded.roll_up(T0 + DAY)
+def test_the_views_sum_up_what_is_billed_apart_from_calls_by_own_keys(loaded: RolledUp) -> None:
+    loaded.load(MIDNIGHT + DAY, calls(MIDNIGHT + DAY, 20))
+    loaded.roll_up(MIDNIGHT + DAY)
     [unrolled] = loaded.database.rows(f"SELECT sum(calls) AS calls FROM {ROLLUP}")
     [all_calls] = loaded.database.rows(f"SELECT count() AS calls FROM {TABLE}")
     assert unrolled == all_calls
@@ -176,7 +173,7 @@ def test_the_views_sum_up_what_is_billed_apart_from_calls_by_own_keys(loaded: Wa
             {**row, "cost": row["cost"] or 0, "byok": row["byok"] or 0} for row in expected
         ] == (found)
     [month] = loaded.database.rows("SELECT min(month) AS month FROM llm_usage_monthly")
-    assert f"{month['month']}" == f"{T0:%Y-%m-%d}"
+    assert f"{month['month']}" == f"{MIDNIGHT:%Y-%m-%d}"
 
 
 @pytest.mark.parametrize(
@@ -187,9 +184,9 @@ def test_the_views_sum_up_what_is_billed_apart_from_calls_by_own_keys(loaded: Wa
     ],
 )
 def test_the_latencies_of_the_views_are_those_of_the_calls(
-    loaded: Warehouse, view: str, period: str
+    loaded: RolledUp, view: str, period: str
 ) -> None:
-    hour = T0 + 5 * DAY
+    hour = MIDNIGHT + 5 * DAY
     same = {"agent_id": "agent-0", "call_type": "summary", "billing_plan_type": "pro"}
     loaded.load(hour, [row | same for row in calls(hour, 120)])
     loaded.roll_up(hour)
@@ -212,7 +209,7 @@ def test_the_latencies_of_the_views_are_those_of_the_calls(
         assert [ours["p50"], ours["p95"]] == pytest.approx(theirs["latency"], rel=0.01)
 
 
-def test_an_hour_that_equals_is_left_alone(loaded: Warehouse) -> None:
+def test_an_hour_that_equals_is_left_alone(loaded: RolledUp) -> None:
     before = loaded.parts()
     results = loaded.roll_up(*HOURS)
     assert not any(result.was_written for result in results)
@@ -234,7 +231,7 @@ def test_an_hour_that_equals_is_left_alone(loaded: Warehouse) -> None:
         ),
     ],
 )
-def test_an_hour_that_changed_is_rolled_up_again(loaded: Warehouse, rows: list[Row]) -> None:
+def test_an_hour_that_changed_is_rolled_up_again(loaded: RolledUp, rows: list[Row]) -> None:
     loaded.load(HOURS[1], rows)
     found = loaded.compare()
     assert list(found) == [HOURS[1]]
@@ -244,14 +241,14 @@ def test_an_hour_that_changed_is_rolled_up_again(loaded: Warehouse, rows: list[R
     loaded.check()
 
 
-def test_an_hour_without_calls_leaves_no_row(loaded: Warehouse) -> None:
-    [result] = loaded.roll_up(T0 + 5 * HOUR)
+def test_an_hour_without_calls_leaves_no_row(loaded: RolledUp) -> None:
+    [result] = loaded.roll_up(MIDNIGHT + 5 * HOUR)
     assert (result.was_written, result.found) == (False, NOTHING)
     loaded.check()
 
 
-def test_a_day_that_became_empty_leaves_no_row(warehouse: Warehouse) -> None:
-    hour = T0 + 7 * DAY
+def test_a_day_that_became_empty_leaves_no_row(warehouse: RolledUp) -> None:
+    hour = MIDNIGHT + 7 * DAY
     warehouse.load(hour, calls(hour, 10))
     warehouse.roll_up(hour)
     warehouse.load(hour, [])
@@ -260,9 +257,9 @@ def test_a_day_that_became_empty_leaves_no_row(warehouse: Warehouse) -> None:
 
 
 def test_hours_of_a_day_are_swapped_in_together(
-    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+    warehouse: RolledUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hours = [T0 + 9 * DAY + number * HOUR for number in range(20, 28)]  # over midnight
+    hours = [MIDNIGHT + 9 * DAY + number * HOUR for number in range(20, 28)]  # over midnight
     warehouse.load_all({hour: calls(hour, 5) for hour in hours})
     windows: list[int] = []
     replace = RollupLoader._replace
@@ -290,7 +287,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_found_and_repaired(loaded: Warehouse, damage: str) -> None:
+def test_damage_is_found_and_repaired(loaded: RolledUp, damage: str) -> None:
     loaded.database.execute(damage, None, {"mutations_sync": 2, "lightweight_deletes_sync": 2})
     found = loaded.compare()
     assert list(found) == [HOURS[1]]
@@ -300,33 +297,11 @@ def test_damage_is_found_and_repaired(loaded: Warehouse, damage: str) -> None:
     loaded.check()
 
 
-class StoppedError(Exception):
-    """The process would have ended here."""
-
-
-@contextmanager
-def stopping_after(monkeypatch: pytest.MonkeyPatch, statements: int) -> Iterator[None]:
-    """Stop after so many statements that change something."""
-    remaining = statements
-    execute: Callable[..., None] = Database.execute
-
-    def stopping(self: Database, *arguments: Any) -> None:
-        nonlocal remaining
-        execute(self, *arguments)
-        remaining -= 1
-        if not remaining:
-            raise StoppedError
-
-    with monkeypatch.context() as context:
-        context.setattr(Database, "execute", stopping)
-        yield
-
-
 @pytest.mark.parametrize("is_first", [False, True], ids=["an hour differs", "the first ever"])
 def test_a_stop_after_any_statement_is_made_good_by_the_next_roll_up(
-    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch, is_first: bool
+    warehouse: RolledUp, is_first: bool
 ) -> None:
-    hours = [T0 + 13 * DAY] if is_first else [T0 + 12 * DAY, T0 + 12 * DAY + HOUR]
+    hours = [MIDNIGHT + 13 * DAY] if is_first else [MIDNIGHT + 12 * DAY, MIDNIGHT + 12 * DAY + HOUR]
     before = warehouse.rolled.union(hours)
     warehouse.load_all({hour: calls(hour, 4) for hour in hours})
     warehouse.roll_up(*hours)
@@ -337,9 +312,9 @@ def test_a_stop_after_any_statement_is_made_good_by_the_next_roll_up(
         else:
             warehouse.database.execute(doubled, {"hour": hours[0]})
         try:
-            with stopping_after(monkeypatch, statements):
+            with stopping_after(statements):
                 warehouse.roll_up(hours[0])
-        except StoppedError:
+        except Stopped:
             warehouse.roll_up(hours[statements % len(hours)])  # the other one makes it good too
             warehouse.rolled = set(hours) if is_first else before
             warehouse.check()
@@ -351,13 +326,13 @@ def test_a_stop_after_any_statement_is_made_good_by_the_next_roll_up(
     warehouse.check()
 
 
-def drop_rollup(warehouse: Warehouse) -> None:
+def drop_rollup(warehouse: RolledUp) -> None:
     for name in (*VIEWS, ROLLUP):
         warehouse.database.execute(f"DROP TABLE IF EXISTS {name} SYNC")
     warehouse.rolled.clear()
 
 
-def views_of(warehouse: Warehouse) -> set[str]:
+def views_of(warehouse: RolledUp) -> set[str]:
     """Return the views that add up the same calls as the roll-up."""
     [rolled] = warehouse.database.rows(f"SELECT sum(calls) AS calls FROM {ROLLUP}")
     views = warehouse.database.rows(
@@ -372,11 +347,11 @@ def views_of(warehouse: Warehouse) -> set[str]:
 
 @pytest.mark.parametrize("statements", [1, 2, 3])
 def test_a_first_definition_that_stopped_is_finished_by_the_next(
-    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, statements: int
+    loaded: RolledUp, statements: int
 ) -> None:
     everything = sorted(loaded.rolled)
     drop_rollup(loaded)
-    with pytest.raises(StoppedError), stopping_after(monkeypatch, statements):
+    with pytest.raises(Stopped), stopping_after(statements):
         loaded.database.define_table(ROLLUP)
     assert len(views_of(loaded)) == statements - 1
     loaded.database.define_table(ROLLUP)
@@ -386,7 +361,7 @@ def test_a_first_definition_that_stopped_is_finished_by_the_next(
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_view_that_was_dropped_is_made_again(loaded: Warehouse, view: str) -> None:
+def test_a_view_that_was_dropped_is_made_again(loaded: RolledUp, view: str) -> None:
     parts = loaded.parts()
     loaded.database.execute(f"DROP VIEW {view} SYNC")
     assert loaded.compare() == {}
@@ -394,8 +369,8 @@ def test_a_view_that_was_dropped_is_made_again(loaded: Warehouse, view: str) -> 
     assert loaded.parts() == parts
 
 
-def test_an_hour_whose_batch_is_gone_is_rolled_up(loaded: Warehouse) -> None:
-    hour = T0 + 14 * DAY
+def test_an_hour_whose_batch_is_gone_is_rolled_up(loaded: RolledUp) -> None:
+    hour = MIDNIGHT + 14 * DAY
     loaded.load(hour, calls(hour, 10))
     loaded.store.remove(hour)
     [result] = loaded.roll_up(hour)
@@ -404,54 +379,33 @@ def test_an_hour_whose_batch_is_gone_is_rolled_up(loaded: Warehouse) -> None:
 
 
 @pytest.mark.parametrize("table", [ROLLUP, TABLE], ids=["of the roll-up", "of the traces"])
-def test_a_swap_that_left_old_and_new_parts_is_finished_first(
-    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch, table: str
-) -> None:
-    """The state that a kill inside REPLACE leaves behind now and then, made on purpose."""
-    execute = Database.execute
-
-    def leaving_both(self: Database, sql: str, *arguments: Any) -> None:
-        if "REPLACE PARTITION" in sql and f"`{table}__ready`" in sql:
-            execute(self, sql.replace("REPLACE", "ATTACH"), *arguments)
-            raise StoppedError
-        execute(self, sql, *arguments)
-
-    def load_and_roll_up() -> None:
+def test_a_swap_that_left_old_and_new_parts_is_finished_first(loaded: RolledUp, table: str) -> None:
+    with leaving_old_and_new_parts(f"`{table}__ready`"):
         loaded.load(HOURS[1], calls(HOURS[1], 12, seed=2))
         loaded.roll_up(HOURS[1])
-
-    with monkeypatch.context() as context:
-        context.setattr(Database, "execute", leaving_both)
-        with pytest.raises(StoppedError):
-            load_and_roll_up()
     assert loaded.compare().keys() <= {HOURS[1]}
     loaded.roll_up(HOURS[1])
     loaded.check()
 
 
-def test_another_writer_is_named_with_the_asset_to_materialize(
-    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_writer_is_named_with_the_asset_to_materialize(loaded: RolledUp) -> None:
     loaded.load(HOURS[1], calls(HOURS[1], 12, seed=2))
-    execute = Database.execute
-
-    def inserting_before(self: Database, sql: str, *arguments: Any) -> None:
-        if "RENAME TABLE" in sql:
-            execute(self, f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} {IN_HOUR} LIMIT 1")
-        execute(self, sql, *arguments)
-
-    with monkeypatch.context() as context:
-        context.setattr(Database, "execute", inserting_before)
-        with pytest.raises(
+    inserting = f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} {IN_HOUR} LIMIT 1"
+    with (
+        another_writer(
+            lambda: loaded.database.execute(inserting), before="RENAME TABLE", times=ATTEMPTS
+        ),
+        pytest.raises(
             ClickHouseError, match=f"of {ROLLUP} during .* then materialize {ROLLUP} again"
-        ):
-            loaded.roll_up(HOURS[1])
+        ),
+    ):
+        loaded.roll_up(HOURS[1])
     loaded.roll_up(HOURS[1])
     loaded.check()
 
 
 def test_a_reader_sees_the_hour_as_it_was_or_as_it_is(
-    loaded: Warehouse, monkeypatch: pytest.MonkeyPatch
+    loaded: RolledUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     query = f"SELECT hour, sum(calls) AS calls FROM {ROLLUP} GROUP BY hour ORDER BY hour"
     before = loaded.database.rows(query)
@@ -477,31 +431,27 @@ def test_a_reader_sees_the_hour_as_it_was_or_as_it_is(
 )
 @pytest.mark.parametrize("is_cut", [False, True], ids=["at once", "cut and repeated"])
 def test_an_erased_organization_is_gone_from_the_rollup(
-    loaded: Warehouse,
+    loaded: RolledUp,
     monkeypatch: pytest.MonkeyPatch,
     is_cut: bool,
     kept_from: datetime | None,  # where the retention begins, which has dropped nothing yet
 ) -> None:
-    erasure = Erasure(
-        organization_id="org-1",
-        agent_id=None,
-        before=HOURS[2] + HOUR / 2,  # of that hour, some calls stay
-        recorded_at=datetime.now(UTC),
-    )
-    assert set(count_traces(loaded.database, loaded.store, erasure).rollup) == set(HOURS[:2])
+    # Of the last hour, some calls stay.
+    erased = erasure("org-1", before=HOURS[2] + HOUR / 2)
+    assert set(count_traces(loaded.database, loaded.store, erased).rollup) == set(HOURS[:2])
     # One part of all hours, of which a swap only masks rows, until a merge takes them away.
     loaded.database.execute(f"OPTIMIZE TABLE {ROLLUP} FINAL")
     setting = "max_bytes_to_merge_at_max_space_in_pool"
     loaded.database.execute(f"ALTER TABLE {ROLLUP} MODIFY SETTING {setting} = 1")
-    record(loaded.store, erasure)
-    remove_from_batches(loaded.store, erasure)
+    record(loaded.store, erased)
+    remove_from_batches(loaded.store, erased)
     if is_cut:
         with monkeypatch.context() as context:
             context.setattr("llm_trace_pipeline.upkeep.erase.roll_up", _stop)
-            with pytest.raises(StoppedError):
-                erase_from_clickhouse(loaded.database, loaded.store, erasure, kept_from)
-    erase_from_clickhouse(loaded.database, loaded.store, erasure, kept_from)
-    assert count_traces(loaded.database, loaded.store, erasure).is_nothing
+            with pytest.raises(Stopped):
+                erase_from_clickhouse(loaded.database, loaded.store, erased, kept_from)
+    erase_from_clickhouse(loaded.database, loaded.store, erased, kept_from)
+    assert count_traces(loaded.database, loaded.store, erased).is_nothing
     on_disk = loaded.database.rows(
         f"SELECT DISTINCT hour FROM {ROLLUP} WHERE organization_id = 'org-1' "
         "AND hour < '2026-03-02' ORDER BY hour "
@@ -513,11 +463,11 @@ def test_an_erased_organization_is_gone_from_the_rollup(
 
 
 def _stop(*_: Any) -> None:
-    raise StoppedError
+    raise Stopped
 
 
-def test_the_retention_drops_the_days_of_both_tables(loaded: Warehouse) -> None:
-    kept = T0 + 20 * DAY
+def test_the_retention_drops_the_days_of_both_tables(loaded: RolledUp) -> None:
+    kept = MIDNIGHT + 20 * DAY
     loaded.load(kept, calls(kept, 5))
     loaded.roll_up(kept)
     settings = loaded.settings.model_copy(update={"retention_days": 1})

@@ -16,10 +16,11 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs import assets
-from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
-from tests.conftest import HOUR, T0, Operational, trace
+from tests.harness.operational import Operational, trace
+from tests.harness.rows import T0
 
 RANGE = "dagster/asset_partition_range_"
 

@@ -23,9 +23,9 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwr
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.demo.traffic import first_hour
-from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
-from tests.conftest import HOUR, PATIENCE_SECONDS, free_port, wait_for
+from tests.harness.processes import PATIENCE_SECONDS, free_port, wait_for
 
 ROOT = Path(__file__).parents[2]
 ASSETS = (

@@ -9,8 +9,10 @@ from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs import assets
-from tests.conftest import HOUR, T0, Operational, trace
+from llm_trace_pipeline.hours import HOUR
 from tests.defs.test_dagster import RANGE, key
+from tests.harness.operational import Operational, trace
+from tests.harness.rows import T0
 
 HOURS = [T0, T0 + HOUR, T0 + 2 * HOUR]
 TAGS = {f"{RANGE}start": key(HOURS[0]), f"{RANGE}end": key(HOURS[-1])}

@@ -16,9 +16,8 @@ import pytest
 from docs.generate import ROOT
 from llm_trace_pipeline.clickhouse.client import ROLLUP
 from llm_trace_pipeline.demo import postgres as demo
-from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
-from tests.conftest import HOUR
 from tests.docs.pages import bare, block_that_sets, commands, page, rows_of_tables
 
 HOURS = 3  # of the demo here, to be quick

@@ -9,7 +9,6 @@ from docs.generate import COMMON_VARIABLES, ROOT, filled, parts
 from llm_trace_pipeline.clickhouse.client import ROLLUP, Database
 from llm_trace_pipeline.reports.invoice import EVENT_SCHEMA, ITEM_SCHEMA
 from llm_trace_pipeline.settings import Settings
-from tests.conftest import Operational
 from tests.docs.pages import (
     TEXTS,
     anchors,
@@ -21,6 +20,7 @@ from tests.docs.pages import (
     relative,
     rows_of_tables,
 )
+from tests.harness.operational import Operational
 
 PACKAGE = ROOT / "llm_trace_pipeline"
 

@@ -24,7 +24,7 @@ from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA, BillingMatcher
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.trace.prices import PACKAGE_VERSION, PACKAGED, PriceBook
-from tests.clickhouse.upsert_process import Row, make_rows, publish
+from tests.harness.rows import Row, make_rows, publish
 
 APRIL = datetime(2025, 4, 1, tzinfo=UTC)
 LAST, BEFORE = APRIL - HOUR, APRIL - 2 * HOUR  # the hours that most tests load

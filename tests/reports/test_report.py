@@ -31,8 +31,8 @@ from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
-from tests.conftest import Operational
 from tests.defs.test_dagster_ui import BROWSER_ARGUMENTS
+from tests.harness.operational import Operational
 
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 5)
 LONG, SHORT, EMPTY = Days(FIRST, LAST), Days(FIRST, FIRST), Days(date(2025, 1, 1), date(2025, 1, 1))

@@ -11,9 +11,10 @@ from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.store import BatchStore, Manifest
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.hours import Window
+from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.source.postgres import Source, SourceOfHours
-from tests.conftest import HOUR, T0, Operational, trace
+from tests.harness.operational import Operational, trace
+from tests.harness.rows import T0
 
 HOURS = [T0 + number * HOUR for number in range(6)]
 DROP_INDEX = "DROP INDEX ix_provider_traces_created_at"

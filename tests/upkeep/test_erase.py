@@ -23,12 +23,14 @@ from llm_trace_pipeline.batches.store import BatchStore, HourWriter, Manifest
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import PipelineError, SettingsError
+from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.prices import PACKAGED
 from llm_trace_pipeline.upkeep import erase as command
 from llm_trace_pipeline.upkeep.erase import erase
-from tests.conftest import HOUR, T0, Operational, trace
+from tests.harness.operational import Operational, trace
+from tests.harness.rows import T0
 
 GONE, STAYS = "org-to-be-erased", "org-that-stays"
 TOO_DEEP = "[" * 2000 + "]" * 2000  # a response that cannot be read

@@ -13,12 +13,14 @@ from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.rollup import roll_up
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.upkeep.preflight import _needed_grants, check_source
 from llm_trace_pipeline.upkeep.reconcile import reconcile
-from tests.conftest import HOUR, T0, Operational, trace
+from tests.harness.operational import Operational, trace
+from tests.harness.rows import T0
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from llm_trace_pipeline.cli.commands import run_command
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.errors import PipelineError, SourceError
+from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import standby
 from llm_trace_pipeline.source.postgres import Source
@@ -35,7 +36,9 @@ from llm_trace_pipeline.upkeep.preflight import (
     check_source,
     check_target,
 )
-from tests.conftest import HOUR, T0, Operational, trace, wait_for
+from tests.harness.operational import Operational, trace
+from tests.harness.processes import wait_for
+from tests.harness.rows import T0
 
 HOURS = [T0]
 UNTIL = T0 + HOUR

@@ -35,10 +35,10 @@ from llm_trace_pipeline.defs.checks import (
 from llm_trace_pipeline.defs.runs import hours_of_run, tags_of
 from llm_trace_pipeline.defs.sensors import Asked
 from llm_trace_pipeline.defs.stores import Stores
-from llm_trace_pipeline.hours import HOURS_PER_RUN, Window, key_of, ranges
+from llm_trace_pipeline.hours import HOUR, HOURS_PER_RUN, Window, key_of, ranges
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upkeep.reconcile import hours_to_reconcile
-from tests.conftest import HOUR, Operational, trace
+from tests.harness.operational import Operational, trace
 
 H0 = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 12 * HOUR
 H1, H2, H3 = (H0 + n * HOUR for n in (1, 2, 3))

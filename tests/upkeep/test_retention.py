@@ -17,11 +17,11 @@ from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.upkeep.retention import apply_retention, line_before
-from tests.conftest import HOUR, Operational, trace
+from tests.harness.operational import Operational, trace
 
 DAYS = 30
 LINE = datetime(2026, 3, 1, tzinfo=UTC)

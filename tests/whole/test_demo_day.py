@@ -12,9 +12,10 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.demo.traffic import add_traffic
+from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
-from tests.conftest import HOUR, Operational
+from tests.harness.operational import Operational
 
 START = datetime(2026, 3, 2, 15, tzinfo=UTC)  # the demo changes a plan on the day after its first
 HOURS = 24

@@ -36,16 +36,10 @@ from dagster_k8s import K8sRunLauncher
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
-from tests.conftest import (
-    PATIENCE_SECONDS,
-    T0,
-    Operational,
-    S3Server,
-    execute,
-    free_port,
-    trace,
-    wait_for,
-)
+from tests.harness.bucket import S3Server
+from tests.harness.operational import Operational, execute, trace
+from tests.harness.processes import PATIENCE_SECONDS, free_port, wait_for
+from tests.harness.rows import T0
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -14,9 +14,9 @@ from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import ROOT, read_sql
 from llm_trace_pipeline.trace.columns import COLUMNS
-from tests.clickhouse.upsert_process import T0, Row, make_rows, publish
+from tests.harness.rows import MIDNIGHT, Row, make_rows, publish
 
-H1 = T0 + HOUR
+H1 = MIDNIGHT + HOUR
 END = H1 + HOUR
 SOON = H1 + HOUR / 20  # when some rows were made
 READ = [column.name for column in COLUMNS[:31]]  # what readers of the table select
@@ -44,14 +44,14 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database,
     store = BatchStore.of(settings)
     with connect(settings) as database:
         loader = HourLoader(database, store)
-        for hour in (T0, H1):
+        for hour in (MIDNIGHT, H1):
             publish(store, hour, rows_of(hour, 1)[2:])
             loader.load([hour])
-        now = [*rows_of(T0, 2)[:-1], *rows_of(H1, 1)]
-        publish(store, T0, now[:39])
+        now = [*rows_of(MIDNIGHT, 2)[:-1], *rows_of(H1, 1)]
+        publish(store, MIDNIGHT, now[:39])
         publish(store, H1, now[39:])
         for _ in range(2):
-            loader.load([T0, H1], force=True)
+            loader.load([MIDNIGHT, H1], force=True)
         yield database, now
 
 
@@ -116,14 +116,14 @@ def test_a_call_by_its_id(loaded: tuple[Database, list[Row]]) -> None:
         assert found == [read(row)]
         assert [list(each) for each in found] == [READ]
         assert ask(loaded, "call_by_id", id=row["id"], organization_id="another")[0] == []
-    gone = rows_of(T0, 1)[-1]
+    gone = rows_of(MIDNIGHT, 1)[-1]
     of_gone = {"id": gone["id"], "organization_id": gone["organization_id"]}
     assert ask(loaded, "call_by_id", **of_gone)[0] == []
 
 
 NO_FILTER = {
     "agent_id": AGENT,
-    "start": T0,
+    "start": MIDNIGHT,
     "end": END,
     "model": "",
     "provider": "",
@@ -177,7 +177,7 @@ def test_pages_hold_every_call_once(loaded: tuple[Database, list[Row]]) -> None:
 
 @pytest.mark.parametrize("group_by", ["model", "agent_id", "call_type", "provider"])
 def test_usage_of_an_organization(loaded: tuple[Database, list[Row]], group_by: str) -> None:
-    start, end = T0 + HOUR / 4, H1 + HOUR / 2
+    start, end = MIDNIGHT + HOUR / 4, H1 + HOUR / 2
     found, rows = ask(loaded, "usage", group_by=group_by, start=start, end=end)
     groups: dict[str, list[Row]] = {}
     for row in rows:

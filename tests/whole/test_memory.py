@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Operational
+from tests.harness.operational import Operational
 
 LIMIT_MB = 1200
 

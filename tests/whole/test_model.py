@@ -40,8 +40,8 @@ from llm_trace_pipeline.source.postgres import Session, Source
 from llm_trace_pipeline.trace.prices import PACKAGED
 from llm_trace_pipeline.upkeep.erase import record, remove_from_batches, remove_from_clickhouse
 from llm_trace_pipeline.upkeep.reconcile import reconcile
-from tests.conftest import Operational
-from tests.target import drop_database, environment_of, make_database
+from tests.harness.operational import Operational
+from tests.harness.warehouse import drop_database, environment_of, make_database
 from tests.whole.model import COLUMNS, HOURS, MOMENTS, Erased, Model, Rows, Trace
 
 SEQUENCES = int(os.environ.get("SOAK_SEQUENCES") or 100)

@@ -1,7 +1,7 @@
 """The whole path on real engines: PostgreSQL, Parquet, ClickHouse, rows read back as values."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,54 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_trace_pipeline.batches import extract
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
-from llm_trace_pipeline.batches.store import BatchStore, Manifest
-from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.batches.extract import capture_billing
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.hours import Window
+from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.upkeep.reconcile import compare_source
-from tests.conftest import HOUR, T0, Operational, trace
+from tests.harness.operational import Operational, billing, trace
+from tests.harness.pipeline import Pipeline
+from tests.harness.rows import T0
 
 CASES = [
     json.loads(line)
     for line in (Path(__file__).parents[1] / "data" / "usage_cases.jsonl").read_text().splitlines()
 ]
-
-
-class Pipeline:
-    """Loads hours the way the assets do, one function after the other."""
-
-    def __init__(self, source: Source, store: BatchStore, database: Database) -> None:
-        self.source, self.store, self.database = source, store, database
-
-    def extract(
-        self, hour: datetime = T0, *, accept_loss: bool = False, only_changed: bool = False
-    ) -> Manifest:
-        history = capture_billing(self.source, self.store).history
-        return extract_hour(
-            self.source,
-            self.store,
-            history,
-            hour,
-            accept_loss=accept_loss,
-            only_changed=only_changed,
-        )
-
-    def load(self, hour: datetime = T0, *, accept_loss: bool = False) -> Manifest:
-        manifest = self.extract(hour, accept_loss=accept_loss)
-        [result] = HourLoader(self.database, self.store).load([hour])
-        assert result.differences == ()
-        return manifest
-
-    def rows(self, columns: str = "*") -> list[dict[str, Any]]:
-        return self.database.rows(f"SELECT {columns} FROM llm_traces ORDER BY created_at, id")
-
-
-@pytest.fixture
-def pipeline(source: Source, store: BatchStore, database: Database) -> Pipeline:
-    return Pipeline(source, store, database)
 
 
 def as_json(value: object) -> str | None:
@@ -425,17 +390,6 @@ def test_soft_deleted_rows_are_gone_after_the_next_load(
     operational.execute("UPDATE provider_traces SET is_deleted = true")
     pipeline.load()
     assert pipeline.rows() == []
-
-
-def billing(organization: str, plan: str, valid_from: datetime) -> dict[str, Any]:
-    return {
-        "organization_id": organization,
-        "plan_type": plan,
-        "cost_source": "quota",
-        "stripe_customer_id": f"cus_{organization}",
-        "created_at": T0 - timedelta(days=100),
-        "updated_at": valid_from,
-    }
 
 
 def test_each_trace_gets_the_plan_that_held_when_it_was_made(

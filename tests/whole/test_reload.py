@@ -17,16 +17,15 @@ from llm_trace_pipeline.batches.extract import capture_billing
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import BatchError, SourceError
-from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session
 from llm_trace_pipeline.trace.billing import BillingMatcher
 from llm_trace_pipeline.trace.prices import PACKAGED
-from tests.conftest import HOUR, T0, Operational, trace
-from tests.target import ENDPOINT, drop_database
-from tests.whole.test_pipeline import Pipeline, billing, pipeline
-
-__all__ = ["pipeline"]  # the fixture
+from tests.harness.operational import Operational, billing, trace
+from tests.harness.pipeline import Pipeline
+from tests.harness.rows import T0
+from tests.harness.warehouse import ENDPOINT, drop_database
 
 
 def statements_of(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:

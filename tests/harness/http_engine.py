@@ -3,9 +3,9 @@
 A process of its own, since an engine takes one folder per process. Every request has a connection
 of its own, as if each one landed on another node of a cluster: nothing of a session survives.
 
-Faults are put in by ``POST /faults`` with a JSON list of :class:`Fault`; the answer is the SQL of
-the statements that the engine has executed since the last such call. ``GET`` answers how many
-faults have not happened yet.
+Faults are put in by ``POST /faults`` with a JSON list of ``Fault``; the answer is the SQL of the
+statements that the engine has executed since the last such call. ``GET`` answers how many faults
+have not happened yet.
 
 With ``--config`` it is a node of the clusters that this configuration of the engine names. What the
 engine cannot do without Keeper and without the native protocol is put differently, and nothing else
@@ -29,12 +29,10 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
 from email import policy
 from email.parser import BytesParser
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -43,11 +41,13 @@ import chdb
 import lz4.frame
 import pyarrow as pa
 
+from tests.harness.http_server import FAULTS_PATH, READY, Fault
+
 # What the interface takes for itself; every other parameter is a setting of the statement.
 _PARAMETERS = frozenset(
     {"query", "database", "query_id", "wait_end_of_query", "client_protocol_version"}
 )
-_FAULTS_PATH = "/faults"
+
 _ROWS_PATH = "/rows"  # of a table: what nodes ask each other for
 _ON_CLUSTER = re.compile(r" ON CLUSTER `[^`]+`")
 _DISTRIBUTED = re.compile(
@@ -55,7 +55,7 @@ _DISTRIBUTED = re.compile(
     r"(?P<comment>COMMENT .*)",
     re.DOTALL,
 )
-_READY = "ready on port "
+
 # As the server maps errors to statuses; 500 is all others.
 _STATUSES = {60: 404, 62: 400, 81: 404, 115: 404, 209: 503, 497: 403, 516: 403}
 _INSERT = re.compile(r"\s*INSERT\s+INTO\s.*\sFORMAT\s+\w+\s*", re.DOTALL | re.IGNORECASE)
@@ -65,27 +65,6 @@ _DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "identity": bytes,
 }
 _ROWS_OF_A_CUT_INSERT = 5
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What goes wrong with the statements that a pattern is found in.
-
-    Kinds: ``status`` (a proxy's answer), ``error`` (the engine's), ``reset`` (of the connection),
-    ``stall`` (no answer for so many seconds), ``break`` (the answer ends in the middle, with the
-    error's text if there is one), ``cut`` (an insert ends after some of its rows, and the
-    connection is reset).
-    """
-
-    kind: str
-    matching: str = ""
-    times: int = 1
-    skip: int = 0  # so many such statements are left alone first
-    is_executed: bool = False  # whether the statement takes effect although its answer is lost
-    status: int = 503
-    code: int = 0
-    text: str = ""  # such as "Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED)"
-    seconds: float = 0
 
 
 class EngineError(Exception):
@@ -317,7 +296,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         encoding = self.headers.get("Content-Encoding", "identity")
         body = _DECODERS[encoding](self.rfile.read(int(self.headers["Content-Length"])))
-        if url.path == _FAULTS_PATH:
+        if url.path == FAULTS_PATH:
             self._answer(200, json.dumps(self.server.put(json.loads(body))).encode())
             return
         try:
@@ -429,57 +408,6 @@ def _quoted(text: str, quote: str = "'") -> str:
     return f"{quote}{escaped}{quote}"
 
 
-@dataclass(frozen=True)
-class Running:
-    """A server in a process of its own."""
-
-    process: subprocess.Popen[str]
-    port: int
-    host: str = "127.0.0.1"
-
-    def put(self, *faults: Fault) -> list[str]:
-        """Replace the faults; return what was executed since the last time."""
-        with closing(HTTPConnection(self.host, self.port)) as connection:
-            connection.request(
-                "POST", _FAULTS_PATH, json.dumps([asdict(fault) for fault in faults])
-            )
-            executed: list[str] = json.loads(connection.getresponse().read())
-        return executed
-
-    def faults_left(self) -> int:
-        """Return how many faults have not happened."""
-        with closing(HTTPConnection(self.host, self.port)) as connection:
-            connection.request("GET", _FAULTS_PATH)
-            return int(connection.getresponse().read())
-
-
-@contextmanager
-def running(folder: Path, *arguments: str, host: str = "127.0.0.1") -> Iterator[Running]:
-    """Run a server on this folder until the end of the block."""
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tests.clickhouse.clickhouse_http",
-            "--host",
-            host,
-            *arguments,
-            str(folder),
-        ],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout
-        line = process.stdout.readline()
-        assert line.startswith(_READY), "the server ended; its error is above"
-        yield Running(process, int(line.removeprefix(_READY)), host)
-    finally:
-        process.kill()
-        process.wait()
-
-
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder")
@@ -511,7 +439,7 @@ def main(arguments: Sequence[str]) -> None:
             }
             done = subprocess.run(given.command, env=os.environ | endpoint, check=False)
             sys.exit(done.returncode)
-        sys.stdout.write(f"{_READY}{server.server_port}\n")
+        sys.stdout.write(f"{READY}{server.server_port}\n")
         sys.stdout.flush()
         server.serve_forever()
 

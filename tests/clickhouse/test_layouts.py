@@ -1,0 +1,119 @@
+"""Tables that somebody else made, of any layout: their hours are exact too."""
+
+import pytest
+
+from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.trace.columns import (
+    ARROW_SCHEMA,
+)
+from tests.harness.rows import MIDNIGHT, TABLE
+from tests.harness.warehouse import Warehouse, left_over_tables
+
+CREATE = read_sql("clickhouse/llm_traces.sql").replace("{table}", TABLE)
+DAILY = "PARTITION BY toDate(created_at)"
+SORTED = "ORDER BY (organization_id, created_at, id)"
+TIME = "DateTime64(6, 'UTC')"
+INDEX = "INDEX by_id id"
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        pytest.param(CREATE.replace(DAILY, by), id=name)
+        for name, by in {
+            "partitioned by month": "PARTITION BY toYYYYMM(created_at)",
+            "partitioned by hour": "PARTITION BY toStartOfHour(created_at)",
+            "not partitioned": "",
+            "partitioned by nothing, in so many words": "PARTITION BY tuple()",
+            "partitioned by month and organization": "PARTITION BY (toYYYYMM(created_at), "
+            "organization_id)",
+        }.items()
+    ]
+    + [
+        pytest.param(CREATE.replace(TIME, "DateTime64(6, 'America/New_York')"), id="New York days"),
+        pytest.param(
+            CREATE.replace(TIME, "DateTime64(6, 'Asia/Kolkata')"),
+            id="Indian days, where an hour spans two partitions",
+        ),
+        pytest.param(CREATE.replace(SORTED, "ORDER BY id"), id="sorted by id alone"),
+        pytest.param(CREATE.replace(SORTED, "ORDER BY tuple()"), id="not sorted"),
+        pytest.param(
+            CREATE.replace(SORTED, f"PRIMARY KEY organization_id {SORTED}"),
+            id="with a shorter primary key",
+        ),
+        pytest.param(
+            CREATE.replace(
+                SORTED, "ORDER BY (organization_id, sipHash64(id)) SAMPLE BY sipHash64(id)"
+            ),
+            id="with a sampling key",
+        ),
+        pytest.param(
+            CREATE.replace("= MergeTree", "= ReplacingMergeTree(created_at)"),
+            id="ReplacingMergeTree",
+        ),
+        pytest.param(
+            CREATE.replace(SORTED, f"{SORTED} TTL toDateTime(created_at) + INTERVAL 50 YEAR"),
+            id="with a TTL",
+        ),
+        pytest.param(
+            CREATE.partition("SETTINGS")[0]
+            + " SETTINGS index_granularity = 16, min_bytes_for_wide_part = 0",
+            id="with settings of its own",
+        ),
+        pytest.param(
+            CREATE.replace(
+                INDEX,
+                "PROJECTION tokens (SELECT organization_id, sum(total_tokens) "
+                f"GROUP BY organization_id), {INDEX}",
+            ),
+            id="with a projection",
+        ),
+        pytest.param(
+            CREATE.replace(
+                INDEX,
+                "cost Float64 DEFAULT 2 * total_tokens, day Date MATERIALIZED toDate(created_at), "
+                f"tag_count UInt64 ALIAS length(agent_tags), CONSTRAINT c CHECK id != '', {INDEX}",
+            ),
+            id="with columns and a constraint of its own",
+        ),
+    ],
+)
+def test_a_table_of_another_layout_holds_exact_hours(warehouse: Warehouse, ddl: str) -> None:
+    warehouse.database.execute(ddl)
+    layout = warehouse.database.layout(TABLE) | {"comment": ""}
+    hours = [MIDNIGHT + number * HOUR for number in (17, 18, 19, 28)]
+    names = ", ".join(ARROW_SCHEMA.names)
+
+    def check() -> None:
+        found = warehouse.database.rows(f"SELECT {names} FROM {TABLE} ORDER BY created_at, id")
+        assert found == [row for hour in hours for row in warehouse.expected.get(hour, [])]
+        assert left_over_tables(warehouse.database) == []
+
+    for hour in hours:
+        assert warehouse.load(hour, 30).repaired_hours == ()
+        check()
+    warehouse.database.execute(f"OPTIMIZE TABLE {TABLE} FINAL")
+    for hour, rows in ((hours[1], 20), (hours[3], 10), (hours[1], 0), (hours[0], 25)):
+        assert warehouse.load(hour, rows, 2).repaired_hours == ()
+        check()
+    assert warehouse.database.layout(TABLE) | {"comment": ""} == layout
+    if "PROJECTION" in ddl:
+        totals = warehouse.database.rows(
+            f"SELECT organization_id, sum(total_tokens) AS tokens FROM {TABLE} "
+            "GROUP BY organization_id ORDER BY organization_id SETTINGS "
+            "optimize_use_projections = 1, force_optimize_projection_name = 'tokens'"
+        )
+        loaded = warehouse.rows()
+        assert [total["tokens"] for total in totals] == [
+            sum(row["total_tokens"] for row in loaded if row["organization_id"] == organization)
+            for organization in sorted({row["organization_id"] for row in loaded})
+        ]
+
+
+def test_a_table_that_keeps_milliseconds_is_reported_as_different(warehouse: Warehouse) -> None:
+    warehouse.database.execute(CREATE.replace(TIME, "DateTime64(3, 'UTC')"))
+    warehouse.publish(MIDNIGHT, 20)
+    [result] = HourLoader(warehouse.database, warehouse.store).load([MIDNIGHT])
+    assert [text.split()[:2] for text in result.differences] == [["content", "hash"]]

@@ -1,0 +1,176 @@
+"""The definition of the table in ``sql/``, and the upgrade of older tables."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.errors import ClickHouseError
+from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.trace.columns import (
+    ARROW_SCHEMA,
+    COLUMNS,
+    COST_COLUMNS,
+    COST_TYPE,
+    SCHEMA_VERSION,
+)
+from llm_trace_pipeline.upkeep.preflight import check_target
+from tests.harness.rows import MIDNIGHT, TABLE, make_rows
+from tests.harness.warehouse import Warehouse, left_over_tables
+
+DATA = Path(__file__).parents[1] / "data"
+
+# The table as it was before billing.
+OWN_COLUMNS = (
+    *("billing_plan_type", "billing_cost_source", "billing_customer_id"),
+    *("billing_match", "payload_hash", *COST_COLUMNS, "price_version"),
+)
+BLANK = dict.fromkeys(OWN_COLUMNS, "") | {"payload_hash": 0} | dict.fromkeys(COST_COLUMNS)
+BEFORE_BILLING = """
+CREATE TABLE {table} (
+    id String, organization_id String, project_id String, agent_id String,
+    agent_tags Array(String), run_id String, step_id String, trace_id String,
+    call_type LowCardinality(String), provider LowCardinality(String), model String,
+    is_byok UInt8, request_size_bytes UInt64, response_size_bytes UInt64, prompt_tokens UInt64,
+    completion_tokens UInt64, total_tokens UInt64, cached_input_tokens Nullable(UInt64),
+    cache_write_tokens Nullable(UInt64), reasoning_tokens Nullable(UInt64), latency_ms UInt64,
+    is_error UInt8, error_type String, error_message String, request_json String CODEC(ZSTD(3)),
+    response_json String, llm_config_json String, created_at DateTime64(6, 'UTC')
+) ENGINE = {engine} PARTITION BY toYYYYMM(created_at) ORDER BY (organization_id, created_at, id)
+"""
+
+
+def columns_of(database: Database, table: str = TABLE) -> list[dict[str, Any]]:
+    return database.rows(
+        "SELECT name, type, comment FROM system.columns WHERE table = {table:String} "
+        "AND database = {database:String} ORDER BY position",
+        {"table": table, "database": database.name},
+    )
+
+
+def test_the_definition_is_the_declared_columns(warehouse: Warehouse) -> None:
+    warehouse.database.define_table(TABLE)
+    families = {
+        pa.string(): ("String", "LowCardinality(String)"),
+        pa.uint64(): ("UInt64",),
+        pa.uint8(): ("UInt8",),
+        pa.list_(pa.string()): ("Array(String)",),
+        pa.timestamp("us", tz="UTC"): ("DateTime64(6, 'UTC')",),
+        COST_TYPE: ("Decimal(38, 18)",),
+    }
+    found = columns_of(warehouse.database)
+    assert [(row["name"], row["comment"]) for row in found] == [
+        (column.name, column.description) for column in COLUMNS
+    ]
+    for row, column in zip(found, COLUMNS, strict=True):
+        types = families[column.arrow_type]
+        if column.is_nullable:
+            types = tuple(f"Nullable({name})" for name in types)
+        if not column.repeats:
+            types = tuple(name for name in types if "LowCardinality" not in name)
+        assert row["type"] in types, column.name
+
+
+def test_defining_the_table_again_changes_nothing(warehouse: Warehouse) -> None:
+    def definition() -> list[dict[str, Any]]:
+        return warehouse.database.rows(f"SHOW CREATE TABLE {TABLE}")
+
+    warehouse.database.define_table(TABLE)
+    first = definition()
+    warehouse.load(MIDNIGHT, 5)
+    warehouse.database.define_table(TABLE)
+    assert definition() == first
+    warehouse.check()
+
+
+@pytest.mark.parametrize("engine", ["ReplacingMergeTree", "MergeTree"])
+def test_a_table_from_before_billing_is_upgraded_with_its_rows(
+    warehouse: Warehouse, engine: str
+) -> None:
+    old = make_rows(MIDNIGHT + 30 * HOUR, 9)
+    old_columns = [name for name in ARROW_SCHEMA.names if name not in OWN_COLUMNS]
+    assert len(old_columns) == 28
+    warehouse.database.define_table("bystander")
+    fresh = columns_of(warehouse.database, "bystander")
+    warehouse.database.execute("DROP TABLE bystander SYNC")
+    warehouse.database.execute(BEFORE_BILLING.format(table=TABLE, engine=engine))
+    warehouse.insert_table(pa.Table.from_pylist(old, ARROW_SCHEMA).select(old_columns))
+    warehouse.expected[MIDNIGHT + 30 * HOUR] = [row | BLANK for row in old]
+
+    for version in (1, 2):
+        warehouse.load(MIDNIGHT, 14, version)
+        warehouse.check()
+    upgraded = columns_of(warehouse.database)
+    assert [row["name"] for row in upgraded] == ARROW_SCHEMA.names
+    assert [row for row in upgraded if row["name"] in OWN_COLUMNS] == [
+        row for row in fresh if row["name"] in OWN_COLUMNS
+    ]
+    assert warehouse.database.layout(TABLE)["engine"] == engine
+    # The old rows' own hour is replaced like any other.
+    warehouse.load(MIDNIGHT + 30 * HOUR, 3)
+    warehouse.check()
+
+
+def schema_of(database: Database) -> str:
+    comment: str = database.layout(TABLE)["comment"]
+    return comment
+
+
+def test_a_table_of_every_older_schema_is_upgraded_with_its_rows(warehouse: Warehouse) -> None:
+    warehouse.database.define_table(TABLE)
+    fresh, comment = columns_of(warehouse.database), schema_of(warehouse.database)
+    assert f"schema {SCHEMA_VERSION})" in comment
+    recorded = [DATA / f"llm_traces_schema_{version}.sql" for version in range(SCHEMA_VERSION)]
+    for path in recorded:
+        warehouse.database.execute(f"DROP TABLE {TABLE} SYNC")
+        warehouse.database.execute(path.read_text().replace("{table}", TABLE))
+        names = [row["name"] for row in columns_of(warehouse.database)]
+        old = pa.Table.from_pylist(make_rows(MIDNIGHT + 2 * HOUR, 9), ARROW_SCHEMA).select(names)
+        warehouse.insert_table(old)
+        missing = {name: BLANK[name] for name in OWN_COLUMNS if name not in names}
+        warehouse.expected = {MIDNIGHT + 2 * HOUR: [row | missing for row in old.to_pylist()]}
+        for version in (1, 2):
+            warehouse.load(MIDNIGHT, 14, version)
+            warehouse.check()
+        assert columns_of(warehouse.database) == fresh
+        assert schema_of(warehouse.database) == comment
+
+
+def test_a_table_that_is_newer_is_refused_and_left_alone(warehouse: Warehouse) -> None:
+    warehouse.load(MIDNIGHT, 10)
+    warehouse.database.execute(f"ALTER TABLE {TABLE} ADD COLUMN later String AFTER created_at")
+    newer = "One row per LLM call (llm_trace_pipeline schema 999)."
+    warehouse.database.execute(f"ALTER TABLE {TABLE} MODIFY COMMENT '{newer}'")
+    before = warehouse.rows()
+    manifest = warehouse.publish(MIDNIGHT, 12, 2)
+    with pytest.raises(ClickHouseError, match=r"has schema 999, .* install the newer version"):
+        warehouse.load_batch(manifest)
+    assert warehouse.rows() == before
+    warehouse.close()
+    [problem] = check_target(warehouse.settings)
+    assert problem.is_fatal
+    assert "has schema 999" in problem.message
+
+
+def test_a_swap_cut_before_an_upgrade_is_finished_after_it(warehouse: Warehouse) -> None:
+    for table in (TABLE, f"{TABLE}__ready"):
+        warehouse.database.execute(BEFORE_BILLING.format(table=table, engine="MergeTree"))
+    warehouse.database.execute(
+        f"INSERT INTO {f'{TABLE}__ready'} (id, created_at) VALUES ('old', '2026-03-02 06:00:00')"
+    )
+    warehouse.load(MIDNIGHT, 5)
+    assert [row["id"] for row in warehouse.rows()][5:] == ["old"]
+    assert left_over_tables(warehouse.database) == []
+
+
+def test_left_overs_of_a_table_that_was_dropped_do_not_come_back(warehouse: Warehouse) -> None:
+    warehouse.database.define_table(TABLE)
+    warehouse.insert(make_rows(MIDNIGHT, 5))
+    for suffix in ("staging", "clone", "ready"):
+        warehouse.database.execute(f"CREATE TABLE {TABLE}__{suffix} CLONE AS {TABLE}")
+    warehouse.database.execute(f"DROP TABLE {TABLE} SYNC")
+    for version in (1, 2):
+        warehouse.load(MIDNIGHT + HOUR, 6, version)
+        warehouse.check()

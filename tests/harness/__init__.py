@@ -1,0 +1,1 @@
+"""What the tests share: a module for each noun. Fixtures stand in ``tests/conftest.py``."""

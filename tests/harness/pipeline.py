@@ -1,0 +1,50 @@
+"""Loads from an operational database, step by step, without Dagster."""
+
+from datetime import datetime
+from typing import Any
+
+from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.source.postgres import Source
+from tests.harness.rows import T0, TABLE, Row
+
+
+class Pipeline:
+    """Loads hours the way the assets do, one function after the other."""
+
+    def __init__(self, source: Source, store: BatchStore, database: Database) -> None:
+        self.source, self.store, self.database = source, store, database
+
+    def extract(
+        self, hour: datetime = T0, *, accept_loss: bool = False, only_changed: bool = False
+    ) -> Manifest:
+        """Make the batch of an hour."""
+        return extract(
+            self.source, self.store, hour, accept_loss=accept_loss, only_changed=only_changed
+        )
+
+    def load(self, hour: datetime = T0, *, accept_loss: bool = False) -> Manifest:
+        """Make the batch of an hour and load it."""
+        manifest = self.extract(hour, accept_loss=accept_loss)
+        self.load_batch(hour)
+        return manifest
+
+    def load_batch(self, hour: datetime = T0) -> None:
+        """Load the batch that the hour has."""
+        [result] = HourLoader(self.database, self.store).load([hour])
+        assert result.differences == ()
+
+    def rows(self, columns: str = "*") -> list[Row]:
+        return self.database.rows(f"SELECT {columns} FROM {TABLE} ORDER BY created_at, id")
+
+    def column(self, name: str) -> list[Any]:
+        """Return a column of all rows."""
+        return [row[name] for row in self.rows(name)]
+
+
+def extract(source: Source, store: BatchStore, hour: datetime = T0, **options: bool) -> Manifest:
+    """Read the billing versions of a source, and make the batch of an hour."""
+    history = capture_billing(source, store).history
+    return extract_hour(source, store, history, hour, **options)

@@ -1,0 +1,29 @@
+"""Other processes: the ports that they take, and waiting for them without a timed assertion."""
+
+import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 120.0  # a bound against hanging, on a machine that runs other tests too
+
+
+def wait_for(claim: Callable[[], T], what: str) -> T:
+    """Return what the claim says once it is true.
+
+    Raises:
+        AssertionError: it does not become true.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (result := claim()):
+        assert time.monotonic() < deadline, f"not in {PATIENCE_SECONDS:.0f} s: {what}"
+        time.sleep(0.1)  # what is claimed happens in other processes
+    return result
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
