@@ -1,8 +1,9 @@
-"""What calls cost: rates as whole numbers, and the arithmetic for a batch of calls at once.
+"""What calls cost: prices as whole numbers, and the arithmetic for a batch of calls at once.
 
-Cached and cache-written tokens are part of the input, reasoning tokens of the output, and a tier is
-chosen by the whole input of the call. All is computed in integers, and rounded half to even at the
-18th decimal of a US dollar.
+A cost is the amount that ``ModelPrice.calc_price`` of genai-prices computes: cached and
+cache-written tokens are part of the input, reasoning tokens are part of the output, and the whole
+input of the call chooses a tier. Here integers compute it, rounded half to even at the 18th decimal
+of a US dollar.
 """
 
 from collections.abc import Sequence
@@ -18,21 +19,23 @@ from genai_prices.types import ModelPrice, TieredPrices
 
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, COST_TYPE
 
+# The counts that are charged, in the order in which ``_charge`` takes them.
 PRICED_TOKENS = (
     *("prompt_tokens", "completion_tokens"),
     *("cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
 )
 
-# The keys of a ModelPrice for what is known of a call. A key that is missing leaves its tokens to
-# the key of all input, or of all output.
+# The keys of a ModelPrice that these counts are charged by. Where a price lacks the key of the
+# cache or of reasoning, these tokens are charged as other input, or as other output.
 _INPUT, _CACHED, _WRITTEN = "input_mtok", "cache_read_mtok", "cache_write_mtok"
 _OUTPUT, _REASONING = "output_mtok", "output_reasoning_mtok"
 _BY_MILLION = (_INPUT, _CACHED, _WRITTEN, _OUTPUT, _REASONING)
-_FEE = "requests_kcount"  # for a thousand calls
+_FEE = "requests_kcount"  # USD for a thousand calls
 
 # Rates are whole numbers of 1e-24 USD a token: no packaged price has more than 18 decimals for a
-# million tokens. Nearly all have six at most, which makes their rates multiples of 1e-12 USD, and a
-# call's cost one of 63 bits: those are computed in machine integers, the others in Python's.
+# million tokens. Nearly all prices have six decimals at most. Their rates are coarse: multiples of
+# 1e-12 USD, so that a call's cost, counted in these, fits 63 bits. Machine integers compute coarse
+# costs, and Python's integers all others.
 _SCALE, _COARSE_SCALE = 24, 12
 _COARSE = 10 ** (_SCALE - _COARSE_SCALE)
 _ROUNDED = 10 ** (_SCALE - COST_TYPE.scale)
@@ -45,28 +48,32 @@ _Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class _Rate:
-    """What a token costs, in 1e-24 USD: ``amounts[n]`` where the input exceeds n thresholds."""
+    """The price of a token, in 1e-24 USD: ``amounts[n]`` where the input exceeds n thresholds."""
 
     amounts: tuple[int, ...]
     thresholds: tuple[int, ...] = ()
 
     @property
     def is_coarse(self) -> bool:
-        """Whether machine integers can compute with it."""
+        """Whether machine integers can compute with the rate."""
         return all(
             amount % _COARSE == 0 and amount // _COARSE < _LARGEST_COARSE_RATE
             for amount in self.amounts
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two rates are equal if they are one object: quick to look up
 class Rates:
     """A price as whole numbers, ready to compute with."""
 
-    version: str  # of the prices that this one belongs to
-    price: ModelPrice
+    version: str  # of the price file or the package that holds the price
     by_key: dict[str, _Rate]  # without the keys that the price leaves out
     fee: int  # 1e-24 USD a call
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether machine integers can compute with the rates."""
+        return self.fee % _COARSE == 0 and all(rate.is_coarse for rate in self.by_key.values())
 
     @classmethod
     def of(cls, version: str, price: ModelPrice) -> Self:
@@ -75,9 +82,8 @@ class Rates:
         fee = getattr(price, _FEE)
         return cls(
             version,
-            price,
             {key: rate for key, rate in rates.items() if rate},
-            _in_units(fee, 1000) if fee else 0,
+            _in_units(fee, per=1000) if fee else 0,
         )
 
 
@@ -94,25 +100,20 @@ def _rate(price: Decimal | TieredPrices | None) -> _Rate | None:
 
 
 def _in_units(price: Decimal, per: int = 10**6) -> int:
+    """Return a price in USD for ``per`` pieces as 1e-24 USD for one."""
     return int(price.scaleb(_SCALE)) // per
 
 
 class RateTable:
-    """Rates side by side, so that each call of a batch picks its own."""
+    """The rates of a batch's models as arrays, so that one index picks the rates of every call."""
 
     def __init__(self, rates: Sequence[Rates | None]) -> None:
-        """Lay them out; a call without a price has rates of 0."""
+        """Lay the rates out; None, of a model without a price, becomes rates of 0."""
         known = [each.by_key if each else {} for each in rates]
         blank = _Rate((0,))
         self.versions = pa.array(["", *(each.version if each else "" for each in rates)])
         self.is_known = np.array([each is not None for each in rates])
-        self.is_coarse = np.array(
-            [
-                each is None
-                or (each.fee % _COARSE == 0 and all(r.is_coarse for r in each.by_key.values()))
-                for each in rates
-            ]
-        )
+        self.is_coarse = np.array([each is None or each.is_coarse for each in rates])
         self.fee = np.array([each.fee if each else 0 for each in rates], object)
         self.has: dict[str, _Mask] = {}
         self.amounts: dict[str, npt.NDArray[np.object_]] = {}
@@ -133,11 +134,11 @@ class RateTable:
 def costs_of(
     table: RateTable, which: npt.NDArray[np.int64], calls: pa.RecordBatch
 ) -> dict[str, pa.Array]:
-    """Return the columns of ``COST_COLUMNS`` and ``price_version`` of some calls.
+    """Return the columns of ``COST_COLUMNS`` and ``price_version`` for calls.
 
     Args:
-        table: the prices.
-        which: each call's place in the table.
+        table: the rates of the models that were called.
+        which: the place of every call's rates in the table.
         calls: rows with the columns of ``PRICED_TOKENS``.
     """
     tokens = {
@@ -170,7 +171,7 @@ def _charge(
     *,
     is_coarse: bool,
 ) -> tuple[dict[str, pa.Array], _Mask]:
-    """Return what calls cost, and which of them have a cost."""
+    """Return the columns of ``COST_COLUMNS``, and which calls have a cost."""
     kind: Any = np.int64 if is_coarse else object
     unit = _COARSE if is_coarse else 1
     prompt, completion, cached, written, reasoning = (
@@ -200,7 +201,7 @@ def _charge(
     input_cost = _rounded(uncached * plain + cached_cost + written_cost, is_coarse=is_coarse)
     output_cost = _rounded(said * rate(_OUTPUT) + thought * rate(_REASONING), is_coarse=is_coarse)
     fee = _rounded((table.fee // unit).astype(kind)[which], is_coarse=is_coarse)
-    # Where a price knows no cache, what came from it is charged as any input is.
+    # Where a price lacks the cache, its tokens are charged as other input.
     plainly_cached = np.minimum(cached, prompt)
     plainly_written = np.minimum(written, prompt - plainly_cached)
     cached_cost = np.where(has[_CACHED], cached_cost, plainly_cached * plain)
@@ -220,7 +221,7 @@ def _charge(
 
 
 def _rounded(amounts: _Integers, *, is_coarse: bool) -> _Integers:
-    """Return amounts of 1e-24 USD in 1e-18 USD, half to even; coarse ones need no rounding."""
+    """Round amounts of 1e-24 USD to 1e-18 USD, half to even; coarse amounts need no rounding."""
     if is_coarse:
         return amounts
     whole, rest = amounts // _ROUNDED, amounts % _ROUNDED
@@ -230,10 +231,10 @@ def _rounded(amounts: _Integers, *, is_coarse: bool) -> _Integers:
 
 
 def _decimals(amounts: _Integers, is_priced: _Mask, *, is_coarse: bool) -> pa.Array:
-    """Return amounts as a column of USD, NULL where there is none."""
+    """Return amounts as a column of USD, NULL for calls without a price."""
     missing = pa.array(~is_priced)
     if is_coarse:
-        # A decimal is 128 bits, little-endian; those of an amount that counts are not negative.
+        # A decimal is 128 bits, little-endian. The amounts that stay are not negative.
         octets = np.zeros((len(amounts), 2), np.int64)
         octets[:, 0] = amounts * is_priced
         column = pa.Array.from_buffers(

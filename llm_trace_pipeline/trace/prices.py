@@ -1,6 +1,9 @@
 """Where a price comes from: the user's price file, else the list prices of genai-prices.
 
-A price is a ``ModelPrice`` of that package, whoever named it.
+Every price is a ``ModelPrice`` of the package genai-prices, also one of a price file. A model is
+found by provider and name; its price is the one that holds when the call is made. An entry of the
+price file holds from its day (UTC) until the next entry of the same model, and comes before the
+package's price. ``costs.py`` computes with the prices.
 """
 
 import tomllib
@@ -33,17 +36,20 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, COST_TYPE
 from llm_trace_pipeline.trace.costs import PRICED_TOKENS, Rates, RateTable, costs_of
 
-PRICED_BY = ("provider", "model", "created_at", *PRICED_TOKENS)
+PRICED_BY = ("provider", "model", "created_at", *PRICED_TOKENS)  # the columns that decide a cost
 PACKAGE_VERSION = f"genai-prices {version('genai-prices')}"
 VARIABLE = "LLM_TRACES_PRICES"
 
-_MOST_KNOWN = 4096  # prices and tables of them that are kept at hand
+_MOST_KNOWN = 4096  # models, and tables of prices, that are kept at hand
 
 _Price = Annotated[Decimal, Field(ge=0, max_digits=16, decimal_places=6)]
 
 
 class _Entry(BaseModel):
-    """What a model costs from some day (UTC) on, in USD per million tokens."""
+    """An entry of a price file: the price of a model from a day (UTC) on, in USD a million tokens.
+
+    Cached and cache-written input without a price of its own costs as much as other input.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,12 +57,12 @@ class _Entry(BaseModel):
     model: str = Field(min_length=1)
     since: date = Field(default=date.min, alias="from")
     input: _Price
-    cached_input: _Price | None = None  # as input
-    cache_write: _Price | None = None  # as input
+    cached_input: _Price | None = None
+    cache_write: _Price | None = None
     output: _Price
 
     def price(self) -> ModelPrice:
-        """Return it as the package has it."""
+        """Return the entry as a price of the package."""
         return ModelPrice(
             input_mtok=self.input,
             cache_read_mtok=self.cached_input,
@@ -72,28 +78,31 @@ class _PriceFile(BaseModel):
 
 
 class PriceBook:
-    """Prices of models by provider, name and day."""
+    """Prices of models by provider, name and moment."""
 
     def __init__(self, entries: Sequence[_Entry] = (), file: bytes = b"") -> None:
-        """Put entries of a price file, whose content is given too, before the package's prices."""
+        """Put the entries of a price file before the package's prices.
+
+        Args:
+            entries: the entries of the file.
+            file: the content of the file, kept so that a batch's prices can be told later.
+        """
         self.file = file
         self.file_version = f"file:{xxh3_64_hexdigest(file)}" if file else ""
-        self._entries: dict[tuple[str, str], list[_Entry]] = {}
+        self._own: dict[tuple[str, str], list[tuple[datetime, ModelPrice]]] = {}
         for entry in sorted(entries, key=lambda each: each.since):
-            self._entries.setdefault((entry.provider, entry.model), []).append(entry)
-        # Both lists of prices live as long as this does, so that an id names one of them.
-        self._own = {id(entry): entry.price() for entry in entries}
-        self._rates: dict[int, Rates | None] = {}
-        # A batch has a thousand rows or so, and the next one the same models: laid out anew for
-        # each, prices cost an hour of wide rows 4 % of its extraction.
-        self._known: dict[
-            tuple[str, str, datetime, datetime], tuple[list[int], list[Rates | None]]
-        ] = {}
-        self._tables: dict[tuple[int, ...], RateTable] = {}
+            prices = self._own.setdefault((entry.provider, entry.model), [])
+            prices.append((_moment(entry.since), entry.price()))
+        # By the id of the price, which is held beside its rates: no other price can have that id.
+        self._rates: dict[int, tuple[ModelPrice, Rates | None]] = {}
+        # Kept from batch to batch, which has a thousand rows or so, while the next one has the same
+        # models: laid out anew for every batch, prices took 4 % of the extraction of wide rows.
+        self._within = lru_cache(maxsize=_MOST_KNOWN)(self._find_within)
+        self._table_of = lru_cache(maxsize=_MOST_KNOWN)(RateTable)
 
     @classmethod
     def of(cls, settings: Settings) -> "PriceBook":
-        """Return the prices that ``LLM_TRACES_PRICES`` and the package name.
+        """Return the prices of the file that ``LLM_TRACES_PRICES`` names, and of the package.
 
         Raises:
             SettingsError: the file cannot be read, or an entry is wrong.
@@ -102,10 +111,12 @@ class PriceBook:
 
     @classmethod
     def of_file(cls, path: Path) -> "PriceBook":
-        """Read a price file; see the README.
+        """Return the prices of a price file and of the package.
+
+        This is the only place under ``trace/`` that opens a file.
 
         Raises:
-            SettingsError: it cannot be read, or an entry is wrong.
+            SettingsError: the file cannot be read, or an entry is wrong.
         """
         try:
             content = path.read_bytes()
@@ -130,13 +141,13 @@ class PriceBook:
 
     @property
     def version(self) -> str:
-        """What names all of its prices."""
+        """The versions of the price file and of the package: together they name all prices."""
         return ", ".join(filter(None, (self.file_version, PACKAGE_VERSION)))
 
     def costs(self, calls: pa.RecordBatch) -> dict[str, pa.Array]:
-        """Return the columns of ``COST_COLUMNS`` and ``price_version`` of some calls.
+        """Return the columns of ``COST_COLUMNS`` and ``price_version`` for calls.
 
-        The costs of a call are NULL, and its version '', where its model has no price that day, or
+        A call has NULL costs and the version '' where its model has no price at that moment, and
         where its counts contradict each other: more tokens from the cache than in all.
 
         Args:
@@ -151,7 +162,11 @@ class PriceBook:
     def _rates_of(
         self, calls: pa.RecordBatch
     ) -> tuple[tuple[Rates | None, ...], npt.NDArray[np.int64]]:
-        """Return the rates that occur in a batch, and which of them each call has."""
+        """Return the rates that occur in a batch, and the place of every call's rates among them.
+
+        The rates have the same order in every batch of the same models, so that their table is
+        found again.
+        """
         provider, model = (calls.column(name).dictionary_encode() for name in PRICED_BY[:2])
         providers, models = provider.dictionary.to_pylist(), model.dictionary.to_pylist()
         pairs = provider.indices.to_numpy().astype(np.int64) * len(models)
@@ -159,19 +174,19 @@ class PriceBook:
         times = pc.min_max(calls.column("created_at")).as_py()
         first, last = (floor(times[end]) for end in times)
         rates: list[Rates | None] = []
-        position = np.zeros(len(providers) * len(models), np.int64)  # of a pair's first rate
+        place = np.zeros(len(providers) * len(models), np.int64)  # of a pair's first rates
         changing: list[tuple[int, list[int]]] = []
         distinct = {
             (providers[pair // len(models)], models[pair % len(models)]): pair
             for pair in np.flatnonzero(np.bincount(pairs)).tolist()
         }
-        for of_model, pair in sorted(distinct.items()):  # the same order in every batch
-            changes, of_pair = self._within(*of_model, first, last + HOUR)
-            position[pair] = len(rates)
+        for names, pair in sorted(distinct.items()):
+            changes, of_pair = self._within(*names, first, last + HOUR)
+            place[pair] = len(rates)
             rates += of_pair
             if changes:
                 changing.append((pair, changes))
-        which: npt.NDArray[np.int64] = position[pairs]
+        which: npt.NDArray[np.int64] = place[pairs]
         if changing:
             at = calls.column("created_at").cast(pa.int64()).to_numpy()
             for pair, changes in changing:
@@ -179,72 +194,54 @@ class PriceBook:
                 which[rows] += np.searchsorted(changes, at[rows], side="right")
         return tuple(rates), which
 
-    def _within(
-        self, provider: str, model: str, first: datetime, end: datetime
+    def _find_within(
+        self, provider: str, model: str, start: datetime, end: datetime
     ) -> tuple[list[int], list[Rates | None]]:
-        """Return when a model changes its price between two moments, and its rates in between.
+        """Return the moments at which a model's price may change, and its rates between them.
 
-        The changes are microseconds since 1970; there is one rate more.
+        Returns:
+            The moments between ``start`` and ``end``, in microseconds since 1970, and the rates
+            before the first moment and after every moment: one more than there are moments.
         """
-        key = (provider, model, first, end)
-        if (known := self._known.get(key)) is None:
-            moments = self._changes(provider, model, first, end)
-            known = (
-                [_microseconds(moment) for moment in moments[1:]],
-                [self._at(provider, model, moment) for moment in moments],
-            )
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[key] = known
-        return known
+        moments = self._changes(provider, model, start, end)
+        rates = [self._at(provider, model, moment) for moment in (start, *moments)]
+        return [_microseconds(moment) for moment in moments], rates
 
-    def _table_of(self, rates: tuple[Rates | None, ...]) -> RateTable:
-        key = tuple(map(id, rates))
-        if (table := self._tables.get(key)) is None:
-            table = RateTable(rates)
-            if len(self._tables) >= _MOST_KNOWN:
-                self._tables.clear()
-            self._tables[key] = table
-        return table
-
-    def _changes(self, provider: str, model: str, first: datetime, end: datetime) -> list[datetime]:
-        """Return the moments from which on a model may have another price, the first among them."""
-        days = [first.date() + timedelta(days=n) for n in range(-1, (end - first).days + 3)]
-        found = {_midnight(entry.since) for entry in self._entries.get((provider, model), ())}
+    def _changes(self, provider: str, model: str, start: datetime, end: datetime) -> list[datetime]:
+        """Return the moments between start and end from which on a model may have another price."""
+        found = {since for since, _ in self._own.get((provider, model), ())}
         info = _model(provider, model)
         conditions = info.prices if info and isinstance(info.prices, list) else []
         for constraint in (each.constraint for each in conditions):
             if isinstance(constraint, StartDateConstraint):
-                found.add(_midnight(constraint.start_date))
+                found.add(_moment(constraint.start_date))
             elif isinstance(constraint, TimeOfDateConstraint):
-                ends = (constraint.start_time, constraint.end_time)
-                found |= {_moment(day, end) for day in days for end in ends}
-        return [first, *sorted(moment for moment in found if first < moment < end)]
+                # A day more on both sides: the constraint's day may begin in another time zone.
+                for day in range(-1, (end - start).days + 3):
+                    for at in (constraint.start_time, constraint.end_time):
+                        found.add(_moment(start.date() + timedelta(days=day), at))
+        return sorted(moment for moment in found if start < moment < end)
 
     def _at(self, provider: str, model: str, moment: datetime) -> Rates | None:
-        """Return what a model costs at some moment; None where that is not known."""
-        began = [
-            entry
-            for entry in self._entries.get((provider, model), ())
-            if _midnight(entry.since) <= moment
-        ]
-        if began:
-            price, source = self._own[id(began[-1])], self.file_version
+        """Return the rates of a model at a moment; None if its price is not known."""
+        own = [price for since, price in self._own.get((provider, model), ()) if since <= moment]
+        if own:
+            price, source = own[-1], self.file_version
         elif info := _model(provider, model):
             price, source = info.get_prices(moment), PACKAGE_VERSION
         else:
             return None
         if id(price) not in self._rates:
-            self._rates[id(price)] = Rates.of(source, price) if _is_valid(price) else None
-        return self._rates[id(price)]
+            self._rates[id(price)] = price, Rates.of(source, price) if _is_valid(price) else None
+        return self._rates[id(price)][1]
 
 
 PACKAGED = PriceBook()  # without a price file
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_MOST_KNOWN)
 def _model(provider: str, model: str) -> ModelInfo | None:
-    """Return what the package knows of a model; None: nothing."""
+    """Return the package's knowledge of a model; None if it knows none of that name."""
     try:
         return get_snapshot().find_provider_model(model, None, provider, None)[1] if model else None
     except LookupError:
@@ -260,11 +257,8 @@ def _is_valid(price: ModelPrice) -> bool:
     return True
 
 
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time.min, UTC)
-
-
-def _moment(day: date, at: time) -> datetime:
+def _moment(day: date, at: time = time.min) -> datetime:
+    """Return a time of a day; UTC unless the time names another zone."""
     return datetime.combine(day, at, at.tzinfo or UTC).astimezone(UTC)
 
 
