@@ -9,15 +9,14 @@ from llm_trace_pipeline.batches.store import MANIFEST_VERSION, BatchStore, Manif
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.trace.billing import MATCH_REQUEST, BillingMatcher
-from llm_trace_pipeline.trace.columns import COST_COLUMNS
+from llm_trace_pipeline.trace.columns import BILLING_COLUMNS, COST_COLUMNS
 from llm_trace_pipeline.trace.prices import PRICED_BY, PriceBook
 from llm_trace_pipeline.trace.tally import Tally, tally_of
 
-_BILLING = ["billing_plan_type", "billing_cost_source", "billing_customer_id", "billing_match"]
 # The version of a price alone makes no row stale: another one may name the same amounts.
-_COMPARED = [*_BILLING, *COST_COLUMNS]
+_COMPARED = [*BILLING_COLUMNS, *COST_COLUMNS]
 _READ = list(
-    dict.fromkeys(["organization_id", *PRICED_BY, *_BILLING, *COST_COLUMNS, "price_version"])
+    dict.fromkeys(["organization_id", *PRICED_BY, *BILLING_COLUMNS, *COST_COLUMNS, "price_version"])
 )
 
 
@@ -82,13 +81,10 @@ def renewed(rows: pa.RecordBatch, billing: BillingMatcher, prices: PriceBook) ->
 
     Billing that a request carried stays.
     """
-    now = billing.match(rows.column("organization_id"), rows.column("created_at"), [])
+    now = billing.match(rows.column("organization_id"), rows.column("created_at"))
     is_own = pc.equal(rows.column("billing_match"), MATCH_REQUEST)
-    matched = zip(
-        _BILLING, (now.plan_type, now.cost_source, now.customer_id, now.match), strict=True
-    )
     columns = {
-        **{name: pc.if_else(is_own, rows.column(name), column) for name, column in matched},
+        **{name: pc.if_else(is_own, rows.column(name), column) for name, column in now.items()},
         **prices.costs(rows),
     }
     for name, column in columns.items():

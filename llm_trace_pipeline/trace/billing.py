@@ -1,6 +1,11 @@
-"""Billing history: every version of an organization's details ever seen, and the match by time."""
+"""Who pays for a call: the history of organizations' billing details, and the match by time.
 
-from dataclasses import dataclass
+A version of an organization's details holds from its ``valid_from``, inclusive, until the next one.
+The history keeps every version that was ever seen in the source. Of two versions with the same
+organization and ``valid_from``, the version seen last holds.
+"""
+
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
@@ -8,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# One row per version seen. Of two versions with the same organization and valid_from, the one seen
-# last wins; both stay in the history.
+from llm_trace_pipeline.trace.columns import BILLING_COLUMNS
+
 HISTORY_SCHEMA = pa.schema(
     [
         pa.field("organization_id", pa.string(), nullable=False),
@@ -20,7 +25,8 @@ HISTORY_SCHEMA = pa.schema(
         pa.field("seen_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )
-_VERSION = ["organization_id", "valid_from", "plan_type", "cost_source", "customer_id"]
+_DETAILS = ("plan_type", "cost_source", "customer_id")
+_VERSION = ["organization_id", "valid_from", *_DETAILS]
 
 MATCH_REQUEST, MATCH_AS_OF, MATCH_FIRST_KNOWN, MATCH_NONE = (
     "request",
@@ -31,24 +37,25 @@ MATCH_REQUEST, MATCH_AS_OF, MATCH_FIRST_KNOWN, MATCH_NONE = (
 
 
 def current_versions(history: pa.Table) -> pa.Table:
-    """Return the versions that hold: per organization and valid_from the one seen last.
+    """Return the versions that hold, sorted by organization and ``valid_from``.
 
-    Sorted by organization and valid_from.
+    Args:
+        history: rows of ``HISTORY_SCHEMA``.
     """
-    return _last_of_each_key(history, ["seen_at", "plan_type", "cost_source", "customer_id"])
+    return _last_per_key(history, ["seen_at", *_DETAILS])
 
 
 def unseen_versions(history: pa.Table, versions: pa.Table, seen_at: datetime) -> pa.Table:
-    """Return those of the source's versions that differ from what holds in the history.
+    """Return the versions in the source that the history does not hold, as rows of the history.
 
     Args:
-        history: rows of HISTORY_SCHEMA.
-        versions: what ``sql/operational/billing.sql`` returned.
-        seen_at: when it was read.
+        history: rows of ``HISTORY_SCHEMA``.
+        versions: rows of ``sql/operational/billing.sql``.
+        seen_at: when these were read.
     """
-    # Two versions of one moment in one reading would take turns in every reading to come.
-    versions = _last_of_each_key(versions, ["plan_type", "cost_source", "customer_id"])
-    for name in ("plan_type", "cost_source", "customer_id"):
+    # Without this, two versions of one moment would supersede each other at every later reading.
+    versions = _last_per_key(versions, list(_DETAILS))
+    for name in _DETAILS:
         position = versions.schema.get_field_index(name)
         versions = versions.set_column(position, name, versions.column(name).fill_null(""))
     new = versions.join(
@@ -58,8 +65,8 @@ def unseen_versions(history: pa.Table, versions: pa.Table, seen_at: datetime) ->
     return new.append_column("seen_at", seen).select(HISTORY_SCHEMA.names).cast(HISTORY_SCHEMA)
 
 
-def _last_of_each_key(versions: pa.Table, order: list[str]) -> pa.Table:
-    """Keep one row per organization and valid_from: the last by the columns of ``order``."""
+def _last_per_key(versions: pa.Table, order: list[str]) -> pa.Table:
+    """Keep one row per organization and ``valid_from``: the last by the columns of ``order``."""
     columns = ["organization_id", "valid_from", *order]
     ordered = versions.sort_by([(name, "ascending") for name in columns]).combine_chunks()
     if ordered.num_rows == 0:
@@ -71,21 +78,11 @@ def _last_of_each_key(versions: pa.Table, order: list[str]) -> pa.Table:
     return ordered.filter(pa.concat_arrays([pc.invert(is_superseded), pa.array([True])]))
 
 
-@dataclass(frozen=True)
-class BillingColumns:
-    """The billing of a batch's rows, each an array as long as the batch."""
-
-    plan_type: pa.StringArray
-    cost_source: pa.StringArray
-    customer_id: pa.StringArray
-    match: pa.StringArray
-
-
 class BillingMatcher:
-    """Finds the version of an organization's details that held when a call was made."""
+    """Finds the version of an organization's billing details that held when a call was made."""
 
     def __init__(self, history: pa.Table) -> None:
-        """Index the history: rows of HISTORY_SCHEMA."""
+        """Index the history: rows of ``HISTORY_SCHEMA``."""
         versions = current_versions(history).combine_chunks()
         organizations = versions["organization_id"].combine_chunks().dictionary_encode()
         self._organizations = organizations.dictionary
@@ -96,11 +93,11 @@ class BillingMatcher:
             organizations.indices.to_numpy().astype(np.int64),
             _microseconds(versions["valid_from"]),
         )
-        # One row more than there are versions: the billing of an organization nobody knows.
-        self._plan_type, self._cost_source, self._customer_id = (
+        # The last row stands for organizations that have no version.
+        self._details = [
             pa.concat_arrays([versions[name].combine_chunks().cast(pa.string()), pa.array([""])])
-            for name in ("plan_type", "cost_source", "customer_id")
-        )
+            for name in _DETAILS
+        ]
 
     def _key(
         self, organization: npt.NDArray[np.int64], time: npt.NDArray[np.int64]
@@ -112,15 +109,19 @@ class BillingMatcher:
         self,
         organization_id: pa.StringArray,
         created_at: pa.TimestampArray,
-        requested: list[tuple[str, str, str] | None],
-    ) -> BillingColumns:
-        """Return the billing of each row.
+        requested: Sequence[tuple[str, str, str] | None] = (),
+    ) -> dict[str, pa.Array]:
+        """Return the columns of ``BILLING_COLUMNS`` for calls.
+
+        ``billing_match`` is 'as_of' for the version that held when the call was made,
+        'first_known' for the first version where the call is older, 'none' for an organization
+        without any version, and 'request' for details that the trace itself carries.
 
         Args:
-            organization_id: the rows' final organization.
-            created_at: when each call was made.
-            requested: what the trace itself carries (plan, cost source, customer), which wins;
-                empty where none carries any.
+            organization_id: the final organization of every call.
+            created_at: when every call was made.
+            requested: plan, cost source and customer that every trace carries, or None; these win.
+                Empty where no trace carries any.
         """
         organization = (
             pc.index_in(organization_id, self._organizations)
@@ -129,12 +130,8 @@ class BillingMatcher:
             .astype(np.int64)
         )
         is_known = organization >= 0
-        position = (
-            np.searchsorted(
-                self._keys, self._key(organization, _microseconds(created_at)), side="right"
-            )
-            - 1
-        )
+        key = self._key(organization, _microseconds(created_at))
+        position = np.searchsorted(self._keys, key, side="right") - 1
         first = np.searchsorted(self._keys, organization << 32, side="left")
         is_before_first = is_known & (position < first)
         position = np.where(is_before_first, first, position)
@@ -142,23 +139,24 @@ class BillingMatcher:
         kinds = np.where(is_known, np.where(is_before_first, 1, 0), 2)
 
         rows = pa.array(position)
-        plan_type, cost_source, customer_id = (
-            self._plan_type.take(rows),
-            self._cost_source.take(rows),
-            self._customer_id.take(rows),
-        )
-        match = pa.array([MATCH_AS_OF, MATCH_FIRST_KNOWN, MATCH_NONE]).take(pa.array(kinds))
+        matched = [
+            *(details.take(rows) for details in self._details),
+            pa.array([MATCH_AS_OF, MATCH_FIRST_KNOWN, MATCH_NONE]).take(pa.array(kinds)),
+        ]
         if any(requested):
             is_requested = pa.array([own is not None for own in requested])
-            own_plan, own_source, own_customer = (
-                pa.array([own[field] if own else "" for own in requested], pa.string())
-                for field in range(3)
-            )
-            plan_type = pc.if_else(is_requested, own_plan, plan_type)
-            cost_source = pc.if_else(is_requested, own_source, cost_source)
-            customer_id = pc.if_else(is_requested, own_customer, customer_id)
-            match = pc.if_else(is_requested, MATCH_REQUEST, match)
-        return BillingColumns(plan_type, cost_source, customer_id, match)
+            carried = [
+                *(
+                    pa.array([own[field] if own else "" for own in requested], pa.string())
+                    for field in range(len(_DETAILS))
+                ),
+                MATCH_REQUEST,
+            ]
+            matched = [
+                pc.if_else(is_requested, own, found)
+                for own, found in zip(carried, matched, strict=True)
+            ]
+        return dict(zip(BILLING_COLUMNS, matched, strict=True))
 
 
 def _microseconds(times: pa.TimestampArray | pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -140,5 +140,6 @@ ARROW_SCHEMA = pa.schema(
     [pa.field(column.name, column.arrow_type, nullable=column.is_nullable) for column in COLUMNS]
 )
 PAYLOAD_COLUMNS = ("request_json", "response_json")
+BILLING_COLUMNS = tuple(column.name for column in COLUMNS if column.name.startswith("billing_"))
 COST_COLUMNS = tuple(column.name for column in COLUMNS if column.name.endswith("cost_usd"))
 TOKEN_COLUMNS = tuple(column.name for column in COLUMNS if column.name.endswith("_tokens"))

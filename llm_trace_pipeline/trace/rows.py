@@ -183,10 +183,4 @@ def _billing(
         if pc.any(pc.not_equal(contexts, "")).as_py()
         else []
     )
-    matched = billing.match(texts["organization_id"], source.column("created_at"), requested)
-    return {
-        "billing_plan_type": matched.plan_type,
-        "billing_cost_source": matched.cost_source,
-        "billing_customer_id": matched.customer_id,
-        "billing_match": matched.match,
-    }
+    return billing.match(texts["organization_id"], source.column("created_at"), requested)
