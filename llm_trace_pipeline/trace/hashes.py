@@ -1,11 +1,13 @@
-r"""The content hash: one number for an hour's rows, the same here and in ClickHouse.
+r"""The content hash: one number for an hour's rows, the same number here and in ClickHouse.
 
-A row's text is its columns joined by 0x1f: integers in decimal, NULL as '', times as microseconds,
-a list as its length and its elements joined by 0x1e. Payloads enter by ``payload_hash`` and the
-configuration by its own xxh3, so that verifying an hour reads neither. Costs enter as one number,
-and only with a ``price_version``: what was never priced has the hash that it had before there were
-prices. The row's hash is the xxh3 of that text, and the hour's hash the sum of its rows' hashes
-modulo 2**64: it has no order.
+The hash of a row is the xxh3 of the row's text. That text is the columns joined by 0x1f: integers
+in decimal, NULL as '', times as microseconds since 1970, a list as its length and its elements
+joined by 0x1e. Payloads enter by ``payload_hash``, so that verifying an hour does not read them.
+The configuration enters by its own xxh3, which is computed once per distinct text. Costs enter as
+one number, and only together with a ``price_version``: a row without a price has the hash that it
+had before this table had prices.
+
+The hash of an hour is the sum of its rows' hashes modulo 2**64, so that their order does not count.
 """
 
 import numpy as np
@@ -21,7 +23,8 @@ Hashes = npt.NDArray[np.uint64]
 
 _APART = (*PAYLOAD_COLUMNS, *COST_COLUMNS, "price_version")
 _HASHED = tuple(column for column in COLUMNS if column.name not in _APART)
-# The lower half of each cost is multiplied by an odd number: none can change and leave the sum.
+# The lower 64 bits of every cost are multiplied by an odd number of its own: a cost alone cannot
+# change without changing the sum.
 _WEIGHTS = {name: xxh3_64_intdigest(name.encode()) | 1 for name in COST_COLUMNS}
 _BY_HASH = "llm_config_json"
 _BETWEEN_COLUMNS = "\x1f"
@@ -29,29 +32,29 @@ _BETWEEN_ELEMENTS = "\x1e"
 
 
 def octets(texts: pa.StringArray) -> list[bytes]:
-    """Return each text's UTF-8 bytes.
+    """Return the UTF-8 bytes of every text.
 
-    Copies: slices of one memoryview took 1.3 µs each instead of 0.3, since the garbage collector
-    looks at them.
+    These are copies, at 0.3 µs a text. Slices of one memoryview took 1.3 µs a text, since the
+    garbage collector looks at slices.
     """
     copies: list[bytes] = texts.cast(pa.binary()).to_pylist()
     return copies
 
 
 def hash_each(texts: pa.StringArray) -> Hashes:
-    """Return the xxh3 of each text."""
+    """Return the xxh3 of every text."""
     return np.fromiter(map(xxh3_64_intdigest, octets(texts)), dtype=np.uint64, count=len(texts))
 
 
 def hash_distinct(texts: pa.StringArray) -> Hashes:
-    """Return the xxh3 of each text, computed once per distinct text."""
+    """Return the xxh3 of every text, computed once per distinct text."""
     encoded = texts.dictionary_encode()
     hashes: Hashes = hash_each(encoded.dictionary)[encoded.indices.to_numpy()]
     return hashes
 
 
 def row_hashes(batch: pa.RecordBatch) -> Hashes:
-    """Return the hash of each row of a batch of the target's schema."""
+    """Return the hash of every row of a batch of ``ARROW_SCHEMA``; see ``row_hash_sql``."""
     parts: list[pa.Array] = []
     for column in _HASHED:
         values = batch.column(column.name)
@@ -75,7 +78,7 @@ def row_hashes(batch: pa.RecordBatch) -> Hashes:
 
 
 def _sums_of_costs(batch: pa.RecordBatch) -> Hashes:
-    """Return the costs of each row as one number, NULL as 0; it wraps around at 2**64."""
+    """Return the costs of every row as one number modulo 2**64, a NULL cost as 0."""
     sums: Hashes = np.zeros(batch.num_rows, np.uint64)
     for name, weight in _WEIGHTS.items():
         costs = pc.fill_null(batch.column(name), pa.scalar(0, COST_TYPE))
@@ -85,7 +88,7 @@ def _sums_of_costs(batch: pa.RecordBatch) -> Hashes:
 
 
 def row_hash_sql() -> str:
-    """Return ClickHouse's expression for the hash of a row of ``llm_traces``."""
+    """Return the expression by which ClickHouse computes ``row_hashes`` of ``llm_traces``."""
     parts: list[str] = []
     for column in _HASHED:
         name = quote_identifier(column.name)

@@ -1,4 +1,7 @@
-"""What is kept of payloads: all of their text, what a function of the user's leaves, or none."""
+"""The policy of payloads: keep their whole text, keep it as the user's function leaves it, or not.
+
+Only the user's own function is imported here; no file or other store is read.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +20,14 @@ class RedactionError(PipelineError):
 
 @dataclass(frozen=True)
 class PayloadPolicy:
-    """What a batch keeps of the text of requests, responses and error messages."""
+    """Decides which text of requests, responses and error messages a batch keeps."""
 
-    keeps_payloads: bool = True  # '' stands for them otherwise; error messages stay
+    keeps_payloads: bool = True  # False: requests and responses become '', error messages stay
     redact: Callable[[str], str] | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Return what ``LLM_TRACES_PAYLOADS`` and ``LLM_TRACES_REDACT`` say.
+        """Return the policy that ``LLM_TRACES_PAYLOADS`` and ``LLM_TRACES_REDACT`` set.
 
         Raises:
             SettingsError: the function cannot be imported.
@@ -38,13 +41,21 @@ class PayloadPolicy:
         return self.keeps_payloads and self.redact is None
 
     def kept(self, payloads: pa.StringArray) -> pa.StringArray:
-        """Return what is kept of payloads."""
+        """Return the text that is kept of requests or responses.
+
+        Raises:
+            RedactionError: the user's function failed.
+        """
         if self.keeps_payloads:
             return self.redacted(payloads)
         return pa.repeat(pa.scalar("", pa.string()), len(payloads))
 
     def redacted(self, texts: pa.StringArray) -> pa.StringArray:
-        """Return texts as the function leaves them; it is not asked about ''."""
+        """Return texts as the user's function leaves them; an empty text does not reach it.
+
+        Raises:
+            RedactionError: the user's function failed.
+        """
         if self.redact is None:
             return texts
         try:

@@ -1,5 +1,6 @@
-"""What is counted of the rows of ``llm_traces``: the figures that a manifest states."""
+"""The tally of rows of ``llm_traces``: the figures that a manifest states of an hour."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,28 +15,28 @@ from llm_trace_pipeline.trace.billing import MATCH_NONE
 from llm_trace_pipeline.trace.columns import COST_TYPE, TOKEN_COLUMNS
 from llm_trace_pipeline.trace.hashes import Hashes, hash_each, row_hashes, sum_of_hashes
 
-EXAMPLES = 3  # ids named in metadata, where rows are counted
+EXAMPLES = 3  # names given beside a count: ids, organizations, models
 
 
 @dataclass
 class Tally:
-    """What is counted of an hour's rows while they pass; tallies of the parts add up."""
+    """The figures of rows that were counted; the tallies of an hour's batches add up."""
 
     rows: int = 0
-    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TOKEN_COLUMNS, 0))
+    tokens: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(TOKEN_COLUMNS, 0)))
     payload_bytes: int = 0
     content_hash: int = 0
     id_hashes: list[Hashes] = field(default_factory=list)  # 8 bytes a row
     unreadable: int = 0
     unreadable_ids: list[str] = field(default_factory=list)
-    billing_matches: dict[str, int] = field(default_factory=dict)
+    billing_matches: Counter[str] = field(default_factory=Counter)
     organizations_without_billing: set[str] = field(default_factory=set)
     cost_usd: Decimal = Decimal(0)
-    unpriced: dict[str, int] = field(default_factory=dict)  # calls without price, by model
+    unpriced: Counter[str] = field(default_factory=Counter)  # calls without a price, by model
     min_created_at: datetime | None = None
     max_created_at: datetime | None = None
     erased: int = 0  # rows left out because an erasure covers them
-    source_hash: int = 0  # of all rows that came, the erased ones included; see ledger.sql
+    source_hash: int = 0  # of all rows that came, erased rows too; see ledger.sql
 
     def add(self, other: "Tally") -> None:
         """Add another tally to this one."""
@@ -45,15 +46,12 @@ class Tally:
         self.id_hashes += other.id_hashes
         self.unreadable += other.unreadable
         self.unreadable_ids = sorted(self.unreadable_ids + other.unreadable_ids)[:EXAMPLES]
-        for name, count in other.tokens.items():
-            self.tokens[name] += count
-        for kind, count in other.billing_matches.items():
-            self.billing_matches[kind] = self.billing_matches.get(kind, 0) + count
+        self.tokens.update(other.tokens)
+        self.billing_matches.update(other.billing_matches)
         self.organizations_without_billing |= other.organizations_without_billing
         with localcontext(prec=COST_TYPE.precision):  # Python's own 28 digits could round
             self.cost_usd += other.cost_usd
-        for model, count in other.unpriced.items():
-            self.unpriced[model] = self.unpriced.get(model, 0) + count
+        self.unpriced.update(other.unpriced)
         self.erased += other.erased
         self.source_hash = (self.source_hash + other.source_hash) % 2**64
         earliest = (self.min_created_at, other.min_created_at)
@@ -67,7 +65,7 @@ class Tally:
 
     @property
     def distinct_ids(self) -> int:
-        """How many ids occur."""
+        """The number of different ids."""
         return len(np.unique(np.concatenate([np.empty(0, np.uint64), *self.id_hashes])))
 
     @property
@@ -76,19 +74,19 @@ class Tally:
         return self.distinct_ids < self.rows
 
     def figures(self) -> dict[str, Any]:
-        """Return what a manifest says of the rows."""
+        """Return the figures by the names of a manifest's fields."""
         unbilled = sorted(self.organizations_without_billing)
         return {
             "rows": self.rows,
             "distinct_ids": self.distinct_ids,
-            "tokens": self.tokens,
+            "tokens": dict(self.tokens),
             "content_hash": f"{self.content_hash:016x}",
             "min_created_at": self.min_created_at,
             "max_created_at": self.max_created_at,
             "payload_bytes": self.payload_bytes,
             "unreadable": self.unreadable,
             "unreadable_ids": tuple(self.unreadable_ids),
-            "billing_matches": self.billing_matches,
+            "billing_matches": dict(self.billing_matches),
             "organizations_without_billing": len(unbilled),
             "organizations_without_billing_ids": tuple(unbilled[:EXAMPLES]),
             "cost_usd": self.cost_usd,
@@ -100,15 +98,19 @@ class Tally:
 
 
 def tally_of(batch: pa.RecordBatch, unreadable: Sequence[str] = ()) -> Tally:
-    """Count rows of ``llm_traces``, and name those whose response could not be read."""
+    """Return the tally of rows of ``llm_traces``.
+
+    Args:
+        batch: rows of ``ARROW_SCHEMA``.
+        unreadable: the ids of the rows whose response could not be read.
+    """
     times = pc.min_max(batch.column("created_at")).as_py()
-    matches = pc.value_counts(batch.column("billing_match")).to_pylist()
     unmatched = batch.column("organization_id").filter(
         pc.equal(batch.column("billing_match"), MATCH_NONE)
     )
     return Tally(
         rows=batch.num_rows,
-        tokens={name: pc.sum(batch.column(name)).as_py() or 0 for name in TOKEN_COLUMNS},
+        tokens=Counter({name: pc.sum(batch.column(name)).as_py() or 0 for name in TOKEN_COLUMNS}),
         payload_bytes=sum(
             pc.sum(batch.column(name)).as_py() or 0
             for name in ("request_size_bytes", "response_size_bytes")
@@ -117,7 +119,7 @@ def tally_of(batch: pa.RecordBatch, unreadable: Sequence[str] = ()) -> Tally:
         id_hashes=[hash_each(batch.column("id"))],
         unreadable=len(unreadable),
         unreadable_ids=sorted(unreadable)[:EXAMPLES],
-        billing_matches={match["values"]: match["counts"] for match in matches},
+        billing_matches=_counts(batch.column("billing_match")),
         organizations_without_billing=set(unmatched.unique().to_pylist()),
         cost_usd=pc.sum(batch.column("cost_usd")).as_py() or Decimal(0),
         unpriced=_unpriced(batch),
@@ -126,8 +128,11 @@ def tally_of(batch: pa.RecordBatch, unreadable: Sequence[str] = ()) -> Tally:
     )
 
 
-def _unpriced(batch: pa.RecordBatch) -> dict[str, int]:
+def _unpriced(batch: pa.RecordBatch) -> Counter[str]:
     """Count the calls whose cost is not known, by provider and model."""
     missing = batch.select(["provider", "model"]).filter(pc.is_null(batch.column("cost_usd")))
-    names = pc.binary_join_element_wise(missing.column("provider"), missing.column("model"), "/")
-    return {each["values"]: each["counts"] for each in pc.value_counts(names).to_pylist()}
+    return _counts(pc.binary_join_element_wise(*missing.columns, "/"))
+
+
+def _counts(texts: pa.StringArray) -> Counter[str]:
+    return Counter({each["values"]: each["counts"] for each in pc.value_counts(texts).to_pylist()})
