@@ -1,7 +1,6 @@
 """The cases of every provider, and what no response may do: raise, wrap a number, lose a row."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,17 +17,9 @@ from llm_trace_pipeline.trace.context import (
 )
 from llm_trace_pipeline.trace.fast_responses import PlainUsage, read_plain, read_response
 from llm_trace_pipeline.trace.responses import ResponseReading, read_any_response
+from tests.harness.usage_cases import CASES
 
 UINT64_MAX = 2**64 - 1
-
-
-def expanded(value: Any) -> Any:
-    """Write out `{"$repeat": n, "$value": s}`."""
-    if isinstance(value, dict):
-        if "$repeat" in value:
-            return value["$value"] * value["$repeat"]
-        return {key: expanded(item) for key, item in value.items()}
-    return [expanded(item) for item in value] if isinstance(value, list) else value
 
 
 def as_json(value: Any) -> bytes:
@@ -39,10 +30,6 @@ def read(response: Any) -> ResponseReading:
     return read_response(as_json(response))
 
 
-CASES = [
-    expanded(json.loads(line))
-    for line in (Path(__file__).parents[1] / "data" / "usage_cases.jsonl").read_text().splitlines()
-]
 RESPONSES = [case["call"]["response_json"] for case in CASES]
 
 

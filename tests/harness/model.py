@@ -1,9 +1,14 @@
-"""What the pipeline must do, said once more in plain Python: no engine, no files, no hashes."""
+"""What the pipeline must do, said once more in plain Python: no engine, no files, no hashes.
 
+And the events that a random history is made of, to which ``World`` puts a real deployment.
+"""
+
+import random
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from llm_trace_pipeline.hours import HOUR
 
@@ -20,6 +25,49 @@ COLUMNS = (
 Row = tuple[str, str, str, str, int, int, int, str, str, datetime, str, str, str, str]
 Rows = tuple[Row, ...]  # of one hour, sorted
 _BILLED_FROM = COLUMNS.index("billing_plan_type")
+
+
+# How often each kind of event is drawn; what changes the source is cheap, loads are not.
+WEIGHTS = {
+    "insert": 5,
+    "late insert": 3,
+    "update": 3,
+    "soft delete": 1,
+    "delete": 1,
+    "move": 3,
+    "plan change": 3,
+    "load hour": 4,
+    "load range": 1,
+    "kill": 4,
+    "re-run": 1,
+    "reconcile": 1,
+    "sensor tick": 2,
+    "prune": 1,
+    "restore": 1,
+    "erase": 1,
+    "enrich": 1,
+    "accept loss": 1,
+    "meddle": 1,
+}
+
+
+class Event(NamedTuple):
+    """What happens; numbers count modulo what there is, so that any event can be left out."""
+
+    kind: str
+    a: int
+    b: int
+    c: int
+
+
+def draw_events(seed: int) -> list[Event]:
+    """Return the events of a sequence."""
+    chance = random.Random(seed)  # noqa: S311 -- test data
+    kinds = chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=chance.randint(6, 14))
+    return [
+        Event(kind, *(chance.randrange(10_000) for _ in range(3)))
+        for kind in ["insert", "insert", *kinds]
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""What is read of the operational database, and what it may lack."""
+
+import pytest
+
+from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.hours import Window
+from llm_trace_pipeline.source.postgres import Source
+from tests.harness.operational import Operational, trace
+from tests.harness.pipeline import Pipeline
+from tests.harness.rows import T0
+
+
+def test_a_snapshot_holds_whatever_it_is_asked(operational: Operational, source: Source) -> None:
+    operational.insert("provider_traces", trace(id="before"))
+    with source.snapshot() as snapshot:
+        ledger = snapshot.ledger_of(T0)
+        operational.insert("provider_traces", trace(id="after"))
+        assert snapshot.census(T0).rows == ledger.rows == 1
+        assert snapshot.folded(Window.of([T0])) == []
+        assert snapshot.present(["before", "after"]) == {"before"}
+        assert snapshot.ledger_of(T0) == ledger
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("DROP TABLE steps", "no table steps.*sql/operational/.*traces.sql"),
+        ("DROP TABLE provider_traces", "no table provider_traces.*sql/operational/all_traces.sql"),
+        (
+            "ALTER TABLE steps DROP COLUMN cache_write_tokens",
+            "no column s.cache_write_tokens.*sql/operational/.*traces.sql",
+        ),
+        (
+            "ALTER TABLE provider_traces DROP COLUMN org_id",
+            "no column org_id.*sql/operational/all_traces.sql",
+        ),
+        (
+            "ALTER TABLE organization_billing_details RENAME TO subscriptions",
+            "no table organization_billing_details.*sql/operational/billing.sql",
+        ),
+        (
+            "ALTER TABLE organization_billing_details RENAME plan_type TO plan",
+            "no column plan_type.*sql/operational/billing.sql",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_with_the_file_to_edit(
+    operational: Operational, pipeline: Pipeline, change: str, message: str
+) -> None:
+    operational.execute(change)
+    with pytest.raises(SourceError, match=message):
+        pipeline.extract()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP TABLE provider_trace_metadata",
+        "DROP TABLE step_metrics",
+        "ALTER TABLE provider_traces DROP COLUMN billing_context",
+    ],
+)
+def test_what_a_deployment_may_lack_is_no_error(
+    operational: Operational, pipeline: Pipeline, change: str
+) -> None:
+    operational.execute(change)
+    operational.insert("provider_traces", trace(id="a"))
+    assert pipeline.load().rows == 1
