@@ -2,11 +2,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-# Dagster resolves relative paths against the current directory: both are absolute.
-export DAGSTER_HOME := $(CURDIR)
+# Of this checkout, whatever the environment says; "make run LLM_TRACES_STATE=…" takes another one.
 export LLM_TRACES_STATE := $(CURDIR)/.data
-# A first run on any machine: no telemetry, no byte-order surprises, progress line by line.
-export DAGSTER_DISABLE_TELEMETRY := 1
+# Progress line by line, also through a pipe.
 export PYTHONUNBUFFERED := 1
 # uv does not compile the packages, so that Python must keep what it compiles: 2.4 s of each start.
 export PYTHONDONTWRITEBYTECODE :=
@@ -14,6 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 override export Q := $(value Q)
 
 PY := .venv/bin/python
+LLM_TRACES := .venv/bin/llm-traces
 # uv does not read pip's configuration: the index that a machine has set for pip is handed on.
 INDEX = $${UV_INDEX_URL-$$(.venv/bin/pip config list | sed -n "s/.*\.index-url='\(.*\)'/\1/p" | \
 	head -n 1)}
@@ -97,11 +96,11 @@ soak: .venv/installed  ## random histories against the model (SEQUENCES=5000), k
 
 .PHONY: run
 run: .venv/installed  ## demo data, the last 24 full hours through Dagster, a report
-	@$(PY) -m llm_trace_pipeline.cli.run
+	@$(LLM_TRACES) run
 
 .PHONY: dev
 dev: .venv/installed  ## the Dagster UI, with the hourly schedule running (PORT=3000)
-	@$(PY) -m llm_trace_pipeline.cli.dev $(PORT)
+	@$(LLM_TRACES) dev $(if $(PORT),--port "$(PORT)")
 
 .PHONY: docs
 docs: .venv/installed  ## write the generated parts of the pages
@@ -117,27 +116,27 @@ report-picture: .venv/installed  ## take docs/report.png from a week of demo tra
 
 .PHONY: report
 report: .venv/installed  ## what some days cost, as an HTML page: FROM=2026-03-01 TO=2026-03-31 (OUT=file)
-	@$(PY) -m llm_trace_pipeline.cli.report "$(FROM)" "$(TO)" "$(OUT)"
+	@$(LLM_TRACES) report --out "$(OUT)" -- "$(FROM)" "$(TO)"
 
 .PHONY: backfill
 backfill: .venv/installed  ## load a range of hours: FROM=2026-03-01-00:00 TO=2026-03-31-23:00
-	@$(PY) -m llm_trace_pipeline.cli.backfill "$(FROM)" "$(TO)"
+	@$(LLM_TRACES) backfill -- "$(FROM)" "$(TO)"
 
 .PHONY: restore
 restore: .venv/installed  ## rebuild ClickHouse from the Parquet batches alone: FROM=… TO=…
-	@$(PY) -m llm_trace_pipeline.cli.backfill --from-batches "$(FROM)" "$(TO)"
+	@$(LLM_TRACES) restore -- "$(FROM)" "$(TO)"
 
 .PHONY: sql
 sql: .venv/installed  ## one statement on ClickHouse: Q="SELECT count() FROM llm_traces"
-	@$(PY) -m llm_trace_pipeline.cli.sql "$$Q"
+	@$(LLM_TRACES) sql -- "$$Q"
 
 .PHONY: invoice
 invoice: .venv/installed  ## files for Stripe, by customer: MONTH=2026-03 (OUT=folder)
-	@$(PY) -m llm_trace_pipeline.reports.invoice "$(MONTH)" "$(OUT)"
+	@$(LLM_TRACES) invoice --out "$(OUT)" -- "$(MONTH)"
 
 .PHONY: preflight
 preflight: .venv/installed  ## what is missing at either end, with the exact repair
-	@$(PY) -m llm_trace_pipeline.upkeep.preflight
+	@$(LLM_TRACES) preflight
 
 .PHONY: bench
 bench: .venv/installed  ## measure against the limit and two peers (DATA="wide narrow" RUNS=5)

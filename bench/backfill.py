@@ -153,7 +153,7 @@ def serving(environment: Mapping[str, str]) -> Iterator[int]:
     log = Path(environment["LLM_TRACES_STATE"]) / "dev.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "llm_trace_pipeline.cli.dev", str(port)],
+            [sys.executable, "-m", "llm_trace_pipeline.cli", "dev", "--port", str(port)],
             cwd=ROOT,
             env={**os.environ, **environment, "DAGSTER_DISABLE_TELEMETRY": "1"},
             stdout=output,

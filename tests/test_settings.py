@@ -204,17 +204,17 @@ def test_dagster_shows_a_wrong_first_hour_as_the_last_line() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["cli.run"],
-        ["cli.dev", "3000"],
-        ["cli.backfill", "2026-03-01-00:00", "2026-03-01-01:00"],
-        ["cli.sql", "SELECT 1"],
-        ["upkeep.preflight"],
+        ["run"],
+        ["dev"],
+        ["backfill", "2026-03-01-00:00", "2026-03-01-01:00"],
+        ["sql", "SELECT 1"],
+        ["preflight"],
     ],
     ids=lambda command: command[0],
 )
 def test_a_command_ends_with_that_line_alone(command: list[str], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", f"llm_trace_pipeline.{command[0]}", *command[1:]],
+        [sys.executable, "-m", "llm_trace_pipeline.cli", *command],
         env=without_ours(LLM_TRACES_STATE=str(tmp_path), CLICKHOUSE_ENDPOINT="tcp://localhost"),
         check=False,
         capture_output=True,

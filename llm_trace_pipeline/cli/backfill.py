@@ -1,16 +1,33 @@
-"""``make backfill``, ``make restore``: load a range of hours, both ends included."""
+"""``backfill`` and ``restore``: load a range of hours, both ends included."""
 
-import argparse
 from datetime import UTC, datetime
 
+import click
+
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.cli.commands import load_hours, run_command, say
-from llm_trace_pipeline.demo.traffic import first_hour
+from llm_trace_pipeline.cli.hours import first_hour_of, load_hours
 from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour, ranges
+from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
 from llm_trace_pipeline.settings import Settings
 
 _USAGE = "FROM=2026-03-01-00:00 TO=2026-03-31-23:00 (UTC, both included)"
+
+
+def load_range(first: str, last: str) -> None:
+    """Load the hours from the first key to the last one."""
+    settings = Settings.from_environment()
+    hours = hours_between(first, last, settings)
+    load_hours(settings, hours)
+    click.echo(f"{len(hours)} hours loaded")
+
+
+def restore_range(first: str, last: str) -> None:
+    """Load the hours that have a batch into ClickHouse, from the first key to the last one."""
+    settings = Settings.from_environment()
+    hours = hours_between(first, last, settings)
+    having_batches = set(BatchStore.of(settings).hours()).intersection(hours)
+    click.echo(f"{len(having_batches)} of {len(hours)} hours have a batch")
+    load_hours(settings, having_batches, "llm_traces", "llm_usage_hourly")
 
 
 def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:
@@ -25,7 +42,7 @@ def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:
         start, end = parse_hour(first), parse_hour(last)
     except ValueError as error:
         raise SettingsError(f"FROM, TO: {error}: {_USAGE}") from None
-    earliest = settings.first_hour or first_hour(settings.state_dir)
+    earliest = first_hour_of(settings)
     if end < start:
         raise SettingsError(f"TO: {last} lies before FROM: {first}")
     if start < earliest:
@@ -35,30 +52,3 @@ def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:
     if end + HOUR > datetime.now(UTC):
         raise SettingsError(f"TO: the hour {last} has not ended yet")
     return Window(start, end + HOUR).hours
-
-
-def main() -> None:
-    """Load the hours that the arguments span."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("first", help="key of the first hour")
-    parser.add_argument("last", help="key of the last hour")
-    parser.add_argument(
-        "--from-batches",
-        action="store_true",
-        help="rebuild ClickHouse from the Parquet batches, without the operational database",
-    )
-    arguments = parser.parse_args()
-    settings = Settings.from_environment()
-    hours = hours_between(arguments.first, arguments.last, settings)
-    if arguments.from_batches:
-        having_batches = set(BatchStore.of(settings).hours()).intersection(hours)
-        say(f"{len(having_batches)} of {len(hours)} hours have a batch")
-        for window in ranges(having_batches):
-            load_hours(window.hours, "llm_traces", "llm_usage_hourly")
-    else:
-        load_hours(hours)
-        say(f"{len(hours)} hours loaded")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,4 +1,4 @@
-"""``make dev``: the Dagster UI with the hourly schedule and, in the demo, new traffic for it."""
+"""``dev``: the Dagster UI with the hourly schedule and, in the demo, new traffic for it."""
 
 import os
 import signal
@@ -11,11 +11,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from types import FrameType
 
+import click
 from adbc_driver_postgresql import dbapi
 
-from llm_trace_pipeline.cli.commands import run_command, say
+from llm_trace_pipeline.cli.hours import first_hour_of
+from llm_trace_pipeline.cli.instance import WORKSPACE, use_instance
 from llm_trace_pipeline.demo.postgres import embedded_postgres
-from llm_trace_pipeline.demo.traffic import add_traffic, first_hour
+from llm_trace_pipeline.demo.traffic import add_traffic
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.settings import Settings
 
@@ -23,20 +25,26 @@ _TRAFFIC_EVERY_SECONDS = 60.0
 _PATIENCE_SECONDS = 20.0
 
 
-def main() -> None:
-    """Run Dagster until Ctrl-C or SIGTERM."""
-    port = _free_port(sys.argv[1] if len(sys.argv) > 1 else "3000")
+def serve_dagster(port: str) -> None:
+    """Run Dagster until Ctrl-C or SIGTERM.
+
+    Raises:
+        SettingsError: the port is none, or is taken.
+        PipelineError: Dagster ended by itself.
+    """
+    number = _free_port(port)
     settings = Settings.from_environment()
+    use_instance(settings)
     _on_signals(signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        say(
-            f"Open http://localhost:{port} in half a minute; there: Lineage, Materialize all, "
+        click.echo(
+            f"Open http://localhost:{number} in half a minute; there: Lineage, Materialize all, "
             "choose an hour, Launch.\nThe schedule loads each hour as it closes. Ctrl-C ends it."
         )
         if settings.is_demo:
-            say("Starting the embedded PostgreSQL, making demo traffic up to now")
-            say(f"{_add_traffic(settings):,} new traces")
-        _serve(settings, port)
+            click.echo("Starting the embedded PostgreSQL, making demo traffic up to now")
+            click.echo(f"{_add_traffic(settings):,} new traces")
+        _serve(settings, number)
 
 
 def _serve(settings: Settings, port: int) -> None:
@@ -44,7 +52,7 @@ def _serve(settings: Settings, port: int) -> None:
     # In a session of its own: Ctrl-C reaches the whole foreground, and Dagster's services, told to
     # end by both the terminal and their parent, would be cut in the middle of ending.
     with subprocess.Popen(  # noqa: S603 -- our own interpreter
-        [*command, "-w", "workspace.yaml", "--port", str(port)], start_new_session=True
+        [*command, "-w", str(WORKSPACE), "--port", str(port)], start_new_session=True
     ) as dagster:
         try:
             while True:
@@ -95,7 +103,7 @@ def _free_port(text: str) -> int:
 
 def _add_traffic(settings: Settings) -> int:
     url = embedded_postgres(settings.state_dir)
-    return add_traffic(url, first_hour(settings.state_dir), datetime.now(UTC))
+    return add_traffic(url, first_hour_of(settings), datetime.now(UTC))
 
 
 def _top_up(settings: Settings) -> None:
@@ -103,8 +111,4 @@ def _top_up(settings: Settings) -> None:
     try:
         _add_traffic(settings)
     except (PipelineError, dbapi.Error) as error:
-        say(f"No demo traffic was added: {error}")
-
-
-if __name__ == "__main__":
-    run_command(main)
+        click.echo(f"No demo traffic was added: {error}")

@@ -1,11 +1,11 @@
-"""``make report``: what some days cost and whom, as one HTML page."""
+"""``report``: what some days cost and whom, as one HTML page."""
 
-import argparse
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import click
+
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.cli.commands import run_command, say
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
@@ -32,26 +32,27 @@ def days_between(first: str, last: str, today: date) -> Days:
     return Days(start, end)
 
 
-def main() -> None:
-    """Write the report of the days that the arguments name."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("first", help="first day, or nothing")
-    parser.add_argument("last", help="last day, or nothing")
-    parser.add_argument("out", help="the file, or nothing")
-    arguments = parser.parse_args()
+def write_report(first: str, last: str, out: str) -> None:
+    """Write the page of the days from the first to the last, and print where it lies.
+
+    Args:
+        first: the first day, such as ``2026-03-01``; empty: seven days before the last.
+        last: the last day; empty: today.
+        out: the file; empty: one in the state folder that is named after the days.
+
+    Raises:
+        SettingsError: the days are none.
+        ClickHouseError: ClickHouse cannot be read.
+        PipelineError: nothing was loaded yet, or the file cannot be written.
+    """
     settings, now = Settings.from_environment(), datetime.now(UTC)
-    days = days_between(arguments.first, arguments.last, now.date())
+    days = days_between(first, last, now.date())
     with connect(settings) as database:
         figures = figures_of(database, BatchStore.of(settings), days)
-    name = f"{days.first}_{days.last}.html"
-    path = Path(arguments.out or settings.state_dir / "reports" / name)
+    path = Path(out or settings.state_dir / "reports" / f"{days.first}_{days.last}.html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page_of(figures, now), encoding="utf-8")
     except OSError as error:
         raise PipelineError(f"OUT: {path}: {error.strerror}") from None
-    say(str(path))
-
-
-if __name__ == "__main__":
-    run_command(main)
+    click.echo(path)

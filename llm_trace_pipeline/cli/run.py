@@ -1,20 +1,22 @@
-"""``make run``: demo traffic where no database is configured, the last 24 full hours, a report."""
+"""``run``: demo traffic where no database is configured, the last 24 full hours, a report."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import click
+
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.cli.commands import closed_hours, load_hours, run_command, say
-from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database, connect
+from llm_trace_pipeline.cli.hours import closed_hours, first_hour_of, load_hours
+from llm_trace_pipeline.cli.preflight import check_before_first_load
+from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.demo.postgres import embedded_postgres
-from llm_trace_pipeline.demo.traffic import add_traffic, first_hour
+from llm_trace_pipeline.demo.traffic import add_traffic
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
-from llm_trace_pipeline.upkeep.preflight import check_before_first_load
+from llm_trace_pipeline.upkeep.reconcile import reconcile
 
 HOURS = 24
 
@@ -27,79 +29,67 @@ Your own data: set OPERATIONAL_DATABASE_URL (PostgreSQL), LLM_TRACES_START (the 
 CLICKHOUSE_ENDPOINT, CLICKHOUSE_USERNAME, CLICKHOUSE_PASSWORD; then make preflight, make run."""
 
 
-def main() -> None:
-    """Load the last 24 full hours and print what they hold."""
+def load_last_hours() -> None:
+    """Load the last 24 full hours, print what they hold, and compare the three stores.
+
+    Raises:
+        PipelineError: no hour has ended, either end must be mended first, an hour failed, or the
+            stores differ.
+    """
     settings = Settings.from_environment()
     if settings.is_demo:
         _add_demo_traffic(settings)
-    first = settings.first_hour or first_hour(settings.state_dir)
+    first = first_hour_of(settings)
     hours = closed_hours(HOURS, first)
     if not hours:
         raise PipelineError(f"no hour since LLM_TRACES_START ({key_of(first)}) has ended yet")
     check_before_first_load(settings, hours)
-    say(f"Loading {len(hours)} hours through Dagster")
-    load_hours(hours)
-    print_report(settings, hours)
-    say(_NEXT.format(first=key_of(first), last=key_of(hours[0])))
+    click.echo(f"Loading {len(hours)} hours through Dagster")
+    load_hours(settings, hours)
+    _print_report(settings, hours)
+    _compare(settings, hours)
+    click.echo(_NEXT.format(first=key_of(first), last=key_of(hours[0])))
 
 
 def _add_demo_traffic(settings: Settings) -> None:
-    say("Starting the embedded PostgreSQL")
+    click.echo("Starting the embedded PostgreSQL")
     url = embedded_postgres(settings.state_dir)
-    say("Making demo traffic up to now")
-    added = add_traffic(url, first_hour(settings.state_dir), datetime.now(UTC), report=say)
-    say(f"{added:,} new traces")
+    click.echo("Making demo traffic up to now")
+    added = add_traffic(url, first_hour_of(settings), datetime.now(UTC), report=click.echo)
+    click.echo(f"{added:,} new traces")
 
 
-def print_report(settings: Settings, hours: Sequence[datetime]) -> None:
-    """Print what ClickHouse holds of the hours, and prove it against source and batches."""
+def _print_report(settings: Settings, hours: Sequence[datetime]) -> None:
     window = Window.of(hours)
     with connect(settings) as database:
-        say(f"\n{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC, from ClickHouse")
-        say("\nBy plan and cost source")
-        say(database.pretty(read_sql("report/by_plan.sql"), window.parameters))
-        say("The largest organizations")
-        say(database.pretty(read_sql("report/largest_organizations.sql"), window.parameters))
-        _prove(source_of(settings), BatchStore.of(settings), database, hours)
+        click.echo(
+            f"\n{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC, from ClickHouse"
+        )
+        click.echo("\nBy plan and cost source")
+        click.echo(database.pretty(read_sql("report/by_plan.sql"), window.parameters))
+        click.echo("The largest organizations")
+        click.echo(database.pretty(read_sql("report/largest_organizations.sql"), window.parameters))
 
 
-def _prove(
-    source: Source, store: BatchStore, database: Database, hours: Sequence[datetime]
-) -> None:
-    """Print, hour by hour, the rows of source, batch and ClickHouse.
+def _compare(settings: Settings, hours: Sequence[datetime]) -> None:
+    """Compare the hours in source, batches and ClickHouse, and print their rows.
 
     Raises:
-        PipelineError: they are not equal everywhere.
+        PipelineError: the stores differ in an hour.
     """
-    with source.snapshot() as snapshot:
-        ledger = snapshot.ledger(Window.of(hours))
-        folded = snapshot.folded(Window.of(hours))
-    found = database.hour_totals("llm_traces", IN_WINDOW, Window.of(hours).parameters)
-    differing: list[str] = []
-    totals = [0, 0, 0]
-    say("Hour (UTC)            source    batch  ClickHouse")
-    for hour in hours:
-        manifest = store.manifest(hour)
-        in_source = ledger[hour].rows if hour in ledger else 0
-        in_source -= sum(row["hour"] == hour and not row["is_deleted"] for row in folded)
-        in_batch = manifest.rows if manifest else 0
-        in_table = found[hour].rows if hour in found else 0
-        totals = [
-            total + rows
-            for total, rows in zip(totals, (in_source, in_batch, in_table), strict=True)
-        ]
-        key = key_of(hour)
-        say(f"{key:18} {in_source:9,} {in_batch:8,} {in_table:11,}")
-        if not in_source == in_batch == in_table:
-            differing.append(key)
-    say(f"{'total':18} {totals[0]:9,} {totals[1]:8,} {totals[2]:11,}")
-    if differing:
+    store = BatchStore.of(settings)
+    found = reconcile(
+        source_of(settings), store, lambda: connect(settings), hours, store.billing_history()
+    )
+    # ClickHouse is not compared where a batch has earlier billing or prices.
+    if differing := sorted(set(hours).intersection(found.differences, found.stale)):
         raise PipelineError(
-            f"source, batch and ClickHouse differ in {', '.join(differing)}: traces may have come "
-            "in since; load these hours again with make backfill"
+            f"source, batch and ClickHouse differ in {', '.join(map(key_of, differing))}: traces "
+            "may have come in since; load these hours again with make backfill"
         )
-    say("source rows = batch rows = ClickHouse rows, in every hour")
-
-
-if __name__ == "__main__":
-    run_command(main)
+    rows = {hour: manifest.rows for hour in hours if (manifest := store.manifest(hour))}
+    click.echo("Hour (UTC)              rows")
+    for hour in hours:
+        click.echo(f"{key_of(hour)}  {rows.get(hour, 0):10,}")
+    click.echo(f"{'total':16}  {sum(rows.values()):10,}")
+    click.echo("source rows = batch rows = ClickHouse rows, in every hour")

@@ -1,13 +1,12 @@
-"""``make invoice MONTH=2026-03``: what each Stripe customer used and is to pay, as files.
+"""The invoice of a month: what each Stripe customer used and is to pay, as files.
 
 All of it is read from ``llm_traces``, while nobody loads; then every hour of the month is compared
 with its batch. An invoice with a hole is written too, since a large part of it may be all that is
-needed, but it says so, and the command fails: nothing that runs after it sends such a file.
+needed, but it names its holes.
 """
 
 import csv
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.cli.commands import run_command, say
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import reading
 from llm_trace_pipeline.clickhouse.upsert import TABLE
-from llm_trace_pipeline.demo import traffic as demo
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
-from llm_trace_pipeline.hours import HOUR, Window, floor, key_of, ranges
+from llm_trace_pipeline.hours import HOUR, Window, floor, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.columns import COST_TYPE, EXACT_DIGITS
@@ -78,7 +75,7 @@ _METERS = {
 }
 _ROWS_AT_ONCE = 8192  # of a file; each is a row group of the Parquet file
 _NOTHING = Decimal(f"0E-{COST_TYPE.scale}")
-_USAGE = "usage: make invoice MONTH=2026-03"
+USAGE = "usage: make invoice MONTH=2026-03"
 
 Row = dict[str, Any]
 
@@ -99,7 +96,7 @@ class Month:
         try:
             month = cls(datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC))
         except ValueError:
-            raise SettingsError(f"MONTH: must be a month, not {text!r}; {_USAGE}") from None
+            raise SettingsError(f"MONTH: must be a month, not {text!r}; {USAGE}") from None
         if month.start > now:
             raise SettingsError(f"MONTH: {month} has not begun yet")
         if month.end <= first_hour:
@@ -191,21 +188,34 @@ class Totals:
         yield f"prices              {', '.join(sorted(self.price_versions)) or 'none'}"
 
 
-def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -> None:
-    """Write the files of a month, and print what they hold.
+@dataclass(frozen=True)
+class Invoice:
+    """The files of a month, and what they hold."""
+
+    month: Month
+    first_hour: datetime  # that can be loaded: nothing before it is invoiced
+    made_at: datetime
+    totals: Totals
+    paths: tuple[Path, ...]
+    holes: Differences  # the hours that ClickHouse does not hold as their batches say
+
+
+def write_invoice(
+    settings: Settings, month: str, folder: Path, *, first_hour: datetime, now: datetime
+) -> Invoice:
+    """Write the files of a month.
 
     Args:
         settings: where the stores are.
         month: such as ``2026-03``.
         folder: where the files go.
+        first_hour: the first one that can be loaded.
         now: what has ended by then is to be loaded.
 
     Raises:
         SettingsError: the month is none that can be invoiced.
-        PipelineError: the files do not add up to what ClickHouse says, and were not written; or
-            they were, but hours of the month are not whole in ClickHouse.
+        PipelineError: the files do not add up to what ClickHouse says, and were not written.
     """
-    first_hour = settings.first_hour or demo.first_hour(settings.state_dir)
     of_month = Month.of(month, first_hour, now)
     hours = of_month.hours(first_hour, now)
     store = BatchStore.of(settings)
@@ -221,22 +231,7 @@ def write_invoice(settings: Settings, month: str, folder: Path, now: datetime) -
             # After the files: what another writer added while they were read is noticed.
             holes = _holes(database, store, hours)
             paths = [path.replace(folder / path.name) for path in sorted(Path(beside).iterdir())]
-    say(f"{of_month} (UTC), from llm_traces")
-    for line in chain(totals.describe(), map(str, paths)):
-        say(line)
-    if first_hour > of_month.start:
-        say(f"not before {key_of(first_hour)}, the first hour (LLM_TRACES_START)")
-    if now < of_month.end:
-        say(f"not final: {of_month} ends {key_of(of_month.end)} UTC")
-    for reasons, of_reason in groupby(sorted(holes), key=lambda hour: holes[hour]):
-        for window in ranges(of_reason):
-            first, last = key_of(window.start), key_of(window.last)
-            say(f"hole: {first} to {last}: {', '.join(reasons)}")
-    if holes:
-        raise PipelineError(
-            f"the invoice of {of_month} has holes: {len(holes)} hours are not in ClickHouse as "
-            "their batches have them; make backfill, or make restore, then make invoice again"
-        )
+    return Invoice(of_month, first_hour, now, totals, tuple(paths), holes)
 
 
 def _write_files(
@@ -343,16 +338,3 @@ def _holes(database: Database, store: BatchStore, hours: list[datetime]) -> Diff
         holes |= compare_loaded(database, list(of_day))
     without_batch = set(hours).difference(manifests, holes)
     return holes | dict.fromkeys(without_batch, ("no batch",))
-
-
-def main() -> None:
-    """Write the files of the month that the first argument names, into the folder of the second."""
-    if len(sys.argv) != 3 or not sys.argv[1]:  # noqa: PLR2004 -- month and folder
-        raise SettingsError(f"MONTH: a month is needed; {_USAGE}")
-    settings = Settings.from_environment()
-    folder = Path(sys.argv[2]) if sys.argv[2] else settings.state_dir / "invoices"
-    write_invoice(settings, sys.argv[1], folder, datetime.now(UTC))
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -5,25 +5,23 @@ after that does only what is still to be done, so an erasure that was cut is fin
 it.
 """
 
-import argparse
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm_trace_pipeline.batches.erasures import Erasure
 from llm_trace_pipeline.batches.store import BatchStore, Manifest
-from llm_trace_pipeline.cli.commands import run_command, say
 from llm_trace_pipeline.clickhouse.client import ROLLUP, Database, connect, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import roll_up, rollups_of
 from llm_trace_pipeline.clickhouse.upsert import TABLE
-from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
-from llm_trace_pipeline.hours import floor, key_of, parse_hour
+from llm_trace_pipeline.errors import ClickHouseError, PipelineError
+from llm_trace_pipeline.hours import floor, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.trace.fast_responses import read_response
@@ -84,6 +82,16 @@ class Search:
     file_bytes: int = 0
     decoded_bytes: int = 0
     occurrences: list[str] = field(default_factory=list)  # hour, place and how often
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What an erasure did."""
+
+    written: list[datetime]  # the hours whose batches were written anew
+    compared: list[datetime]  # the hours whose rows in ClickHouse were compared with their batches
+    left: Found
+    searched: Search
 
 
 def count_traces(database: Database, store: BatchStore, erasure: Erasure) -> Found:
@@ -275,20 +283,13 @@ def search(store: BatchStore, erasure: Erasure) -> Search:
     return found
 
 
-def erase(settings: Settings, erasure: Erasure, *, dry_run: bool = False) -> None:
-    """Remove what an erasure covers, prove it, and say what was done.
+def find(settings: Settings, erasure: Erasure) -> Found:
+    """Count what an erasure covers in the stores that the settings name.
 
     Raises:
-        PipelineError: something could not be removed; repeating the erasure continues it.
+        PipelineError: nothing was ever loaded into these stores, or one of them cannot be read.
     """
     store = BatchStore.of(settings)
-    of_agent = f"agent {erasure.agent_id} of " if erasure.agent_id is not None else ""
-    say(
-        f"Traces of {of_agent}organization {erasure.organization_id} made before "
-        f"{erasure.before:%Y-%m-%d %H:%M:%S} UTC"
-    )
-    say(f"in {settings.trace_batch_uri} and {settings.clickhouse_endpoint}")
-    # Not held while batches are written: loads that wait for the embedded engine would give up.
     with connect(settings) as database:
         if not (store.begun_hours() or database.has_table(TABLE)):
             raise PipelineError(
@@ -296,69 +297,28 @@ def erase(settings: Settings, erasure: Erasure, *, dry_run: bool = False) -> Non
                 f"{settings.clickhouse_endpoint}: set the variables that the loads have, "
                 "LLM_TRACES_STATE among them"
             )
-        before = count_traces(database, store, erasure)
-    _say_all("Found:", before.describe())
-    if before.is_nothing:
-        say("Nothing that is loaded is covered: is the id right?")
-    if dry_run:
-        say("Dry run: nothing was changed.")
-        return
+        return count_traces(database, store, erasure)
+
+
+def erase(settings: Settings, erasure: Erasure) -> Erased:
+    """Record an erasure, remove what it covers, and prove that nothing of it is left.
+
+    Raises:
+        PipelineError: something could not be removed; repeating the erasure continues it.
+    """
+    store = BatchStore.of(settings)
     record(store, erasure)
-    say("Recorded: loads and backfills leave these traces out from now on.")
+    # ClickHouse is not held meanwhile: loads that wait for the embedded engine would give up.
     written = remove_from_batches(store, erasure)
-    say(f"Batches: {len(written)} hours written anew without them.")
     with connect(settings) as database:
         kept_from = line_before(settings.retention_days, datetime.now(UTC))
         compared = remove_from_clickhouse(database, store, erasure, kept_from)
-        say(f"ClickHouse: deleted; {len(compared)} hours were compared, and equal their batches.")
-        after = count_traces(database, store, erasure)
-    _say_all("Left:", after.describe())
-    if not after.is_nothing:
+        left = count_traces(database, store, erasure)
+    if not left.is_nothing:
         raise PipelineError(
             "not everything is erased: another process wrote at the same time; repeat the erasure"
         )
-    searched = search(store, erasure)
-    say(
-        f"Searched: {searched.file_bytes:,} bytes of {searched.files} files without those traces, "
-        f"and {searched.decoded_bytes:,} bytes of their text, for the id "
-        f"{erasure.agent_id or erasure.organization_id}: "
-        + ("it occurs" if searched.occurrences else "it does not occur")
-    )
-    if searched.occurrences:
-        _say_all("Those are rows made later, or others' rows that name it:", searched.occurrences)
-    _say_all("Kept on purpose:", KEPT)
-    _say_all("Out of reach of this command:", OUT_OF_REACH)
-
-
-def main() -> None:
-    """Erase what the arguments name."""
-    parser = _Parser(prog="python -m llm_trace_pipeline.upkeep.erase", allow_abbrev=False)
-    parser.add_argument("--organization", metavar="ID", required=True)
-    parser.add_argument("--agent", metavar="ID", help="only the traces of this agent")
-    parser.add_argument(
-        "--before",
-        metavar="DATE",
-        help="only what was made before: YYYY-MM-DD or YYYY-MM-DD-HH:00, UTC; else all until now",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="count, and change nothing")
-    arguments = parser.parse_args()
-    for name in ("organization", "agent"):
-        if getattr(arguments, name) == "":
-            raise SettingsError(f"--{name}: is empty")
-    now = datetime.now(UTC).replace(microsecond=0)
-    erasure = Erasure(
-        organization_id=arguments.organization,
-        agent_id=arguments.agent,
-        before=_before(arguments.before, now) if arguments.before is not None else now,
-        recorded_at=now,
-    )
-    erase(Settings.from_environment(), erasure, dry_run=arguments.dry_run)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        usage = " ".join(self.format_usage().split())
-        raise SettingsError(f"{message}; {usage}")
+    return Erased(written, compared, left, search(store, erasure))
 
 
 class _Gone:
@@ -394,21 +354,6 @@ class _Gone:
         )
         left = max(len(examples), self._current.unreadable - len(self._unreadable))
         return {"unreadable": left, "unreadable_ids": examples}
-
-
-def _before(text: str, now: datetime) -> datetime:
-    try:
-        before = parse_hour(text if len(text) > len("2026-03-01") else f"{text}-00:00")
-    except ValueError:
-        raise SettingsError(
-            f"--before: must be a day such as 2026-03-01 or an hour such as 2026-03-01-09:00 "
-            f"(UTC), not {text!r}"
-        ) from None
-    if before > now:
-        raise SettingsError(
-            f"--before: {text} lies ahead; traces not made yet would be left out of every load"
-        )
-    return before
 
 
 def _batches(store: BatchStore, erasure: Erasure) -> Iterator[Manifest]:
@@ -484,13 +429,3 @@ def _count_masked(node: Database, table: str, erasure: Erasure) -> dict[str, int
         parameters,
     )
     return {row["id"]: row["rows"] for row in counted}
-
-
-def _say_all(title: str, lines: Iterable[str]) -> None:
-    say(title)
-    for line in lines:
-        say(f"  {line}")
-
-
-if __name__ == "__main__":
-    run_command(main)

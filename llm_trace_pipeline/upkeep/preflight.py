@@ -1,24 +1,21 @@
-"""``make preflight``: what is missing at either end, with the exact repair."""
+"""Preflight: what is missing at either end, with the exact repair."""
 
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 
 from llm_trace_pipeline.batches.files import files_of
-from llm_trace_pipeline.cli.commands import run_command, say
 from llm_trace_pipeline.clickhouse.client import Database, connect, newer_schema, schema_version
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, shards_of
 from llm_trace_pipeline.clickhouse.upsert import TABLE
-from llm_trace_pipeline.defs.stores import source_of
-from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError, SourceError
-from llm_trace_pipeline.hours import HOUR, floor
+from llm_trace_pipeline.errors import BatchError, ClickHouseError, SourceError
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import OPTIONAL_TABLES, Session, Source, files_that_name
 from llm_trace_pipeline.source.standby import UnknownLagError, ask_lag
@@ -73,49 +70,6 @@ class Problem:
         """Return the lines that an operator reads."""
         kind = "error" if self.is_fatal else "warning"
         return f"{kind}: {' '.join(self.message.split())}\n  repair: {self.repair}"
-
-
-def check_before_first_load(settings: Settings, hours: Sequence[datetime]) -> None:
-    """Check both ends; print what should be mended, and nothing where all is well.
-
-    Raises:
-        PipelineError: something must be mended first.
-    """
-    _report(
-        [
-            *check_source(source_of(settings), hours[-1] + HOUR),
-            *check_batches(settings),
-            *check_target(settings),
-        ]
-    )
-
-
-def main() -> None:
-    """Check both ends, and say so."""
-    settings = Settings.from_environment()
-    found: list[Problem] = []
-    if settings.is_demo:
-        say("operational database: not checked, it is the demo's, which make run makes")
-    else:
-        this_hour = floor(datetime.now(UTC))
-        found += _announced("operational database", check_source(source_of(settings), this_hour))
-    if settings.is_in_bucket:
-        found += _announced("batches", check_batches(settings))
-    found += _announced("ClickHouse", check_target(settings))
-    _report(found)
-
-
-def _announced(group: str, problems: list[Problem]) -> list[Problem]:
-    say(f"{group}: {'see below' if problems else 'OK'}")
-    return problems
-
-
-def _report(problems: Sequence[Problem]) -> None:
-    for problem in problems:
-        if not problem.is_fatal:
-            say(str(problem))
-    if fatal := [str(problem) for problem in problems if problem.is_fatal]:
-        raise PipelineError("\n".join(fatal))
 
 
 def check_source(source: Source, until: datetime) -> list[Problem]:
@@ -473,7 +427,3 @@ def _essence(clickhouse_type: str) -> str:
     """Return the type without what changes no value: a dictionary, the time zone shown."""
     bare = re.sub(r"LowCardinality\((.*?\)?)\)", r"\1", clickhouse_type)
     return re.sub(r"(?<=^DateTime64\(6), '[^']*'", "", bare)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -189,7 +189,7 @@ def test_an_erasure_counts_no_redacted_response_as_unreadable(
     assert (manifest.unreadable, manifest.unreadable_ids) == (2, ("b", "d"))
     now = datetime.now(UTC)
     erasure = Erasure(organization_id="org-1", agent_id=None, before=now, recorded_at=now)
-    erase(settings, erasure, dry_run=False)  # of a readable one
+    erase(settings, erasure)  # of a readable one
     manifest = store.manifest(T0)
     assert manifest
     assert (manifest.rows, manifest.unreadable, manifest.unreadable_ids) == (3, 2, ("b", "d"))

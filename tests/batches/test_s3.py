@@ -17,6 +17,7 @@ from llm_trace_pipeline.batches.erasures import Erasure
 from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles, S3Files
 from llm_trace_pipeline.batches.store import BatchStore, Manifest, Reconciliation
+from llm_trace_pipeline.cli.preflight import check_both_ends
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError
@@ -24,8 +25,8 @@ from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.prices import PACKAGED
-from llm_trace_pipeline.upkeep import preflight
 from llm_trace_pipeline.upkeep.erase import erase
+from llm_trace_pipeline.upkeep.preflight import check_batches
 from llm_trace_pipeline.upkeep.retention import apply_retention
 from tests.harness.bucket import Bucket
 from tests.harness.operational import Operational, trace
@@ -181,7 +182,6 @@ def test_an_erased_organization_is_gone_from_the_bucket(
     source: Source,
     s3_settings: Settings,
     bucket: Bucket,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     operational.insert(
         "provider_traces",
@@ -194,11 +194,11 @@ def test_an_erased_organization_is_gone_from_the_bucket(
         for hour in (T0, H1):
             Pipeline(source, store, database).load(hour)
     now = datetime.now(UTC)
-    erase(
+    erased = erase(
         s3_settings,
         Erasure(organization_id="org-secret", agent_id=None, before=now, recorded_at=now),
     )
-    assert "it does not occur" in capsys.readouterr().out
+    assert erased.searched.occurrences == []
     for key in bucket.keys("llm_traces/"):
         assert b"org-secret" not in bucket.read(f"llm_traces/{key}")
     with connect(s3_settings) as database:
@@ -372,11 +372,11 @@ def test_temporary_credentials_will_do(
 def test_preflight_names_the_bucket(
     s3_settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preflight.main()
+    check_both_ends()
     assert "\nbatches: OK\n" in capsys.readouterr().out
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     with pytest.raises(PipelineError, match="SIGNATURE_DOES_NOT_MATCH") as refused:
-        preflight.main()
+        check_both_ends()
     assert SECRET not in str(refused.value)
     assert "repair: check TRACE_BATCH_URI" in str(refused.value)
     assert s3_settings.trace_batch_uri in str(refused.value)
@@ -415,13 +415,13 @@ def test_wrong_credentials_are_one_clear_line_without_them(
 def test_preflight_writes_to_the_bucket_and_leaves_nothing(
     s3_settings: Settings, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert preflight.check_batches(s3_settings) == []
+    assert check_batches(s3_settings) == []
     assert bucket.keys() == set()
 
     def refuse(*_: object) -> None:
         raise BatchError("s3://traces/preflight: ACCESS_DENIED")
 
     monkeypatch.setattr(S3Files, "switch", refuse)  # of a key that may only read
-    [problem] = preflight.check_batches(s3_settings)
+    [problem] = check_batches(s3_settings)
     assert problem.is_fatal
     assert "may list, read, write and delete there" in problem.repair

@@ -181,10 +181,10 @@ def dagster() -> Iterator[Dagster]:
     dagster = Dagster(state, free_port())
     ours = ("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_", "DAGSTER_")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
-    environment |= {"LLM_TRACES_STATE": str(state), "DAGSTER_HOME": str(ROOT)}
+    environment |= {"LLM_TRACES_STATE": str(state)}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "llm_trace_pipeline.cli.dev", str(dagster.port)],
+            [sys.executable, "-m", "llm_trace_pipeline.cli", "dev", "--port", str(dagster.port)],
             cwd=ROOT,
             env=environment,
             stdout=output,

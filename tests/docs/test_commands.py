@@ -25,7 +25,7 @@ PROOF = "source rows = batch rows = ClickHouse rows, in every hour"
 COMMANDS = commands()
 # What other files run; whatever else the pages say is run here.
 RUN_ELSEWHERE = {
-    "make dev": (ROOT / "tests/defs/test_dagster_ui.py", "llm_trace_pipeline.cli.dev"),
+    "make dev": (ROOT / "tests/defs/test_dagster_ui.py", '"llm_trace_pipeline.cli", "dev"'),
     "make lint": (ROOT / ".ci/run", "make lint"),
     "make test": (ROOT / ".ci/run", "make test"),
 }
@@ -37,9 +37,8 @@ RUN_HERE = [
 
 
 def name_of(command: str) -> str:
-    """Return the make target, or the module's last name."""
-    words = command.split()
-    return words[1] if words[0] == "make" else words[2].rpartition(".")[2]
+    """Return the make target, or the subcommand of ``llm-traces``."""
+    return command.split()[1]
 
 
 class Demo:
@@ -98,11 +97,13 @@ def first_run(of_demo: Demo) -> str:
     return done.stdout
 
 
-def loaded(output: str) -> dict[str, list[str]]:
-    """Return the rows of source, batch and ClickHouse by hour, of the report's last table."""
+def loaded(output: str) -> dict[str, int]:
+    """Return the rows by hour, of the report's last table."""
     _, _, table = output.partition("Hour (UTC)")
     lines = [line.replace(",", "").split() for line in table.splitlines()]
-    return {line[0]: line[1:] for line in lines if re.match(r"\d{4}-\d\d-\d\d-", "".join(line[:1]))}
+    return {
+        line[0]: int(line[1]) for line in lines if re.match(r"\d{4}-\d\d-\d\d-", "".join(line[:1]))
+    }
 
 
 def one_line_of(done: subprocess.CompletedProcess[str]) -> str:
@@ -138,7 +139,7 @@ def test_help_lists_every_target_that_is_meant_for_people(of_demo: Demo) -> None
 def test_run_loads_the_demo_and_proves_it(of_demo: Demo, first_run: str) -> None:
     found = loaded(first_run)
     assert list(found)[:HOURS] == [of_demo.key(number) for number in range(HOURS)]
-    assert all(len(set(rows)) == 1 and rows[0] != "0" for rows in found.values()), found
+    assert all(found.values()), found
     assert PROOF in first_run.splitlines()
     for heading in ("By plan and cost source", "The largest organizations"):
         assert heading in first_run
@@ -167,7 +168,7 @@ def test_a_command_works_as_it_stands(of_demo: Demo, first_run: str, command: st
     assert (done.returncode, done.stderr) == (0, "")
     rows = loaded(first_run)
     batches, table = (
-        [f"{asset}: hour {hour}: {rows[hour][0]} rows" for hour in (of_demo.key(1), of_demo.key(2))]
+        [f"{asset}: hour {hour}: {rows[hour]} rows" for hour in (of_demo.key(1), of_demo.key(2))]
         for asset in ("trace_batches", "llm_traces")
     )
     rolled_up = [f"{ROLLUP}: hour {of_demo.key(1)}: ", f"{ROLLUP}: hour {of_demo.key(2)}: "]
@@ -187,7 +188,7 @@ def test_an_invoice_holds_the_hours_that_are_loaded(of_demo: Demo, first_run: st
     [command] = [line for line in RUN_HERE if name_of(line) == "invoice"]
     month = f"{of_demo.first:%Y-%m}"
     done = of_demo.run(command.replace("2026-03", month))
-    of_month = [int(rows[0]) for hour, rows in loaded(first_run).items() if hour.startswith(month)]
+    of_month = [rows for hour, rows in loaded(first_run).items() if hour.startswith(month)]
     [calls] = re.findall(r"^calls +([\d,]+)$", done.stdout, re.MULTILINE)
     assert int(calls.replace(",", "")) >= sum(of_month) > 0  # an hour may have come in since
     files = {path.name for path in (of_demo.state / "invoices").iterdir()}

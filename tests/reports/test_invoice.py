@@ -14,11 +14,18 @@ import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour, renewed
 from llm_trace_pipeline.batches.store import BatchStore, prices_key
+from llm_trace_pipeline.cli.invoice import print_invoice, write_files
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import PipelineError, SettingsError
-from llm_trace_pipeline.hours import HOUR
-from llm_trace_pipeline.reports.invoice import EVENT_SCHEMA, ITEM_SCHEMA, unit_cents, write_invoice
+from llm_trace_pipeline.hours import HOUR, key_of
+from llm_trace_pipeline.reports.invoice import (
+    EVENT_SCHEMA,
+    ITEM_SCHEMA,
+    Invoice,
+    unit_cents,
+    write_invoice,
+)
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA, BillingMatcher
@@ -72,7 +79,7 @@ class Books:
     """A ClickHouse and its batches, and the invoices that are made of them."""
 
     def __init__(self, folder: Path, first_hour: datetime) -> None:
-        self.folder = folder
+        self.folder, self.first_hour = folder, first_hour
         start = f"{first_hour:%Y-%m-%d-%H:%M}"
         self.settings = Settings.from_environment(
             {"LLM_TRACES_STATE": str(folder), "LLM_TRACES_START": start}
@@ -99,8 +106,13 @@ class Books:
 
     def write(self, month: str = "2025-03", now: datetime = LATER) -> dict[str, bytes]:
         """Write an invoice; return the files that then are there."""
-        write_invoice(self.settings, month, self.folder / "out", now)
+        self.invoice(month, now)
         return self.files()
+
+    def invoice(self, month: str = "2025-03", now: datetime = LATER) -> Invoice:
+        return write_invoice(
+            self.settings, month, self.folder / "out", first_hour=self.first_hour, now=now
+        )
 
     def files(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (self.folder / "out").iterdir()}
@@ -211,7 +223,8 @@ def test_the_files_hold_every_call_to_the_last_digit(
     march = [row for row in rows if row["created_at"] < APRIL]
     assert {row["id"] for row in march if row["cost_usd"] is None} == {"5", "8", "9", "12"}
 
-    assert set(books.write()) == FILES
+    print_invoice(books.invoice())
+    assert set(books.files()) == FILES
     items, events = books.table("2025-03-invoice-items"), books.table("2025-03-meter-events")
     assert [
         (
@@ -238,16 +251,20 @@ def test_the_files_hold_every_call_to_the_last_digit(
     )
     amount = sum((item["amount_usd"] or 0 for item in items), Decimal(0))
     assert amount == said["amount"] > 0
-    printed = capsys.readouterr().out
-    assert f"amount              {amount:f} USD\n" in printed
-    assert "customers           4\n" in printed
-    assert "calls               15\n" in printed
-    assert "without a customer  2 calls, " in printed
-    assert "by own key          3 calls, list price " in printed
-    assert "without a price     4 calls, " in printed
-    assert f"prices              {prices.file_version}, {PACKAGE_VERSION}\n" in printed
-    assert "not before 2025-03-30-23:00, the first hour (LLM_TRACES_START)\n" in printed
-    assert "not final" not in printed
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    for line in (
+        f"amount              {amount:f} USD",
+        "customers           4",
+        "calls               15",
+        f"prices              {prices.file_version}, {PACKAGE_VERSION}",
+        "not before 2025-03-30-23:00, the first hour (LLM_TRACES_START)",
+    ):
+        assert line in lines
+    assert "\nwithout a customer  2 calls, " in text
+    assert "\nby own key          3 calls, list price " in text
+    assert "\nwithout a price     4 calls, " in text
+    assert "not final" not in text
 
     # What Stripe is told of an item.
     of_b = {item["meter"]: item for item in items if item["customer"] == "cus_b"}
@@ -258,7 +275,7 @@ def test_the_files_hold_every_call_to_the_last_digit(
     assert of_b["llm_uncached_input_tokens"]["unit_amount_decimal"] is None  # two prices
 
     # The next month begins where this one ends; it has an hour that has ended.
-    books.write("2025-04", now=APRIL + HOUR)
+    print_invoice(books.invoice("2025-04", now=APRIL + HOUR))
     next_items = books.table("2025-04-invoice-items")
     assert {item["customer"] for item in next_items} == {"cus_next"}
     assert sum(item["quantity"] for item in next_items if item["meter"] == "llm_calls") == 2
@@ -325,7 +342,7 @@ def test_an_old_invoice_comes_out_again_with_the_kept_price_file(
 
 
 def test_an_invoice_with_holes_is_written_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hours = [APRIL - n * HOUR for n in range(5, 0, -1)]
     books = Books(tmp_path, hours[0])
@@ -338,8 +355,10 @@ def test_an_invoice_with_holes_is_written_and_says_so(
             "INSERT INTO llm_traces (id, created_at) VALUES ('other', {at:DateTime64(6, 'UTC')})",
             {"at": hours[2]},
         )
+    monkeypatch.setenv("LLM_TRACES_STATE", str(books.folder))
+    monkeypatch.setenv("LLM_TRACES_START", key_of(hours[0]))
     with pytest.raises(PipelineError, match=r"^the invoice of 2025-03 has holes: 4 hours are not"):
-        books.write()
+        write_files("2025-03", str(books.folder / "out"))
     assert len(books.table("2025-03-invoice-items")) == 4 + 1  # of cus_a, and of no customer
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hole: ")]
     assert lines[0].startswith("hole: 2025-03-31-20:00 to 2025-03-31-20:00: rows 1, not 0, ")

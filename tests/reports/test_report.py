@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.cli.report import days_between, main
+from llm_trace_pipeline.cli.report import days_between, write_report
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.definitions import defs
@@ -585,14 +585,12 @@ def test_the_command_writes_the_page_and_says_where(
     state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LLM_TRACES_STATE", str(state))
-    monkeypatch.setattr("sys.argv", ["report", str(FIRST), str(LAST), ""])
-    main()
+    write_report(str(FIRST), str(LAST), "")
     path = state / "reports" / f"{FIRST}_{LAST}.html"
     assert capsys.readouterr().out == f"{path}\n"
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
-    monkeypatch.setattr("sys.argv", ["report", str(FIRST), str(LAST), f"{path}/elsewhere"])
     with pytest.raises(PipelineError, match=r"^OUT: "):
-        main()
+        write_report(str(FIRST), str(LAST), f"{path}/elsewhere")
 
 
 def test_nothing_loaded_yet_is_one_line(tmp_path: Path) -> None:

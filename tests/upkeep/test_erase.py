@@ -1,6 +1,7 @@
 """Erasure on real engines: what was erased is gone and stays gone, whatever stops it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from llm_trace_pipeline.batches.erasures import Erasure
 from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter, Manifest
+from llm_trace_pipeline.cli.__main__ import main
+from llm_trace_pipeline.cli.erase import erase_traces
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
-from llm_trace_pipeline.errors import PipelineError, SettingsError
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.prices import PACKAGED
@@ -134,7 +137,7 @@ def test_an_erased_organization_is_gone_and_stays_gone(
         trace(hours[2], id="only-gone", organization_id=GONE),
     )
     deployment.load(*hours)
-    erase(deployment.settings, erasure())
+    erase_traces(GONE, None, key_of(LATER), dry_run=False)
 
     left = ["a-stays", "b-stays", "unreadable-stays"]
     assert deployment.ids() == deployment.batch_ids() == left
@@ -245,18 +248,14 @@ def test_a_batch_is_erased_where_clickhouse_was_never_loaded(deployment: Deploym
     assert deployment.batch_ids() == ["a-stays"]
 
 
-def test_what_others_say_of_it_is_named_with_its_hour(
-    deployment: Deployment, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_others_say_of_it_is_named_with_its_hour(deployment: Deployment) -> None:
     deployment.insert(
         *both(T0, "a"), trace(T0, id="b", organization_id=STAYS, request_json=f'{{"a": "{GONE}"}}')
     )
     deployment.load(T0)
-    erase(deployment.settings, erasure())
-    output = capsys.readouterr().out
-    assert f"for the id {GONE}: it occurs\n" in output
-    assert "hour 2026-03-01-09:00: request_json, in 1 places\n" in output
-    assert "hour 2026-03-01-09:00: organization_id" not in output
+    erased = erase(deployment.settings, erasure())
+    assert "hour 2026-03-01-09:00: request_json, in 1 places" in erased.searched.occurrences
+    assert not any("organization_id" in place for place in erased.searched.occurrences)
 
 
 def test_a_dry_run_counts_and_changes_nothing(
@@ -265,7 +264,7 @@ def test_a_dry_run_counts_and_changes_nothing(
     deployment.insert(*both(T0, "a"), *both(T0 + HOUR, "b"))
     deployment.load(T0, T0 + HOUR)
     before = deployment.state()
-    erase(deployment.settings, erasure(), dry_run=True)
+    erase_traces(GONE, None, key_of(LATER), dry_run=True)
     assert deployment.state() == before
     output = capsys.readouterr().out
     assert "batches: 2 traces in 2 hours\n  ClickHouse: 2 traces in 2 hours\n" in output
@@ -397,7 +396,7 @@ def test_rows_that_come_back_meanwhile_are_an_error(deployment: Deployment) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: --organization; usage: .*"),
+        ([], "Missing option '--organization'. Usage: .*"),
         (["--organization", ""], "--organization: is empty"),
         (["--organization", "o", "--agent", ""], "--agent: is empty"),
         (["--organization", "o", "--before", ""], "--before: must be a day .*"),
@@ -406,16 +405,21 @@ def test_rows_that_come_back_meanwhile_are_an_error(deployment: Deployment) -> N
     ],
 )
 def test_a_wrong_argument_is_one_line(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["erase", *arguments])
-    with pytest.raises(SettingsError, match=f"^{message}$"):
-        command.main()
+    monkeypatch.setattr(sys, "argv", ["llm-traces", "erase", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert re.fullmatch(f"{message}\n", capsys.readouterr().err)
 
 
 def test_a_place_where_nothing_was_loaded_is_an_error(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "llm_trace_pipeline.upkeep.erase", "--organization", GONE],
+        [sys.executable, "-m", "llm_trace_pipeline.cli", "erase", "--organization", GONE],
         env=os.environ | {"LLM_TRACES_STATE": str(tmp_path / "elsewhere")},
         check=False,
         capture_output=True,
@@ -426,33 +430,15 @@ def test_a_place_where_nothing_was_loaded_is_an_error(tmp_path: Path) -> None:
     assert not BatchStore(LocalFiles(tmp_path / "elsewhere/batches")).erasures()
 
 
-def test_the_command_erases(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_erases(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     deployment.insert(*both(T0 - 9 * HOUR, "day"), *both(T0, "hour"), *both(T0 + HOUR, "later"))
     deployment.load(T0 - 9 * HOUR, T0, T0 + HOUR)
     for before, left in (
-        (["--before", "2026-03-01"], ["day-gone", "hour-gone", "later-gone"]),
-        (["--before", "2026-03-01-01:00"], ["hour-gone", "later-gone"]),
-        (["--before", "2026-03-01-10:00"], ["later-gone"]),
-        ([], []),
+        ("2026-03-01", ["day-gone", "hour-gone", "later-gone"]),
+        ("2026-03-01-01:00", ["hour-gone", "later-gone"]),
+        ("2026-03-01-10:00", ["later-gone"]),
+        (None, []),
     ):
-        monkeypatch.setattr(sys, "argv", ["erase", "--organization", GONE, *before])
-        command.main()
+        erase_traces(GONE, None, before, dry_run=False)
         assert [each for each in deployment.ids() if each.endswith("gone")] == left
     assert "Left:\n  batches: 0 traces in 0 hours\n" in capsys.readouterr().out
-    # As an operator starts it: an error is one line, exit status 2.
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "llm_trace_pipeline.upkeep.erase",
-            "--organization",
-            GONE,
-            "--befor",
-        ],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -19,7 +19,8 @@ from pydantic import SecretStr
 from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.cli.commands import run_command
+from llm_trace_pipeline.cli.__main__ import main
+from llm_trace_pipeline.cli.preflight import check_before_first_load, check_both_ends
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.errors import PipelineError, SourceError
@@ -30,12 +31,7 @@ from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.standby import lag_of
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.upkeep import preflight
-from llm_trace_pipeline.upkeep.preflight import (
-    Problem,
-    check_before_first_load,
-    check_source,
-    check_target,
-)
+from llm_trace_pipeline.upkeep.preflight import Problem, check_source, check_target
 from tests.harness.operational import Operational, trace
 from tests.harness.processes import wait_for
 from tests.harness.rows import T0
@@ -604,19 +600,23 @@ def test_a_wrong_password_and_a_wrong_port_of_clickhouse_are_told_apart(
 
 
 def test_the_command_prints_what_is_fine_what_is_advised_and_fails_with_the_rest(
-    settings: Settings, operational: Operational, capsys: pytest.CaptureFixture[str]
+    settings: Settings,
+    operational: Operational,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert settings
-    preflight.main()
+    check_both_ends()
     assert capsys.readouterr().out == "operational database: OK\nClickHouse: OK\n"
     operational.execute("DROP INDEX ix_provider_traces_created_at")
-    preflight.main()
+    check_both_ends()
     said = capsys.readouterr().out
     assert said.startswith("operational database: see below\nClickHouse: OK\nwarning: ")
     assert said.endswith(f"repair: {INDEX}\n")
     operational.execute("DROP TABLE steps")
+    monkeypatch.setattr("sys.argv", ["llm-traces", "preflight"])
     with pytest.raises(SystemExit) as ended:
-        run_command(preflight.main)
+        main()
     assert ended.value.code == 2
     captured = capsys.readouterr()
     assert INDEX in captured.out
@@ -641,6 +641,6 @@ def test_the_demo_is_checked_without_being_made(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("OPERATIONAL_DATABASE_URL")
-    preflight.main()
+    check_both_ends()
     assert "make run" in capsys.readouterr().out
     assert not (settings.state_dir / "postgres").exists()

@@ -520,7 +520,7 @@ LOADED = (
     *("dagster_aws", "dagster_k8s", "dagster_postgres"),
     *(
         f"llm_trace_pipeline.{name}"
-        for name in ("definitions", "defs.launcher", "upkeep.preflight", "upkeep.erase")
+        for name in ("definitions", "defs.launcher", "cli.preflight", "cli.erase")
     ),
 )
 
@@ -532,7 +532,7 @@ def test_the_steps_of_the_image_make_an_environment_that_loads(tmp_path: Path) -
     shutil.copy(DEPLOY / "requirements.lock", tmp_path)
     for name in ("llm_trace_pipeline", "sql"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "dagster.yaml", "workspace.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     environment = {**os.environ, "PATH": f"{there}/bin:{os.environ['PATH']}"}
     for step in re.findall(r"^RUN (.*)$", build, re.MULTILINE):

@@ -243,9 +243,11 @@ def test_an_hour_without_batch_cannot_be_enriched(pipeline: Pipeline) -> None:
 HOURLY_JOB = """
 import sys
 from datetime import datetime, timedelta
-from llm_trace_pipeline.cli.commands import load_hours
-from llm_trace_pipeline.hours import key_of, parse_hour
-load_hours([parse_hour(key) for key in sys.argv[2:]], *filter(None, sys.argv[1].split(",")))
+from llm_trace_pipeline.cli.hours import load_hours
+from llm_trace_pipeline.hours import parse_hour
+from llm_trace_pipeline.settings import Settings
+hours = [parse_hour(key) for key in sys.argv[2:]]
+load_hours(Settings.from_environment(), hours, *filter(None, sys.argv[1].split(",")))
 """
 
 
@@ -301,7 +303,7 @@ def test_a_fresh_clickhouse_is_restored_from_the_batches_alone(
         shutil.rmtree(urlsplit(settings.clickhouse_endpoint).path)
     operational.execute("DROP TABLE provider_traces")
     done = subprocess.run(
-        [sys.executable, "-m", "llm_trace_pipeline.cli.backfill", "--from-batches"]
+        [sys.executable, "-m", "llm_trace_pipeline.cli", "restore"]
         + [key_of(hour) for hour in (hours[0], hours[-1])],
         env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
         check=False,

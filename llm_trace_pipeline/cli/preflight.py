@@ -1,0 +1,64 @@
+"""``preflight``: both ends are checked, and what is missing is said with its repair."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import click
+
+from llm_trace_pipeline.defs.stores import source_of
+from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.hours import HOUR, floor
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.upkeep.preflight import (
+    Problem,
+    check_batches,
+    check_source,
+    check_target,
+)
+
+
+def check_both_ends() -> None:
+    """Check both ends, and say so.
+
+    Raises:
+        PipelineError: something must be mended before a load.
+    """
+    settings = Settings.from_environment()
+    found: list[Problem] = []
+    if settings.is_demo:
+        click.echo("operational database: not checked, it is the demo's, which make run makes")
+    else:
+        this_hour = floor(datetime.now(UTC))
+        found += _announced("operational database", check_source(source_of(settings), this_hour))
+    if settings.is_in_bucket:
+        found += _announced("batches", check_batches(settings))
+    found += _announced("ClickHouse", check_target(settings))
+    _report(found)
+
+
+def check_before_first_load(settings: Settings, hours: Sequence[datetime]) -> None:
+    """Check both ends; print what should be mended, and nothing where all is well.
+
+    Raises:
+        PipelineError: something must be mended first.
+    """
+    _report(
+        [
+            *check_source(source_of(settings), hours[-1] + HOUR),
+            *check_batches(settings),
+            *check_target(settings),
+        ]
+    )
+
+
+def _announced(end: str, problems: list[Problem]) -> list[Problem]:
+    click.echo(f"{end}: {'see below' if problems else 'OK'}")
+    return problems
+
+
+def _report(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        if not problem.is_fatal:
+            click.echo(problem)
+    if fatal := [str(problem) for problem in problems if problem.is_fatal]:
+        raise PipelineError("\n".join(fatal))
