@@ -13,10 +13,9 @@ import pyarrow as pa
 import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour
-from llm_trace_pipeline.batches.erasures import Erasure
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.extract import capture_billing
 from llm_trace_pipeline.batches.files import LocalFiles, S3Files
-from llm_trace_pipeline.batches.store import BatchStore, Manifest, Reconciliation
+from llm_trace_pipeline.batches.store import BatchStore, Reconciliation
 from llm_trace_pipeline.cli.preflight import check_both_ends
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
@@ -30,7 +29,8 @@ from llm_trace_pipeline.upkeep.preflight import check_batches
 from llm_trace_pipeline.upkeep.retention import apply_retention
 from tests.harness.bucket import Bucket
 from tests.harness.operational import Operational, trace
-from tests.harness.rows import T0
+from tests.harness.pipeline import Pipeline
+from tests.harness.rows import T0, erasure
 
 H1 = T0 + HOUR
 SECRET = "hunter2"  # noqa: S105 -- nobody's
@@ -40,32 +40,6 @@ SECRET = "hunter2"  # noqa: S105 -- nobody's
 def store(s3_settings: Settings) -> BatchStore:
     """An empty batch store in the bucket."""
     return BatchStore.of(s3_settings)
-
-
-class Pipeline:
-    """Loads hours by way of the bucket."""
-
-    def __init__(self, source: Source, store: BatchStore, database: Database) -> None:
-        self.source, self.store, self.database = source, store, database
-
-    def extract(self, hour: datetime = T0) -> Manifest:
-        history = capture_billing(self.source, self.store).history
-        return extract_hour(self.source, self.store, history, hour)
-
-    def load(self, hour: datetime = T0) -> Manifest:
-        manifest = self.extract(hour)
-        [result] = HourLoader(self.database, self.store).load([hour])
-        assert result.differences == ()
-        return manifest
-
-    def rows(self, columns: str = "id") -> list[tuple[Any, ...]]:
-        found = self.database.rows(f"SELECT {columns} FROM llm_traces ORDER BY created_at, id")
-        return [tuple(row.values()) for row in found]
-
-
-@pytest.fixture
-def pipeline(source: Source, store: BatchStore, database: Database) -> Pipeline:
-    return Pipeline(source, store, database)
 
 
 def test_an_hour_goes_through_the_bucket_and_comes_out_the_same(
@@ -91,8 +65,8 @@ def test_an_hour_goes_through_the_bucket_and_comes_out_the_same(
     assert bucket.is_one_put("llm_traces/2026-03-01/09/manifest.json")
     assert not Path(settings.trace_batch_uri).exists()
     # The same hour by way of a folder, into a ClickHouse of its own.
-    rows = pipeline.rows("*")
-    assert {row[0] for row in rows} == {f"{n}" for n in range(6_000)}
+    rows = pipeline.rows()
+    assert {row["id"] for row in rows} == {f"{n}" for n in range(6_000)}
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     other = settings.model_copy(
         update={"trace_batch_uri": str(elsewhere), "clickhouse_database": "other"}
@@ -100,7 +74,7 @@ def test_an_hour_goes_through_the_bucket_and_comes_out_the_same(
     local = BatchStore(LocalFiles(other.trace_batch_uri))
     pipeline.database.execute("RENAME TABLE llm_traces TO by_bucket")
     Pipeline(pipeline.source, local, pipeline.database).load()
-    assert pipeline.rows("*") == rows
+    assert pipeline.rows() == rows
 
 
 def test_a_second_run_changes_nothing_and_a_changed_hour_is_replaced(
@@ -116,7 +90,7 @@ def test_a_second_run_changes_nothing_and_a_changed_hour_is_replaced(
     operational.insert("provider_traces", trace(id="b"))
     second = pipeline.load()
     assert second.batch_id != first.batch_id
-    assert pipeline.rows() == [("a",), ("b",), ("later",)]
+    assert pipeline.ids() == ["a", "b", "later"]
     assert bucket.keys("llm_traces/") == {
         f"2026-03-01/{hour:%H}/{name}"
         for hour, manifest in ((T0, second), (H1, later))
@@ -126,7 +100,7 @@ def test_a_second_run_changes_nothing_and_a_changed_hour_is_replaced(
     pipeline.database.execute("DROP TABLE llm_traces")
     # Restored from the bucket alone.
     HourLoader(pipeline.database, pipeline.store).load(pipeline.store.hours())
-    assert pipeline.rows() == [("a",), ("b",), ("later",)]
+    assert pipeline.ids() == ["a", "b", "later"]
 
 
 def test_clickhouse_reads_the_bucket_without_being_told_a_secret(
@@ -151,7 +125,7 @@ def test_clickhouse_reads_the_bucket_without_being_told_a_secret(
     server = Database(client, settings.clickhouse_database, is_embedded=False)
     [result] = HourLoader(server, pipeline.store).load([T0])
     assert result.was_written
-    assert pipeline.rows() == [("a",)]
+    assert pipeline.ids() == ["a"]
     [reading] = [text for text in said if "FROM s3(" in text]
     assert bucket.server.endpoint in reading
     for word in (bucket.server.key_id, bucket.server.secret):
@@ -170,7 +144,7 @@ def test_billing_is_renewed_and_reconciliations_are_kept(
     assert pipeline.store.billing_history() == history
     enrich_hour(pipeline.store, history, PACKAGED, T0)
     HourLoader(pipeline.database, pipeline.store).load([T0])
-    assert pipeline.rows("id, billing_plan_type") == [("a", "pro")]
+    assert pipeline.rows("id, billing_plan_type") == [{"id": "a", "billing_plan_type": "pro"}]
     for number in range(2):
         result = Reconciliation(id=f"{number}", at=T0, drifted=(T0,))
         pipeline.store.record_reconciliation(result)
@@ -193,11 +167,7 @@ def test_an_erased_organization_is_gone_from_the_bucket(
     with connect(s3_settings) as database:
         for hour in (T0, H1):
             Pipeline(source, store, database).load(hour)
-    now = datetime.now(UTC)
-    erased = erase(
-        s3_settings,
-        Erasure(organization_id="org-secret", agent_id=None, before=now, recorded_at=now),
-    )
+    erased = erase(s3_settings, erasure("org-secret", before=datetime.now(UTC)))
     assert erased.searched.occurrences == []
     for key in bucket.keys("llm_traces/"):
         assert b"org-secret" not in bucket.read(f"llm_traces/{key}")
@@ -205,7 +175,7 @@ def test_an_erased_organization_is_gone_from_the_bucket(
         pipeline = Pipeline(source, store, database)
         for hour in (T0, H1):
             pipeline.load(hour)
-        assert pipeline.rows() == [("kept",)]
+        assert pipeline.ids() == ["kept"]
 
 
 def test_the_retention_removes_hours_from_the_bucket(
@@ -268,7 +238,7 @@ def test_a_process_killed_while_it_uploads_leaves_nothing_that_is_read(
     assert pipeline.store.manifest(T0) == manifest
     operational.insert("provider_traces", trace(id="b"))
     pipeline.load()
-    assert pipeline.rows() == [("a",), ("b",)]
+    assert pipeline.ids() == ["a", "b"]
     # What was uploaded is seen by nobody, and for the bucket's lifecycle rule to remove.
     assert len(bucket.unfinished_uploads()) == 1
 
@@ -312,9 +282,9 @@ def test_a_part_that_another_machine_replaced_asks_for_another_run(
     bucket.remove(f"llm_traces/2026-03-01/09/{paths[0].name}")
     with pytest.raises(BatchError, match=r"part s3://.* was removed meanwhile; run it again"):
         pipeline.database.insert_parquet("llm_traces", paths)
-    assert pipeline.rows() == [("a",), ("b",)]
+    assert pipeline.ids() == ["a", "b"]
     pipeline.load()
-    assert pipeline.rows() == [("a",), ("b",)]
+    assert pipeline.ids() == ["a", "b"]
 
 
 def test_two_machines_that_write_an_hour_end_exact(
@@ -340,7 +310,7 @@ def test_two_machines_that_write_an_hour_end_exact(
     with pytest.raises(BatchError, match="materialize trace_batches for this hour again"):
         HourLoader(pipeline.database, pipeline.store).load([T0])
     pipeline.load()
-    assert pipeline.rows() == [("a",), ("b",)]
+    assert pipeline.ids() == ["a", "b"]
 
 
 def _rows_of(pipeline: Pipeline) -> Iterator[pa.RecordBatch]:
@@ -366,7 +336,7 @@ def test_temporary_credentials_will_do(
             with pytest.raises(BatchError):
                 pipeline.load()
     pipeline.load()
-    assert pipeline.rows() == [("a",)]
+    assert pipeline.ids() == ["a"]
 
 
 def test_preflight_names_the_bucket(
@@ -409,7 +379,7 @@ def test_wrong_credentials_are_one_clear_line_without_them(
     for error in (of_store, of_engine):
         messages = f"{error.value} {error.value.__cause__}"
         assert SECRET not in messages
-    assert pipeline.rows() == [("a",)]
+    assert pipeline.ids() == ["a"]
 
 
 def test_preflight_writes_to_the_bucket_and_leaves_nothing(

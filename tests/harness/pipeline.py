@@ -1,7 +1,6 @@
 """Loads from an operational database, step by step, without Dagster."""
 
 from datetime import datetime
-from typing import Any
 
 from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.store import BatchStore, Manifest
@@ -36,12 +35,15 @@ class Pipeline:
         [result] = HourLoader(self.database, self.store).load([hour])
         assert result.differences == ()
 
+    def load_hours(self, *hours: datetime) -> list[Manifest]:
+        return [self.load(hour) for hour in hours]
+
     def rows(self, columns: str = "*") -> list[Row]:
         return self.database.rows(f"SELECT {columns} FROM {TABLE} ORDER BY created_at, id")
 
-    def column(self, name: str) -> list[Any]:
-        """Return a column of all rows."""
-        return [row[name] for row in self.rows(name)]
+    def ids(self) -> list[str]:
+        """Return the ids of all rows, sorted."""
+        return sorted(row["id"] for row in self.rows("id"))
 
 
 def extract(source: Source, store: BatchStore, hour: datetime = T0, **options: bool) -> Manifest:

@@ -6,9 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,13 +16,11 @@ import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour
 from llm_trace_pipeline.batches.erasures import Erasure
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter, Manifest
 from llm_trace_pipeline.cli.__main__ import main
 from llm_trace_pipeline.cli.erase import erase_traces
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
@@ -33,43 +29,30 @@ from llm_trace_pipeline.trace.prices import PACKAGED
 from llm_trace_pipeline.upkeep import erase as command
 from llm_trace_pipeline.upkeep.erase import erase
 from tests.harness.operational import Operational, trace
-from tests.harness.rows import T0
+from tests.harness.pipeline import Pipeline
+from tests.harness.rows import T0, Row, erasure
+from tests.harness.statements import Stopped, stopping_after
 
 GONE, STAYS = "org-to-be-erased", "org-that-stays"
 TOO_DEEP = "[" * 2000 + "]" * 2000  # a response that cannot be read
 LATER = T0 + 30 * HOUR
 
 
-def erasure(agent: str | None = None, before: datetime = LATER) -> Erasure:
-    return Erasure(
-        organization_id=GONE, agent_id=agent, before=before, recorded_at=datetime.now(UTC)
-    )
+def asked(agent: str | None = None, before: datetime = LATER) -> Erasure:
+    return erasure(GONE, before, agent)
 
 
-class Deployment:
-    """All three stores, loaded the way the assets do."""
+class Deployment(Pipeline):
+    """All three stores, and everything that is in them."""
 
     def __init__(
         self, operational: Operational, source: Source, settings: Settings, database: Database
     ) -> None:
-        self.operational, self.source = operational, source
-        self.settings, self.database = settings, database
-        self.store = BatchStore.of(settings)
+        super().__init__(source, BatchStore.of(settings), database)
+        self.operational, self.settings = operational, settings
 
-    def load(self, *hours: datetime) -> list[Manifest]:
-        history = capture_billing(self.source, self.store).history
-        manifests = [extract_hour(self.source, self.store, history, hour) for hour in hours]
-        for manifest in manifests:
-            [result] = HourLoader(self.database, self.store).load([manifest.hour])
-            assert result.differences == ()
-        return manifests
-
-    def insert(self, *rows: dict[str, Any]) -> None:
+    def insert(self, *rows: Row) -> None:
         self.operational.insert("provider_traces", *rows)
-
-    def ids(self) -> list[str]:
-        rows = self.database.rows("SELECT id FROM llm_traces ORDER BY id")
-        return [row["id"] for row in rows]
 
     def rows_on_disk(self, organization: str = GONE) -> int:
         """Return the rows that lie in active parts, those included that no query shows."""
@@ -91,7 +74,7 @@ class Deployment:
         """Return everything that there is, apart from random names and the time of writing."""
         manifests = [self.store.manifest(hour) for hour in self.store.hours()]
         return {
-            "rows": self.database.rows("SELECT * FROM llm_traces ORDER BY created_at, id"),
+            "rows": self.rows(),
             "rows on disk": self.rows_on_disk(),
             "tables": [row["name"] for row in self.database.rows("SHOW TABLES")],
             "rows of batches": self.batch_ids(),  # of all files, also of those nobody names
@@ -136,7 +119,7 @@ def test_an_erased_organization_is_gone_and_stays_gone(
         *both(hours[1], "b"),
         trace(hours[2], id="only-gone", organization_id=GONE),
     )
-    deployment.load(*hours)
+    deployment.load_hours(*hours)
     erase_traces(GONE, None, key_of(LATER), dry_run=False)
 
     left = ["a-stays", "b-stays", "unreadable-stays"]
@@ -161,7 +144,7 @@ def test_an_erased_organization_is_gone_and_stays_gone(
 
     # Extracted again, with a late trace among them; enriched; then lost by the source.
     deployment.insert(trace(T0, id="late", organization_id=GONE), *both(LATER, "later"))
-    again = [*deployment.load(*hours), *deployment.load(LATER)]
+    again = [*deployment.load_hours(*hours), deployment.load(LATER)]
     assert [each.is_complete for each in again] == [True] * 4
     assert deployment.ids() == [*left[:2], "later-gone", "later-stays", left[2]]
     enriched = enrich_hour(deployment.store, deployment.store.billing_history(), PACKAGED, T0)
@@ -170,22 +153,22 @@ def test_an_erased_organization_is_gone_and_stays_gone(
         f"DELETE FROM provider_traces WHERE organization_id = '{GONE}'"
         f" AND created_at < '{LATER.isoformat()}'"
     )
-    assert [each.source_erased for each in deployment.load(*hours)] == [0, 0, 0]
+    assert [each.source_erased for each in deployment.load_hours(*hours)] == [0, 0, 0]
 
 
 def test_rows_that_a_reload_only_masked_are_taken_off_the_disk(deployment: Deployment) -> None:
     other_hour = trace(T0 + HOUR, id="c-stays", organization_id=STAYS)
     deployment.insert(*both(T0, "a"), *both(T0, "b"), other_hour)
-    deployment.load(T0, T0 + HOUR)
+    deployment.load_hours(T0, T0 + HOUR)
     # One part for the whole day, as merges make it: an hour can only be masked in it.
     deployment.database.execute("OPTIMIZE TABLE llm_traces FINAL")
     deployment.operational.execute(
         "UPDATE provider_traces SET is_deleted = true WHERE id = 'a-gone'"
     )
-    deployment.load(T0)
+    deployment.load()
     assert deployment.ids() == ["a-stays", "b-gone", "b-stays", "c-stays"]
     assert deployment.rows_on_disk() == 3
-    erase(deployment.settings, erasure())
+    erase(deployment.settings, asked())
     assert deployment.rows_on_disk() == 0
     assert deployment.ids() == ["a-stays", "b-stays", "c-stays"]
 
@@ -210,18 +193,18 @@ def test_only_what_is_named_is_erased(
         trace(T0 + HOUR, id="4-gone", organization_id=GONE),
         trace(T0, id="other-gone", organization_id=f"{GONE}-2", agent_id="agent-1"),
     )
-    deployment.load(T0, T0 + HOUR)
-    erase(deployment.settings, erasure(agent, before))
+    deployment.load_hours(T0, T0 + HOUR)
+    erase(deployment.settings, asked(agent, before))
     assert deployment.ids() == deployment.batch_ids() == left
-    deployment.load(T0, T0 + HOUR)
+    deployment.load_hours(T0, T0 + HOUR)
     assert deployment.ids() == deployment.batch_ids() == left
 
 
 def test_hours_without_a_batch_are_erased_too(deployment: Deployment) -> None:
     deployment.insert(*both(T0, "a"))
-    deployment.load(T0)
+    deployment.load()
     shutil.rmtree(deployment.settings.trace_batch_uri)
-    erase(deployment.settings, erasure())
+    erase(deployment.settings, asked())
     assert deployment.ids() == ["a-stays"]
 
 
@@ -233,8 +216,8 @@ def test_a_row_that_gave_way_does_not_take_the_place_of_the_erased_one(
     for name in ("request_json", "response_json", "llm_config"):
         del shadowed[name]
     deployment.operational.insert("provider_trace_metadata", shadowed)
-    deployment.store.record_erasure(erasure())
-    [manifest] = deployment.load(T0)
+    deployment.store.record_erasure(asked())
+    manifest = deployment.load()
     assert manifest.is_complete
     assert (manifest.rows, manifest.source_folded, manifest.source_erased) == (0, 1, 1)
     assert deployment.ids() == []
@@ -242,9 +225,8 @@ def test_a_row_that_gave_way_does_not_take_the_place_of_the_erased_one(
 
 def test_a_batch_is_erased_where_clickhouse_was_never_loaded(deployment: Deployment) -> None:
     deployment.insert(*both(T0, "a"))
-    history = capture_billing(deployment.source, deployment.store).history
-    extract_hour(deployment.source, deployment.store, history, T0)
-    erase(deployment.settings, erasure())
+    deployment.extract()
+    erase(deployment.settings, asked())
     assert deployment.batch_ids() == ["a-stays"]
 
 
@@ -252,8 +234,8 @@ def test_what_others_say_of_it_is_named_with_its_hour(deployment: Deployment) ->
     deployment.insert(
         *both(T0, "a"), trace(T0, id="b", organization_id=STAYS, request_json=f'{{"a": "{GONE}"}}')
     )
-    deployment.load(T0)
-    erased = erase(deployment.settings, erasure())
+    deployment.load()
+    erased = erase(deployment.settings, asked())
     assert "hour 2026-03-01-09:00: request_json, in 1 places" in erased.searched.occurrences
     assert not any("organization_id" in place for place in erased.searched.occurrences)
 
@@ -262,7 +244,7 @@ def test_a_dry_run_counts_and_changes_nothing(
     deployment: Deployment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deployment.insert(*both(T0, "a"), *both(T0 + HOUR, "b"))
-    deployment.load(T0, T0 + HOUR)
+    deployment.load_hours(T0, T0 + HOUR)
     before = deployment.state()
     erase_traces(GONE, None, key_of(LATER), dry_run=True)
     assert deployment.state() == before
@@ -271,47 +253,24 @@ def test_a_dry_run_counts_and_changes_nothing(
     assert output.endswith("Dry run: nothing was changed.\n")
 
 
-class Stopped(BaseException):
-    """The process ends here."""
-
-
-@contextmanager
-def stopping_after(steps: int) -> Iterator[list[str]]:
-    """Stop right after so many statements to ClickHouse and changes of files; list them."""
-    done: list[str] = []
-
-    def stopping(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: Any, *arguments: Any, **named: Any) -> Any:
-            result = original(self, *arguments, **named)
-            done.append(f"{original.__name__} {arguments[:1]}")
-            if len(done) == steps:
-                raise Stopped
-            return result
-
-        return call
-
-    with (
-        patch.object(Database, "execute", stopping(Database.execute)),
-        patch.object(Path, "replace", stopping(Path.replace)),
-        patch.object(Path, "unlink", stopping(Path.unlink)),
-    ):
-        yield done
+# What a process may end after: statements to ClickHouse, and changes of files.
+STEPS = ((Database, "execute"), (Path, "replace"), (Path, "unlink"))
 
 
 def test_stopped_anywhere_and_repeated_it_ends_in_the_same_state(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     deployment.insert(*both(T0, "a"), *both(T0, "b"), *both(T0 + HOUR, "c"))
-    deployment.load(T0, T0 + HOUR)
+    deployment.load_hours(T0, T0 + HOUR)
     deployment.operational.execute(
         "UPDATE provider_traces SET is_deleted = true WHERE id = 'a-gone'"
     )
-    deployment.load(T0)
+    deployment.load()
     batches, saved = Path(deployment.settings.trace_batch_uri), tmp_path / "saved"
     batches.rename(saved)
     deployment.database.execute("RENAME TABLE llm_traces TO saved")
     deployment.database.execute("CREATE TABLE llm_traces AS saved")
-    asked = erasure()
+    named = asked()
 
     def restore() -> None:
         shutil.rmtree(batches, ignore_errors=True)
@@ -321,32 +280,31 @@ def test_stopped_anywhere_and_repeated_it_ends_in_the_same_state(
 
     restore()
     before = deployment.state()
-    with stopping_after(0) as steps:
-        erase(deployment.settings, asked)
+    with stopping_after(10**6, to=STEPS) as steps:
+        erase(deployment.settings, named)
     expected = deployment.state()
     assert expected["rows on disk"] == 0 < before["rows on disk"]
     assert len(expected["rows"]) == 3
     for number in range(1, len(steps) + 1):
         restore()
-        with pytest.raises(Stopped), stopping_after(number) as done:
-            erase(deployment.settings, asked)
-        erase(deployment.settings, asked)
+        with pytest.raises(Stopped), stopping_after(number, to=STEPS) as done:
+            erase(deployment.settings, named)
+        erase(deployment.settings, named)
         assert deployment.state() == expected, f"stopped after {done[-1]}"
-    assert any("DELETE WHERE" in step for step in steps)
-    assert any(step.startswith("replace") for step in steps)
+    assert any("DELETE WHERE" in str(first) for _, first in steps)
+    assert any(name == "replace" for name, _ in steps)
     # And a load that came between the two does not matter either.
     restore()
-    with pytest.raises(Stopped), stopping_after(1):
-        erase(deployment.settings, asked)
-    deployment.load(T0, T0 + HOUR)
-    erase(deployment.settings, asked)
+    with pytest.raises(Stopped), stopping_after(1, to=STEPS):
+        erase(deployment.settings, named)
+    deployment.load_hours(T0, T0 + HOUR)
+    erase(deployment.settings, named)
     assert deployment.ids() == deployment.batch_ids() == ["a-stays", "b-stays", "c-stays"]
     assert deployment.rows_on_disk() == 0
 
 
 def test_an_extraction_that_began_before_it_is_waited_for(deployment: Deployment) -> None:
     deployment.insert(*both(T0, "a"))
-    history = capture_billing(deployment.source, deployment.store).history
     has_read, may_publish = threading.Event(), threading.Event()
     publish, record = HourWriter.publish, command.record
 
@@ -364,19 +322,17 @@ def test_an_extraction_that_began_before_it_is_waited_for(deployment: Deployment
         patch.object(HourWriter, "publish", publish_late),
         patch.object(command, "record", record_and_go_on),
     ):
-        extraction = threading.Thread(
-            target=extract_hour, args=(deployment.source, deployment.store, history, T0)
-        )
+        extraction = threading.Thread(target=deployment.extract)
         extraction.start()
         assert has_read.wait(20)
-        erase(deployment.settings, erasure())
+        erase(deployment.settings, asked())
         extraction.join()
     assert deployment.batch_ids() == ["a-stays"]
 
 
 def test_rows_that_come_back_meanwhile_are_an_error(deployment: Deployment) -> None:
     deployment.insert(*both(T0, "a"))
-    deployment.load(T0)
+    deployment.load()
     deployment.database.execute("CREATE TABLE live AS llm_traces")
     deployment.database.execute("INSERT INTO live SELECT * FROM llm_traces")
     remove = command.remove_from_clickhouse
@@ -390,7 +346,7 @@ def test_rows_that_come_back_meanwhile_are_an_error(deployment: Deployment) -> N
         patch.object(command, "remove_from_clickhouse", remove_and_insert),
         pytest.raises(PipelineError, match="not everything is erased"),
     ):
-        erase(deployment.settings, erasure())
+        erase(deployment.settings, asked())
 
 
 @pytest.mark.parametrize(
@@ -432,7 +388,7 @@ def test_a_place_where_nothing_was_loaded_is_an_error(tmp_path: Path) -> None:
 
 def test_the_command_erases(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     deployment.insert(*both(T0 - 9 * HOUR, "day"), *both(T0, "hour"), *both(T0 + HOUR, "later"))
-    deployment.load(T0 - 9 * HOUR, T0, T0 + HOUR)
+    deployment.load_hours(T0 - 9 * HOUR, T0, T0 + HOUR)
     for before, left in (
         ("2026-03-01", ["day-gone", "hour-gone", "later-gone"]),
         ("2026-03-01-01:00", ["hour-gone", "later-gone"]),
