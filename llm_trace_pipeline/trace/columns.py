@@ -1,4 +1,4 @@
-"""The columns of ``llm_traces``, declared once: the Arrow schema and the hashes come from here."""
+"""The columns of ``llm_traces``, declared once; the Arrow schema and the hashes come from here."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, Field
 
-SCHEMA_VERSION = 2  # of the table, which says it in its comment; see sql/clickhouse/upgrade.sql
+SCHEMA_VERSION = 2  # of the table, in whose comment it stands; see sql/clickhouse/upgrade.sql
 REPEATS = "repeats"  # few distinct values: dictionary-encoded, LowCardinality where it is a label
 
 
@@ -78,24 +78,24 @@ class LLMTrace(BaseModel):
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the target: its name, Arrow type, and what is known of its values."""
+    """A column of ``llm_traces``."""
 
     name: str
     arrow_type: pa.DataType
     description: str
     is_nullable: bool
-    repeats: bool
+    repeats: bool  # few distinct values
 
     @property
     def clickhouse_type(self) -> str:
-        """What ClickHouse calls the type; a text that repeats may be LowCardinality there."""
+        """ClickHouse's name of the type. There, a text that repeats may be LowCardinality."""
         bare = _CLICKHOUSE_TYPES[self.arrow_type]
         return f"Nullable({bare})" if self.is_nullable else bare
 
 
-# Exact: no price has more decimals for a million tokens than twelve, but for a few of the package.
+# Exact where a price for a million tokens has at most 12 decimals; few packaged prices have more.
 COST_TYPE = pa.decimal128(38, 18)
-EXACT_DIGITS = 76  # of arithmetic with costs; Python's own 28 would round them
+EXACT_DIGITS = 76  # for arithmetic with costs; Python's 28 digits would round them
 
 _CLICKHOUSE_TYPES = {
     pa.string(): "String",
