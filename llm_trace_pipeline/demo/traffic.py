@@ -15,10 +15,10 @@ from filelock import FileLock
 
 from llm_trace_pipeline.demo.customers import billing_details
 from llm_trace_pipeline.demo.rows import rows_of_hour
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, floor
 from llm_trace_pipeline.sql import read_sql
 
-HOURS_BEFORE_NOW = 48
+_HOURS_BEFORE_NOW = 48
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ADVISORY_LOCK = 7_021_944_113  # any number that nothing else on the demo's server uses
 
@@ -31,8 +31,7 @@ def first_hour(data_dir: Path) -> datetime:
     path = data_dir / "demo.json"
     with FileLock(data_dir / "demo.lock"):
         if not path.exists():
-            this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-            hour = this_hour - HOURS_BEFORE_NOW * HOUR
+            hour = floor(datetime.now(UTC)) - _HOURS_BEFORE_NOW * HOUR
             new = path.with_suffix(".new")
             new.write_text(json.dumps({"first_hour": hour.isoformat()}), encoding="utf-8")
             new.replace(path)
@@ -69,11 +68,11 @@ def add_traffic(
             for table in ("provider_traces", "provider_trace_metadata")
         )
         connection.commit()
-        begin = max(start, newest).astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-        hours = -((begin - until) // HOUR)
-        for number in range(hours):
-            report(f"hour {number + 1} of {hours}")
-            for table, rows in rows_of_hour(begin + number * HOUR).items():
+        begin = floor(max(start, newest))
+        hours = [begin + n * HOUR for n in range(-((begin - until) // HOUR))]
+        for number, hour in enumerate(hours, start=1):
+            report(f"hour {number} of {len(hours)}")
+            for table, rows in rows_of_hour(hour).items():
                 new_rows = [row for row in rows if newest < row["created_at"] < until]
                 insert(connection, table, new_rows)
                 added += len(new_rows) if table.startswith("provider_trace") else 0

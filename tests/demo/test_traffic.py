@@ -1,9 +1,6 @@
-"""The demo: its embedded server, and traffic that comes out the same however it is added."""
+"""The demo's traffic: the same however it is added, with every kind of trace in it."""
 
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +25,6 @@ TABLES = (
     "step_metrics",
     "organization_billing_details",
 )
-HOLD = """
-import sys
-from pathlib import Path
-from llm_trace_pipeline.demo.postgres import embedded_postgres
-print(embedded_postgres(Path(sys.argv[1])), flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -193,23 +183,3 @@ def test_the_first_hour_is_kept(tmp_path: Path) -> None:
     assert hour.minute == hour.second == hour.microsecond == 0
     (tmp_path / "demo.json").write_text('{"first_hour": "2026-03-01T13:00:00+00:00"}')
     assert first_hour(tmp_path) == START
-
-
-def test_the_server_outlives_a_killed_process_and_ends_with_the_last() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="llm-traces-"))
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    holders = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    urls = {holder.stdout.readline().strip() for holder in holders if holder.stdout}
-    (url,) = urls
-    started = query(url, "SELECT pg_postmaster_start_time()")
-    holders[0].send_signal(signal.SIGKILL)
-    holders[0].wait()
-    holders[1].communicate()
-    assert query(url, "SELECT pg_postmaster_start_time()") == started
-    holders[2].communicate()
-    with pytest.raises(dbapi.OperationalError):
-        query(url, "SELECT 1")
-    shutil.rmtree(folder)
