@@ -9,15 +9,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from dagster import DagsterInstance
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
+from tests.harness import START
 from tests.harness.bucket import Bucket, S3Server, running_s3
 from tests.harness.cluster import ClusterWarehouse, running_nodes
 from tests.harness.http_server import Running
+from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational, execute, fresh_database
 from tests.harness.pipeline import Pipeline
 from tests.harness.warehouse import (
@@ -27,9 +30,6 @@ from tests.harness.warehouse import (
     fresh_warehouse,
     make_database,
 )
-
-START = "2026-01-01-00:00"
-os.environ["LLM_TRACES_START"] = START  # what the partitions read when they are imported
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +129,13 @@ def database(settings: Settings) -> Iterator[Database]:
 def pipeline(source: Source, store: BatchStore, database: Database) -> Pipeline:
     """What loads hours from the operational database into that ClickHouse."""
     return Pipeline(source, store, database)
+
+
+@pytest.fixture
+def jobs(settings: Settings) -> Iterator[Jobs]:
+    """The jobs of the code location, for the stores of the settings."""
+    with DagsterInstance.ephemeral() as instance:
+        yield Jobs(settings, instance)
 
 
 @pytest.fixture

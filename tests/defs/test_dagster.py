@@ -8,7 +8,6 @@ import pytest
 from dagster import (
     AssetKey,
     DagsterEventType,
-    DagsterInstance,
     ExecuteInProcessResult,
 )
 
@@ -19,46 +18,9 @@ from llm_trace_pipeline.defs import assets
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
+from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational, trace
 from tests.harness.rows import T0
-
-RANGE = "dagster/asset_partition_range_"
-
-
-@pytest.fixture
-def instance() -> Any:
-    with DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
-@pytest.fixture
-def run(instance: DagsterInstance, settings: Settings) -> Any:  # noqa: ARG001 -- environment
-    """Run the hourly job for a range of hours, with the settings of the test."""
-    job = defs.resolve_job_def("hourly_llm_traces")
-
-    def run_hours(first: datetime, last: datetime, **arguments: Any) -> ExecuteInProcessResult:
-        return job.execute_in_process(
-            instance=instance,
-            tags={f"{RANGE}start": key(first), f"{RANGE}end": key(last)},
-            raise_on_error=False,
-            **arguments,
-        )
-
-    return run_hours
-
-
-def key(hour: datetime) -> str:
-    return key_of(hour)
-
-
-def materializations(instance: DagsterInstance, asset: str) -> list[tuple[str | None, Any]]:
-    """Return hour and metadata of every materialization, oldest first."""
-    records = instance.fetch_materializations(AssetKey(asset), limit=1000).records
-    return [
-        (record.partition_key, dict(record.asset_materialization.metadata))
-        for record in reversed(records)
-        if record.asset_materialization
-    ]
 
 
 def evaluations(result: ExecuteInProcessResult, check: str) -> dict[str | None, bool]:
@@ -70,27 +32,25 @@ def evaluations(result: ExecuteInProcessResult, check: str) -> dict[str | None, 
     }
 
 
-def table(settings: Settings, columns: str = "id") -> list[dict[str, Any]]:
-    with connect(settings) as database:
-        return database.rows(f"SELECT {columns} FROM llm_traces ORDER BY created_at, id")
+def failure_of(result: ExecuteInProcessResult) -> Any:
+    """Return what the first step that failed says."""
+    failed = result.filter_events(lambda event: event.is_step_failure)[0]
+    return failed.step_failure_data.user_failure_data
 
 
 def test_a_run_reads_nothing_before_a_standby_has_all_of_its_hours(
     operational: Operational,
-    settings: Settings,
     store: BatchStore,
-    run: Any,
+    jobs: Jobs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert settings
-
     def wait(source: Source, until: datetime) -> None:
         assert source
         assert until == T0 + 2 * HOUR
         operational.insert("provider_traces", trace(T0, id="a"), trace(T0 + HOUR, id="b"))
 
     monkeypatch.setattr(assets, "wait_until_replayed", wait)
-    assert run(T0, T0 + HOUR).success
+    assert jobs.load(T0, T0 + HOUR).success
     found = [store.manifest(hour) for hour in (T0, T0 + HOUR)]
     assert [manifest.rows for manifest in found if manifest] == [1, 1]
 
@@ -98,9 +58,7 @@ def test_a_run_reads_nothing_before_a_standby_has_all_of_its_hours(
 @pytest.mark.parametrize("has_index", [True, False], ids=["indexed", "without an index"])
 def test_each_hour_of_a_run_is_one_materialization(
     operational: Operational,
-    settings: Settings,
-    instance: DagsterInstance,
-    run: Any,
+    jobs: Jobs,
     has_index: bool,
 ) -> None:
     if not has_index:
@@ -112,11 +70,11 @@ def test_each_hour_of_a_run_is_one_materialization(
         trace(hours[0], id="b"),
         trace(hours[2], id="c", response_json="[" * 2000 + "]" * 2000),
     )
-    result = run(hours[0], hours[-1])
+    result = jobs.load(hours[0], hours[-1])
     assert result.success
     for asset in ("trace_batches", "llm_traces"):
-        found = materializations(instance, asset)
-        assert [partition for partition, _ in found] == [key(hour) for hour in hours]
+        found = jobs.materializations(asset)
+        assert [partition for partition, _ in found] == [key_of(hour) for hour in hours]
         figures = [metadata for _, metadata in found]
         assert [each["rows"].value for each in figures] == [2, 0, 1]
         assert [each["unreadable rows"].value for each in figures] == [0, 0, 1]
@@ -127,64 +85,56 @@ def test_each_hour_of_a_run_is_one_materialization(
         for each in (figures[0], figures[2]):
             for name in ("bytes", "parts", "payload bytes", "duration (s)", "rows/s"):
                 assert each[name].value > 0
-    rolled_up = materializations(instance, "llm_usage_hourly")
-    assert [partition for partition, _ in rolled_up] == [key(hour) for hour in hours]
+    rolled_up = jobs.materializations("llm_usage_hourly")
+    assert [partition for partition, _ in rolled_up] == [key_of(hour) for hour in hours]
     assert [metadata["calls"].value for _, metadata in rolled_up] == [2, 0, 1]
     for check in (
         *("rows_match_source", "rows_match_batch", "ids_are_unique", "rollup_matches_traces"),
     ):
-        assert evaluations(result, check) == dict.fromkeys([*map(key, hours), None], True)
+        assert evaluations(result, check) == dict.fromkeys([*map(key_of, hours), None], True)
     assert evaluations(result, "billing_is_known") == {
-        key(hours[0]): False,
-        key(hours[1]): True,
-        key(hours[2]): False,
+        key_of(hours[0]): False,
+        key_of(hours[1]): True,
+        key_of(hours[2]): False,
         None: False,
     }
-    assert table(settings) == [{"id": "a"}, {"id": "b"}, {"id": "c"}]
+    assert jobs.rows() == [{"id": "a"}, {"id": "b"}, {"id": "c"}]
 
 
-def test_a_second_run_changes_nothing(
-    operational: Operational, settings: Settings, run: Any
-) -> None:
+def test_a_second_run_changes_nothing(operational: Operational, jobs: Jobs) -> None:
     operational.insert("provider_traces", *(trace(T0 + n * HOUR, id=f"{n}") for n in range(3)))
-    assert run(T0, T0 + 2 * HOUR).success
-    first = table(settings, "*")
-    assert run(T0, T0 + 2 * HOUR).success
-    assert table(settings, "*") == first
+    assert jobs.load(T0, T0 + 2 * HOUR).success
+    first = jobs.rows("*")
+    assert jobs.load(T0, T0 + 2 * HOUR).success
+    assert jobs.rows("*") == first
 
 
-def test_an_hour_that_fails_leaves_the_others_done(
-    operational: Operational, instance: DagsterInstance, run: Any
-) -> None:
+def test_an_hour_that_fails_leaves_the_others_done(operational: Operational, jobs: Jobs) -> None:
     operational.insert(
         "provider_traces", trace(T0 - HOUR, id="before"), trace(T0 + 2 * HOUR, id="after")
     )
     # A step that nobody accounts for, in the middle hour.
     operational.insert("steps", {"id": "step-1", "created_at": T0 + HOUR * 1.5})
-    result = run(T0, T0 + 2 * HOUR)
+    result = jobs.load(T0, T0 + 2 * HOUR)
     assert not result.success
-    done = materializations(instance, "trace_batches")
-    assert [partition for partition, _ in done] == [key(T0), key(T0 + 2 * HOUR)]
+    done = jobs.materializations("trace_batches")
+    assert [partition for partition, _ in done] == [key_of(T0), key_of(T0 + 2 * HOUR)]
     assert [metadata["rows"].value for _, metadata in done] == [0, 1]
-    failure = next(
-        event.step_failure_data.user_failure_data.description
-        for event in result.all_events
-        if event.event_type is DagsterEventType.STEP_FAILURE
-    )
+    failure = failure_of(result).description
     assert failure.startswith("1 of 3 hours failed")
-    assert f"hour {key(T0 + HOUR)}: " in failure
+    assert f"hour {key_of(T0 + HOUR)}: " in failure
     assert "accept_loss: true" in failure
 
     accepted = {"ops": {"trace_batches": {"config": {"accept_loss": True}}}}
-    assert run(T0, T0 + 2 * HOUR, run_config=accepted).success
+    assert jobs.load(T0, T0 + 2 * HOUR, run_config=accepted).success
 
 
 def test_a_damaged_batch_fails_its_own_hour_alone(
-    operational: Operational, settings: Settings, instance: DagsterInstance, run: Any
+    operational: Operational, settings: Settings, jobs: Jobs
 ) -> None:
     hours = [T0, T0 + HOUR, T0 + 2 * HOUR]
-    operational.insert("provider_traces", *(trace(hour, id=key(hour)) for hour in hours))
-    only_batches = run(hours[0], hours[-1], asset_selection=[AssetKey("trace_batches")])
+    operational.insert("provider_traces", *(trace(hour, id=key_of(hour)) for hour in hours))
+    only_batches = jobs.load(hours[0], hours[-1], asset_selection=[AssetKey("trace_batches")])
     assert only_batches.success
     store = BatchStore.of(settings)
     manifest = store.manifest(hours[1])
@@ -192,24 +142,24 @@ def test_a_damaged_batch_fails_its_own_hour_alone(
     [path] = store.part_paths(manifest)
     part = Path(str(path))
     part.write_bytes(part.read_bytes()[:-1])
-    result = run(hours[0], hours[-1], asset_selection=[AssetKey("llm_traces")])
-    failed = result.filter_events(lambda event: event.is_step_failure)[0].step_failure_data
-    assert failed.user_failure_data.metadata["failed hours"].value == [key(hours[1])]
-    assert f"hour {key(hours[1])}: part {part} is missing or damaged" in str(failed)
-    done = materializations(instance, "llm_traces")
-    assert [partition for partition, _ in done] == [key(hours[0]), key(hours[2])]
-    assert table(settings) == [{"id": key(hours[0])}, {"id": key(hours[2])}]
+    result = jobs.load(hours[0], hours[-1], asset_selection=[AssetKey("llm_traces")])
+    failed = failure_of(result)
+    assert failed.metadata["failed hours"].value == [key_of(hours[1])]
+    assert f"hour {key_of(hours[1])}: part {part} is missing or damaged" in str(failed)
+    done = jobs.materializations("llm_traces")
+    assert [partition for partition, _ in done] == [key_of(hours[0]), key_of(hours[2])]
+    assert jobs.rows() == [{"id": key_of(hours[0])}, {"id": key_of(hours[2])}]
 
 
 def test_a_wrong_count_blocks_the_hour(
-    operational: Operational, settings: Settings, instance: DagsterInstance, run: Any
+    operational: Operational, settings: Settings, jobs: Jobs
 ) -> None:
     operational.insert("provider_traces", trace(id="a", step_id="step-1"))
     operational.execute("ALTER TABLE steps DROP CONSTRAINT steps_pkey")
     operational.insert("steps", {"id": "step-1"}, {"id": "step-1"})
-    result = run(T0, T0)
+    result = jobs.load(T0, T0)
     assert not result.success
-    records = instance.get_records_for_run(
+    records = jobs.instance.get_records_for_run(
         result.run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION
     ).records
     events = [record.event_log_entry.get_dagster_event() for record in records]
@@ -218,28 +168,28 @@ def test_a_wrong_count_blocks_the_hour(
         for event in events
     ]
     assert ("rows_match_source", False) in evaluated
-    assert materializations(instance, "trace_batches") == []
-    assert materializations(instance, "llm_traces") == []
+    assert jobs.materializations("trace_batches") == []
+    assert jobs.materializations("llm_traces") == []
     with connect(settings) as database:
         assert not database.has_table("llm_traces")
 
 
-def test_llm_traces_alone_says_which_batch_is_missing(operational: Operational, run: Any) -> None:
+def test_llm_traces_alone_says_which_batch_is_missing(operational: Operational, jobs: Jobs) -> None:
     operational.insert("provider_traces", trace(id="a"))
-    result = run(T0, T0, asset_selection=[AssetKey("llm_traces")])
+    result = jobs.load(T0, T0, asset_selection=[AssetKey("llm_traces")])
     assert not result.success
     failure = result.filter_events(lambda event: event.is_step_failure)[0].step_failure_data
-    assert f"hour {key(T0)} has no batch; materialize trace_batches for it" in str(failure)
+    assert f"hour {key_of(T0)} has no batch; materialize trace_batches for it" in str(failure)
 
 
 def test_no_secret_reaches_events_or_errors(
-    settings: Settings, run: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    settings: Settings, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     assert settings.operational_database_url is not None
     monkeypatch.setenv(
         "OPERATIONAL_DATABASE_URL", "postgresql://reader:hunter2@127.0.0.1:1/db?connect_timeout=1"
     )
-    result = run(T0, T0)
+    result = jobs.load(T0, T0)
     assert not result.success
     text = caplog.text + "".join(repr(event) for event in result.all_events)
     assert "cannot connect to OPERATIONAL_DATABASE_URL" in text

@@ -3,19 +3,17 @@
 from typing import Any
 
 import pytest
-from dagster import DagsterInstance
 
 from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs import assets
 from llm_trace_pipeline.hours import HOUR
-from tests.defs.test_dagster import RANGE, key
+from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational, trace
 from tests.harness.rows import T0
 
 HOURS = [T0, T0 + HOUR, T0 + 2 * HOUR]
-TAGS = {f"{RANGE}start": key(HOURS[0]), f"{RANGE}end": key(HOURS[-1])}
+ENDS = HOURS[0], HOURS[-1]
 
 
 def change_payloads(operational: Operational, text: str) -> None:
@@ -28,36 +26,34 @@ def batches(store: BatchStore) -> list[str]:
 
 
 def test_a_retry_reads_only_the_hours_that_are_missing(
-    operational: Operational, store: BatchStore, monkeypatch: pytest.MonkeyPatch
+    operational: Operational, store: BatchStore, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operational.insert("provider_traces", *(trace(hour, id=f"{hour:%H}") for hour in HOURS))
-    job = defs.resolve_job_def("hourly_llm_traces")
 
     def cut_in_the_last_hour(*arguments: Any, **options: Any) -> Any:
         if HOURS[-1] in arguments:
             raise RuntimeError("killed")
         return extract_hour(*arguments, **options)
 
-    with DagsterInstance.ephemeral() as instance:
-        assert job.execute_in_process(instance=instance, tags=TAGS).success
-        loaded = batches(store)
+    assert jobs.load(*ENDS).success
+    loaded = batches(store)
 
-        change_payloads(operational, "1")
-        with monkeypatch.context() as patch:
-            patch.setattr(assets, "extract_hour", cut_in_the_last_hour)
-            cut = job.execute_in_process(instance=instance, tags=TAGS, raise_on_error=False)
-        assert not cut.success
-        done = batches(store)
-        assert [new == old for new, old in zip(done, loaded, strict=True)] == [False, False, True]
+    change_payloads(operational, "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(assets, "extract_hour", cut_in_the_last_hour)
+        cut = jobs.load(*ENDS)
+    assert not cut.success
+    done = batches(store)
+    assert [new == old for new, old in zip(done, loaded, strict=True)] == [False, False, True]
 
-        change_payloads(operational, "2")
-        retry = TAGS | {"dagster/parent_run_id": cut.run_id, "dagster/is_resume_retry": "true"}
-        assert job.execute_in_process(instance=instance, tags=retry).success
-        retried = batches(store)
-        assert [new == old for new, old in zip(retried, done, strict=True)] == [True, True, False]
+    change_payloads(operational, "2")
+    retry = {"dagster/parent_run_id": cut.run_id, "dagster/is_resume_retry": "true"}
+    assert jobs.load(*ENDS, tags=retry).success
+    retried = batches(store)
+    assert [new == old for new, old in zip(retried, done, strict=True)] == [True, True, False]
 
-        # By hand, not from the failure: everything is read.
-        again = TAGS | {"dagster/parent_run_id": cut.run_id}
-        assert job.execute_in_process(instance=instance, tags=again).success
-        read = batches(store)
-        assert [new == old for new, old in zip(read, retried, strict=True)] == [False, False, True]
+    # By hand, not from the failure: everything is read.
+    again = {"dagster/parent_run_id": cut.run_id}
+    assert jobs.load(*ENDS, tags=again).success
+    read = batches(store)
+    assert [new == old for new, old in zip(read, retried, strict=True)] == [False, False, True]
