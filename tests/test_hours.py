@@ -4,9 +4,12 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llm_trace_pipeline.hours import (
     HOUR,
+    HOURS_PER_RUN,
     Window,
     by_day,
     floor,
@@ -105,3 +108,22 @@ def test_hours_are_merged_into_windows(
 ) -> None:
     found = ranges(hours(*wanted), hours(*coverable), gap=gap)
     assert found == [Window.of(hours(first, last)) for first, last in merged]
+
+
+HOUR_SETS = st.sets(st.integers(0, 80).map(lambda n: H9 + n * HOUR))
+
+
+@given(wanted=HOUR_SETS, coverable=HOUR_SETS, gap=st.integers(0, 30))
+def test_ranges_cover_the_wanted_hours_and_no_forbidden_one(
+    wanted: set[datetime], coverable: set[datetime], gap: int
+) -> None:
+    covered: list[datetime] = []
+    for window in ranges(wanted, coverable, gap=gap):
+        hours = window.hours
+        first, last = window.start, window.last
+        assert 1 <= len(hours) <= HOURS_PER_RUN
+        assert {first, last} <= wanted
+        assert wanted.union(coverable).issuperset(hours)
+        covered += hours
+    assert len(covered) == len(set(covered))
+    assert wanted <= set(covered)

@@ -6,22 +6,20 @@ from typing import Any
 
 import pytest
 from dagster import (
-    AssetKey,
-    DagsterInstance,
     build_schedule_context,
 )
 
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.hours import HOUR, key_of
+from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.upkeep.retention import apply_retention, line_before
 from tests.harness.operational import Operational, trace
+from tests.harness.pipeline import Pipeline
 
 DAYS = 30
 LINE = datetime(2026, 3, 1, tzinfo=UTC)
@@ -31,23 +29,23 @@ KEPT = HOURS[2:]
 CLICKHOUSE, BATCHES = "LLM_TRACES_RETENTION_DAYS", "TRACE_BATCH_RETENTION_DAYS"
 
 
-class Deployment:
+class Deployment(Pipeline):
     """Hours on both sides of the line, loaded before there was a retention."""
 
     def __init__(
         self, operational: Operational, source: Source, settings: Settings, database: Database
     ) -> None:
-        self.settings, self.database = settings, database
-        self.store = BatchStore.of(settings)
+        super().__init__(source, BatchStore.of(settings), database)
+        self.settings = settings
         microsecond = timedelta(microseconds=1)
         for hour in HOURS:
             operational.insert("provider_traces", trace(hour), trace(hour + HOUR - microsecond))
-        history = capture_billing(source, self.store).history
-        for hour in HOURS:
-            self.load(extract_hour(source, self.store, history, hour).hour)
+        self.load_hours(*HOURS)
 
-    def load(self, hour: datetime, keep_from: datetime | None = None) -> tuple[datetime, ...]:
-        """Load an hour; return the hours that were repaired beside it."""
+    def repaired_by(
+        self, hour: datetime, keep_from: datetime | None = None
+    ) -> tuple[datetime, ...]:
+        """Load the batch of an hour; return the hours that were repaired beside it."""
         [result] = HourLoader(self.database, self.store, keep_from=keep_from).load([hour])
         return result.repaired_hours
 
@@ -148,16 +146,16 @@ def test_a_partition_across_the_line_is_kept_and_its_old_hours_are_not_repaired(
         "IN ({a:DateTime('UTC')}, {b:DateTime('UTC')})",
         {"a": HOURS[1], "b": HOURS[2]},
     )
-    assert deployment.load(HOURS[3], keep_from=LINE) == (HOURS[2],)
+    assert deployment.repaired_by(HOURS[3], keep_from=LINE) == (HOURS[2],)
     assert deployment.hours() == [HOURS[0], *KEPT]
-    assert deployment.load(HOURS[3]) == (HOURS[1],)
+    assert deployment.repaired_by(HOURS[3]) == (HOURS[1],)
 
 
 def test_a_swap_that_was_cut_brings_nothing_back(deployment: Deployment) -> None:
     deployment.database.execute("CREATE TABLE llm_traces__ready AS llm_traces")
     deployment.database.execute("INSERT INTO llm_traces__ready SELECT * FROM llm_traces")
     deployment.apply(DAYS, None)
-    deployment.load(HOURS[3], keep_from=LINE)
+    deployment.repaired_by(HOURS[3], keep_from=LINE)
     assert deployment.hours() == KEPT
 
 
@@ -166,98 +164,6 @@ def test_a_swap_that_was_cut_brings_nothing_back(deployment: Deployment) -> None
 def test_a_wrong_number_of_days_is_refused(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name}: "):
         Settings.from_environment({name: value})
-
-
-class Run:
-    """The jobs of the code location, beside a line that lies some days back from the real now."""
-
-    def __init__(self, operational: Operational, settings: Settings) -> None:
-        self.settings = settings
-        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        self.line = today - timedelta(days=10)
-        self.past, self.kept = self.line - HOUR, self.line
-        operational.insert("provider_traces", trace(self.past, id="past"))
-        operational.insert("provider_traces", trace(self.kept, id="kept"))
-        self.instance = DagsterInstance.ephemeral()
-
-    def load(self, **arguments: Any) -> dict[str, str]:
-        """Run the hourly job for both hours; return the outcome of the past one, by asset."""
-        keys = [key_of(hour) for hour in (self.past, self.kept)]
-        result = defs.resolve_job_def("hourly_llm_traces").execute_in_process(
-            instance=self.instance,
-            tags={
-                "dagster/asset_partition_range_start": keys[0],
-                "dagster/asset_partition_range_end": keys[1],
-            },
-            **arguments,
-        )
-        assert result.success
-        assert all(
-            each.passed or each.check_name == "billing_is_known"
-            for each in result.get_asset_check_evaluations()
-        )
-        outcomes = {}
-        for asset in ("trace_batches", "llm_traces"):
-            for record in self.instance.fetch_materializations(AssetKey(asset), limit=2).records:
-                if record.partition_key == keys[0] and record.asset_materialization:
-                    metadata = record.asset_materialization.metadata
-                    outcomes[asset] = str(metadata["outcome"].value)
-        return outcomes
-
-    def apply(self) -> None:
-        job = defs.resolve_job_def("apply_retention")
-        assert job.execute_in_process(instance=self.instance).success
-
-    def ids(self) -> tuple[list[str], list[datetime]]:
-        """Return what ClickHouse holds, and the hours that have a batch."""
-        with connect(self.settings) as database:
-            rows = database.rows("SELECT id FROM llm_traces ORDER BY id")
-        return [row["id"] for row in rows], BatchStore.of(self.settings).hours()
-
-
-@pytest.fixture
-def run(operational: Operational, settings: Settings) -> Run:
-    return Run(operational, settings)
-
-
-def test_neither_comes_back_with_a_load(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run.load() == {"trace_batches": "new batch", "llm_traces": "loaded"}
-    run.apply()
-    assert run.ids() == (["kept", "past"], [run.past, run.kept])
-
-    monkeypatch.setenv(CLICKHOUSE, "10")
-    run.apply()
-    assert run.ids() == (["kept"], [run.past, run.kept])
-    assert run.load() == {
-        "trace_batches": "unchanged: the batch was kept",
-        "llm_traces": "past the retention: not loaded",
-    }
-    assert run.ids() == (["kept"], [run.past, run.kept])
-
-    monkeypatch.setenv(BATCHES, "10")
-    run.apply()
-    assert run.ids() == (["kept"], [run.kept])
-    past = {
-        "trace_batches": "past the retention: no batch is kept",
-        "llm_traces": "past the retention: not loaded",
-    }
-    assert run.load() == past
-    enriching = {"ops": {"trace_batches": {"config": {"enrich_only": True}}}}
-    assert run.load(run_config=enriching) == past
-    assert run.ids() == (["kept"], [run.kept])
-
-
-def test_clickhouse_keeps_what_its_batches_no_longer_hold(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run.load()
-    monkeypatch.setenv(BATCHES, "10")
-    run.apply()
-    assert run.load() == {
-        "trace_batches": "past the retention: no batch is kept",
-        "llm_traces": "past the retention: no batch to load; its rows are left alone",
-    }
-    assert run.ids() == (["kept", "past"], [run.kept])
 
 
 @pytest.mark.parametrize("name", [None, CLICKHOUSE, BATCHES])
