@@ -25,9 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.data import DATA_SETS, START, DataSet
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
-from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.settings import Settings
@@ -234,7 +236,7 @@ def end_to_end(hour: Hour) -> Figures:
 
 def _extract(hour: Hour, store: BatchStore, connections: int) -> Manifest:
     source = Source(hour.url, connections)
-    manifest = extract_hour(source, store, capture_billing(source, store).history, START)
+    manifest = extract_hour(source, store, capture_billing(source, store.files).history, START)
     assert manifest.is_complete
     return manifest
 

@@ -14,8 +14,9 @@ from statistics import median
 from bench.__main__ import DATA, say
 from bench.data import execute, start_server
 from bench.ledger import DAYS, START, TRACES, ensure_rows
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
+from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.source.postgres import Source, SourceOfHours
@@ -47,7 +48,7 @@ def _measure(title: str, source: Source) -> None:
         folder = DATA / "hours"
         shutil.rmtree(folder, ignore_errors=True)
         store = BatchStore(LocalFiles(folder))
-        history = capture_billing(source, store).history
+        history = capture_billing(source, store.files).history
         started = time.perf_counter()
         rows = sum(extract_hour(source, store, history, hour).rows for hour in HOURS)
         if isinstance(source, SourceOfHours):

@@ -21,9 +21,10 @@ from sqlalchemy import Engine, event
 
 from bench.__main__ import ROOT, _machine, say
 from bench.backfill import ASSETS, fresh_state, launch_backfill, query, serving
-from llm_trace_pipeline.batches.store import BatchStore, Reconciliation
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.upkeep.reconcile import Reconciliation, record_reconciliation
 
 RESULTS = Path(__file__).with_name("year.json")
 HOURS = 365 * 24
@@ -92,14 +93,15 @@ def _measure(port: int, hours: list[datetime]) -> dict[str, Any]:
         browser.close()
     drifted = tuple(hours[-DRIFTED:])
     told: tuple[str, ...] = ("source rows 1001, not 1000",)
-    BatchStore.of(Settings.from_environment()).record_reconciliation(
+    record_reconciliation(
+        BatchStore.of(Settings.from_environment()).files,
         Reconciliation(
             id=uuid4().hex,
             at=datetime.now(UTC),
             drifted=drifted,
             loaded=drifted,
             differences=dict.fromkeys(drifted, told),
-        )
+        ),
     )
     sensor = _selector("sensorName", "changed_hours_sensor")
     schedule = _selector("scheduleName", "hourly_llm_traces_schedule")

@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_trace_pipeline.batches.store import MANIFEST_VERSION, BatchStore, Manifest
+from llm_trace_pipeline.batches.files import Files
+from llm_trace_pipeline.batches.manifest import MANIFEST_VERSION, Manifest
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.trace.billing import MATCH_REQUEST, BillingMatcher
@@ -18,6 +20,20 @@ _COMPARED = [*BILLING_COLUMNS, *COST_COLUMNS]
 _READ = list(
     dict.fromkeys(["organization_id", *PRICED_BY, *BILLING_COLUMNS, *COST_COLUMNS, "price_version"])
 )
+
+
+def keep_prices(files: Files, prices: PriceBook) -> None:
+    """Keep a price file under its version, before a batch that it priced is published.
+
+    Whoever doubts an amount later finds the prices that it was computed with.
+    """
+    if prices.file and not files.exists(key := prices_key(prices.file_version)):
+        files.switch(key, prices.file)
+
+
+def prices_key(file_version: str) -> str:
+    """Return where a price file of some version is kept, such as ``prices/1f….toml``."""
+    return f"prices/{file_version.removeprefix('file:')}.toml"
 
 
 def is_stale(
@@ -63,6 +79,7 @@ def enrich_hour(
         figures = tally.figures()
         for name in ("unreadable", "unreadable_ids"):  # known from reading the source only
             figures.pop(name)
+        keep_prices(store.files, prices)
         return writer.publish(
             current.model_copy(
                 update={

@@ -7,6 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from llm_trace_pipeline.batches.files import Files
+from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_litter, switch_record
+from llm_trace_pipeline.errors import BatchError
+
+_FOLDER = "erasures"
+_KEY = f"{_FOLDER}/{MANIFEST}"
+
 
 class Erasure(BaseModel):
     """What was erased: the traces of an organization, or of one of its agents, made before a time.
@@ -38,6 +45,41 @@ class Erasure(BaseModel):
             and self.agent_id in (None, other.agent_id)
             and self.before >= other.before
         )
+
+
+class _ErasureManifest(BaseModel):
+    erasures: tuple[Erasure, ...]
+
+
+def read_erasures(files: Files) -> tuple[Erasure, ...]:
+    """Return every erasure that was recorded.
+
+    Raises:
+        BatchError: the record is damaged.
+    """
+    try:
+        recorded = read_record(files, _KEY, _ErasureManifest)
+    except ValueError:
+        raise BatchError(
+            f"{files.location(_KEY)} is damaged; restore it from a backup: without it, "
+            "loads would bring back what was erased"
+        ) from None
+    return recorded.erasures if recorded else ()
+
+
+def record_erasure(files: Files, erasure: Erasure) -> None:
+    """Record an erasure, so that no later load brings its traces back.
+
+    An erasure that a recorded one includes adds nothing.
+
+    Raises:
+        BatchError: the record is damaged, or another process holds it and did not finish.
+    """
+    with files.locked(_FOLDER):
+        recorded = read_erasures(files)
+        if not any(earlier.includes(erasure) for earlier in recorded):
+            switch_record(files, _KEY, _ErasureManifest(erasures=(*recorded, erasure)))
+        remove_litter(files, _FOLDER)
 
 
 def without_erased(batch: pa.RecordBatch, erasures: Sequence[Erasure]) -> pa.RecordBatch:

@@ -2,55 +2,23 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from llm_trace_pipeline.batches.enrich import is_stale
-from llm_trace_pipeline.batches.store import BatchStore, HourWriter, Manifest, Part, PartPath
+from llm_trace_pipeline.batches.enrich import is_stale, keep_prices
+from llm_trace_pipeline.batches.erasures import read_erasures
+from llm_trace_pipeline.batches.manifest import Manifest, Part
+from llm_trace_pipeline.batches.parts import PartPath
+from llm_trace_pipeline.batches.store import BatchStore, HourWriter
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.source.postgres import Ledger, Snapshot, Source
-from llm_trace_pipeline.sql import read_sql
-from llm_trace_pipeline.trace.billing import BillingMatcher, unseen_versions
+from llm_trace_pipeline.trace.billing import BillingMatcher
 from llm_trace_pipeline.trace.tally import EXAMPLES, Tally
 
 ROWS_PER_STREAM = 5_000  # fewer are read by one connection
-
-
-@dataclass(frozen=True)
-class BillingCapture:
-    """What one reading of the billing table gave."""
-
-    history: pa.Table  # every version ever seen: rows of billing.HISTORY_SCHEMA
-    new: int
-    set_aside: tuple[str, ...]  # organizations of versions that say no organization or no date
-
-
-def capture_billing(source: Source, store: BatchStore) -> BillingCapture:
-    """Add the billing versions that are new to the history.
-
-    Raises:
-        SourceError: the billing table cannot be read as ``sql/operational/billing.sql`` says.
-    """
-    with store.extending_billing_history() as writer:
-        with source.session() as session:
-            versions = session.table(read_sql("operational/billing.sql"))
-        unplaced = pc.or_(
-            pc.is_null(versions.column("organization_id")),
-            pc.is_null(versions.column("valid_from")),
-        )
-        placed = versions.filter(pc.invert(unplaced))
-        new = unseen_versions(writer.history, placed, datetime.now(UTC))
-        if new.num_rows:
-            writer.append(new)
-        aside = versions.filter(unplaced).column("organization_id").fill_null("")
-        return BillingCapture(
-            writer.history, new.num_rows, tuple(sorted(aside.unique().to_pylist()))
-        )
 
 
 def extract_hour(
@@ -96,7 +64,7 @@ def extract_hour(
         census = snapshot.census(hour)
         if not (census.rows + census.deleted or current or accept_loss):
             _refuse_steps_without_traces(snapshot, hour)
-        erasures = store.erasures()
+        erasures = read_erasures(store.files)
         streams = 1 if census.rows < ROWS_PER_STREAM else source.connections
 
         folded: list[dict[str, Any]] = []
@@ -142,6 +110,7 @@ def extract_hour(
             return manifest
         if current and not accept_loss:
             _refuse_lost_traces(snapshot, store, current, writer, manifest)
+        keep_prices(store.files, source.prices)
         return writer.publish(manifest)
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import click
 
+from llm_trace_pipeline.batches.history import read_history
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.hours import closed_hours, first_hour_of, load_hours
 from llm_trace_pipeline.cli.preflight import check_before_first_load
@@ -79,7 +80,7 @@ def _compare(settings: Settings, hours: Sequence[datetime]) -> None:
     """
     store = BatchStore.of(settings)
     found = reconcile(
-        source_of(settings), store, lambda: connect(settings), hours, store.billing_history()
+        source_of(settings), store, lambda: connect(settings), hours, read_history(store.files)
     )
     # ClickHouse is not compared where a batch has earlier billing or prices.
     if differing := sorted(set(hours).intersection(found.differences, found.stale)):

@@ -22,7 +22,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError as DriverError
 from clickhouse_connect.driver.exceptions import StreamFailureError
 from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError, SSLError
 
-from llm_trace_pipeline.batches.store import PartPath
+from llm_trace_pipeline.batches.parts import PartPath
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import quote_identifier, quote_text, render

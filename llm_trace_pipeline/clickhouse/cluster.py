@@ -15,7 +15,7 @@ one was loaded would bring old rows back.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
@@ -24,7 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from clickhouse_connect.driver.client import Client
 
-from llm_trace_pipeline.batches.store import BatchStore, Manifest, PartPath
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.parts import PartPath
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import (
     IN_WINDOW,
     SHARDING_KEY,
@@ -35,7 +37,7 @@ from llm_trace_pipeline.clickhouse.client import (
     retried,
     schema_version,
 )
-from llm_trace_pipeline.clickhouse.upsert import TABLE, HourLoader, window_of
+from llm_trace_pipeline.clickhouse.upsert import TABLE, HourLoader, loading, window_of
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, SCHEMA_VERSION
@@ -164,6 +166,7 @@ class _BatchesOfShard:
     """The rows of some batches that belong to a shard, in the way that its load asks for them."""
 
     def __init__(self, store: BatchStore, shard: Shard, manifests: Sequence[Manifest]) -> None:
+        self.files = store.files
         self._store = store
         self._whole = {manifest.hour: manifest for manifest in manifests}
         self._own = {manifest.hour: self._count(shard, manifest) for manifest in manifests}
@@ -175,9 +178,6 @@ class _BatchesOfShard:
             if rows.num_rows:
                 tally.add(tally_of(rows))
         return manifest.model_copy(update=tally.figures())
-
-    def loading(self, _: str) -> AbstractContextManager[None]:
-        return nullcontext()  # the load of all shards holds it
 
     def manifest(self, hour: datetime) -> Manifest | None:
         # Other hours are compared over all shards.
@@ -224,7 +224,7 @@ class ClusterLoader(HourLoader):
             self._batches.part_paths(manifest)
         for shard in self._shards:
             batches = _BatchesOfShard(self._batches, shard, manifests)
-            for result in HourLoader(shard, batches, LOCAL_TABLE).load(hours, force=True):
+            for result in HourLoader(shard, batches, LOCAL_TABLE).load_held(hours, force=True):
                 if result.differences:
                     raise ClickHouseError(
                         f"hour {key_of(result.expected.hour)}: shard {shard.number} differs "
@@ -268,7 +268,7 @@ def reading(database: Database, store: BatchStore) -> Iterator[bool]:
         BatchError: another process loads and did not finish in time.
         ClickHouseError: a statement failed, or a newer version of this program made the table.
     """
-    with store.loading(TABLE):
+    with loading(store.files):
         retried(loader_of(database, store).recover)
         if exists := database.has_table(TABLE):
             retried(partial(database.define_table, TABLE))

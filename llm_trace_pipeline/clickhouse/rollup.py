@@ -19,6 +19,7 @@ from llm_trace_pipeline.clickhouse.upsert import (
     HourLoader,
     WindowLoader,
     WindowResult,
+    loading,
     window_of,
 )
 from llm_trace_pipeline.errors import BatchError
@@ -103,7 +104,7 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
                 if (differs := self._differences(each, found[each.hour]))
             }
 
-        with self._store.loading(TABLE):
+        with loading(self._store.files):
             return retried(differences)
 
     def _expected(self, hours: Sequence[datetime]) -> list[HourUse]:

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from llm_trace_pipeline.batches.store import Manifest, PartPath
+from llm_trace_pipeline.batches.files import Files
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.parts import PartPath
 from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database, HourTotals, in_window, retried
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.hours import HOUR, Window, key_of, midnight
@@ -69,11 +71,21 @@ class WindowResult(Generic[Expected, Found]):
 LoadResult = WindowResult[Manifest, HourTotals]  # of llm_traces
 
 
+def loading(files: Files) -> AbstractContextManager[None]:
+    """Hold the right to load what lies under one root into ClickHouse.
+
+    Raises:
+        BatchError: another process loads and did not finish in time.
+    """
+    return files.locked(f"loading/{TABLE}")
+
+
 class Batches(Protocol):
     """What a load asks of the batch store."""
 
-    def loading(self, table: str) -> AbstractContextManager[None]:
-        """Hold the right to load into a table."""
+    @property
+    def files(self) -> Files:
+        """Where the batches lie."""
 
     def manifest(self, hour: datetime) -> Manifest | None:
         """Return what the hour's batch holds; None: there is none."""
@@ -160,10 +172,20 @@ class WindowLoader(ABC, Generic[Expected, Found]):
         """
         # The pool serializes loads under Dagster; this does where two are started by hand. What is
         # made of llm_traces takes turns with its loads.
-        with self._store.loading(TABLE):
-            # The whole load is what can be repeated: it begins with recover(), and is exact from
-            # any state that statements whose answer was lost leave behind.
-            return retried(lambda: self._load_serialized(hours, awaiting, force=force))
+        with loading(self._store.files):
+            return self.load_held(hours, awaiting, force=force)
+
+    def load_held(
+        self,
+        hours: Sequence[datetime],
+        awaiting: frozenset[datetime] = frozenset(),
+        *,
+        force: bool = False,
+    ) -> list[WindowResult[Expected, Found]]:
+        """Do what ``load`` does, where the caller holds the loads."""
+        # The whole load is what can be repeated: it begins with recover(), and is exact from any
+        # state that statements whose answer was lost leave behind.
+        return retried(lambda: self._load_serialized(hours, awaiting, force=force))
 
     def _load_serialized(
         self, hours: Sequence[datetime], awaiting: frozenset[datetime], *, force: bool

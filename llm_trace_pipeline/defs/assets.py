@@ -22,8 +22,9 @@ from dagster import (
 from pydantic import Field
 
 from llm_trace_pipeline.batches.enrich import enrich_hour
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
-from llm_trace_pipeline.batches.store import Manifest
+from llm_trace_pipeline.batches.extract import extract_hour
+from llm_trace_pipeline.batches.history import capture_billing, read_history
+from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import RollupResult, roll_up
 from llm_trace_pipeline.defs.checks import (
@@ -44,7 +45,7 @@ from llm_trace_pipeline.defs.partitions import DAILY, HOURLY
 from llm_trace_pipeline.defs.runs import hours_done_before
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import HOUR, HOURS_PER_RUN, Window, by_day
-from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
+from llm_trace_pipeline.reports.spend import Days, figures_of, keep_report, page_of
 from llm_trace_pipeline.source.postgres import SourceOfHours
 from llm_trace_pipeline.source.standby import wait_until_replayed
 from llm_trace_pipeline.trace.tally import EXAMPLES
@@ -67,7 +68,7 @@ provider_traces = AssetSpec(
 @asset(group_name="llm_traces", kinds={"postgres", "parquet"}, pool="billing_history")
 def billing_history(stores: Stores) -> MaterializeResult[None]:
     """Every version ever seen of an organization's billing details; one row per version."""
-    captured = capture_billing(stores.source(), stores.batches())
+    captured = capture_billing(stores.source(), stores.batches().files)
     return MaterializeResult(
         metadata={
             "versions": captured.history.num_rows,
@@ -116,7 +117,7 @@ def trace_batches(
     stack = ExitStack()
     prices = stores.prices()
     if config.enrich_only:
-        known = store.billing_history()
+        known = read_history(store.files)
 
         def make(hour: datetime) -> Manifest:
             return enrich_hour(store, known, prices, hour)
@@ -125,7 +126,7 @@ def trace_batches(
         stack.callback(source.close)
         wait_until_replayed(source, hours[-1] + HOUR)
         # Billing is read here too: where this asset runs alone, a changed plan must be known.
-        history = capture_billing(source, store).history
+        history = capture_billing(source, store.files).history
         done = hours_done_before(context)
 
         def make(hour: datetime) -> Manifest:
@@ -264,7 +265,7 @@ def usage_report(context: AssetExecutionContext, stores: Stores) -> MaterializeR
     headline = figures.headline
     return MaterializeResult(
         metadata={
-            "page": store.keep_report(day, page),
+            "page": keep_report(store.files, day, page),
             "spend in USD": str(headline["spend_usd"]),
             "by own keys in USD": str(headline["byok_usd"]),
             "calls": headline["calls"],

@@ -14,15 +14,20 @@ from dagster import (
     multi_asset_check,
 )
 
-from llm_trace_pipeline.batches.extract import capture_billing
-from llm_trace_pipeline.batches.store import Manifest, Reconciliation
+from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.rollup import RollupResult
 from llm_trace_pipeline.clickhouse.upsert import LoadResult
 from llm_trace_pipeline.defs.partitions import HOURLY
 from llm_trace_pipeline.defs.runs import hours_being_loaded, hours_of_run
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import key_of, ranges
-from llm_trace_pipeline.upkeep.reconcile import hours_to_reconcile, reconcile
+from llm_trace_pipeline.upkeep.reconcile import (
+    Reconciliation,
+    hours_to_reconcile,
+    reconcile,
+    record_reconciliation,
+)
 from llm_trace_pipeline.upkeep.retention import line_before
 
 TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "llm_usage_hourly"
@@ -183,7 +188,7 @@ def reconciliation(
         context.log.info("Left to the job reconcile_hours.")
         return
     store, source = stores.batches(), stores.source()
-    history = capture_billing(source, store).history
+    history = capture_billing(source, store.files).history
     settings, now = stores.settings, datetime.now(UTC)
     kept_from, batches_kept_from = (
         line_before(days, now) for days in (settings.retention_days, settings.batch_retention_days)
@@ -194,7 +199,7 @@ def reconciliation(
     loading = hours_being_loaded(context.instance)
     found = reconcile(source, store, stores.clickhouse, hours, history, kept_from)
     found = without_hours(found, loading | hours_being_loaded(context.instance))
-    store.record_reconciliation(found)
+    record_reconciliation(store.files, found)
     yield from check_reconciliation(found, len(hours))
 
 

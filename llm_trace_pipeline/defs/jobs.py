@@ -24,12 +24,7 @@ from llm_trace_pipeline.defs.assets import (
     trace_batches,
     usage_report,
 )
-from llm_trace_pipeline.defs.checks import (
-    BATCH_CHECKS,
-    ROLLUP_CHECKS,
-    TABLE_CHECKS,
-    reconciliation,
-)
+from llm_trace_pipeline.defs.checks import BATCH_CHECKS, ROLLUP_CHECKS, TABLE_CHECKS, reconciliation
 from llm_trace_pipeline.defs.partitions import SCHEDULE_MINUTE
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import key_of

@@ -5,7 +5,7 @@ from typing import Any
 
 from dagster import MetadataValue
 
-from llm_trace_pipeline.batches.store import Manifest
+from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.rollup import RollupResult
 from llm_trace_pipeline.clickhouse.upsert import LoadResult
 from llm_trace_pipeline.hours import key_of

@@ -16,7 +16,6 @@ from dagster import (
 from pydantic import AwareDatetime, BaseModel
 from xxhash import xxh3_64_hexdigest
 
-from llm_trace_pipeline.batches.store import Reconciliation
 from llm_trace_pipeline.defs.checks import (
     LLM_TRACES,
     LLM_USAGE_HOURLY,
@@ -27,6 +26,7 @@ from llm_trace_pipeline.defs.jobs import hourly_llm_traces
 from llm_trace_pipeline.defs.runs import hours_being_loaded, hours_of_backfills, tags_of
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import Window, key_of, ranges
+from llm_trace_pipeline.upkeep.reconcile import Reconciliation, read_reconciliation
 
 # How many hours may lie between two hours whose billing one run renews. The run writes the hours
 # between anew too, and two of them cost about as much as the start-up of another run.
@@ -44,7 +44,7 @@ def changed_hours_sensor(
     context: SensorEvaluationContext, stores: Stores
 ) -> SensorResult | SkipReason:
     """Request the hours of the last reconciliation by its record; no database is opened."""
-    found = stores.batches().reconciliation()
+    found = read_reconciliation(stores.batches().files)
     if found is None:
         return SkipReason("reconcile_hours has not run yet")
     asked = Asked.model_validate_json(context.cursor) if context.cursor else Asked()

@@ -49,10 +49,8 @@ class Stores(ConfigurableResource):  # type: ignore[type-arg]  # takes no type t
         return source_of(self.settings)
 
     def prices(self) -> PriceBook:
-        """Return the prices of calls; the price file is kept beside the batches that it prices."""
-        prices = PriceBook.of(self.settings)
-        self.batches().keep_prices(prices)
-        return prices
+        """Return the prices of calls."""
+        return PriceBook.of(self.settings)
 
     def batches(self) -> BatchStore:
         """Return the Parquet batches."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from llm_trace_pipeline.batches.files import Files
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import reading
@@ -223,3 +224,9 @@ def _price_entries(models: Sequence[Mapping[str, Any]]) -> str:
         for row in models
         if row["calls"] > row["contradictory"]
     )
+
+
+def keep_report(files: Files, day: date, page: str) -> str:
+    """Keep the report of a day in place of an earlier one, and return where it lies."""
+    files.switch(key := f"reports/{day}.html", page.encode())
+    return files.location(key)

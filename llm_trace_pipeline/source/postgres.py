@@ -15,7 +15,7 @@ import pyarrow as pa
 from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline.batches.erasures import Erasure, without_erased
-from llm_trace_pipeline.batches.store import PartWriter
+from llm_trace_pipeline.batches.parts import PartWriter
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.sql import ROOT, read_sql, render, without_comments

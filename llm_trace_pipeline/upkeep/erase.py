@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_trace_pipeline.batches.erasures import Erasure
-from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.batches.erasures import Erasure, record_erasure
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import ROLLUP, Database, connect, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import roll_up, rollups_of
-from llm_trace_pipeline.clickhouse.upsert import TABLE
+from llm_trace_pipeline.clickhouse.upsert import TABLE, loading
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError
 from llm_trace_pipeline.hours import floor, key_of
 from llm_trace_pipeline.settings import Settings
@@ -121,12 +122,6 @@ def count_traces(database: Database, store: BatchStore, erasure: Erasure) -> Fou
     return found
 
 
-def record(store: BatchStore, erasure: Erasure) -> None:
-    """Keep the erasure for all later loads; one that is covered by a recorded one adds nothing."""
-    if not any(recorded.includes(erasure) for recorded in store.erasures()):
-        store.record_erasure(erasure)
-
-
 def remove_from_batches(store: BatchStore, erasure: Erasure) -> list[datetime]:
     """Write every batch that holds covered rows anew, without them; return their hours.
 
@@ -178,7 +173,7 @@ def remove_from_clickhouse(
     loader = loader_of(database, store, kept_from)
     condition, parameters = _condition(erasure)
     touched: set[datetime] = set()
-    with store.loading(TABLE):
+    with loading(store.files):
         retried(loader.recover)  # its journal holds rows too
         if not database.has_table(TABLE):
             return []
@@ -238,7 +233,7 @@ def _remove_from_rollup(
                 f"the erasure ({', '.join(result.differences)}); materialize {ROLLUP} for "
                 "it, then repeat the erasure"
             )
-    with store.loading(TABLE):
+    with loading(store.files):
         for loader in rollups_of(database, store):
             retried(loader.recover)  # its journal holds rows too
             for node, table in loader.targets:
@@ -307,7 +302,7 @@ def erase(settings: Settings, erasure: Erasure) -> Erased:
         PipelineError: something could not be removed; repeating the erasure continues it.
     """
     store = BatchStore.of(settings)
-    record(store, erasure)
+    record_erasure(store.files, erasure)
     # ClickHouse is not held meanwhile: loads that wait for the embedded engine would give up.
     written = remove_from_batches(store, erasure)
     with connect(settings) as database:

@@ -11,10 +11,14 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from llm_trace_pipeline.batches.enrich import is_stale
 from llm_trace_pipeline.batches.extract import is_of_ledger
-from llm_trace_pipeline.batches.store import BatchStore, Manifest, Reconciliation
+from llm_trace_pipeline.batches.files import Files
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.records import read_record, switch_record
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database
 from llm_trace_pipeline.clickhouse.cluster import reading
 from llm_trace_pipeline.clickhouse.rollup import compare_rollup
@@ -26,6 +30,51 @@ from llm_trace_pipeline.trace.billing import MATCH_FIRST_KNOWN, MATCH_NONE, Bill
 from llm_trace_pipeline.trace.prices import PriceBook
 
 Differences = dict[datetime, tuple[str, ...]]
+
+_RECORD = "reconciliation.json"
+
+
+class Reconciliation(BaseModel):
+    """Which hours were not as they should be when all stores were compared."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    at: AwareDatetime
+    drifted: tuple[AwareDatetime, ...] = ()  # the source has other rows than the batch was made of
+    stale: tuple[AwareDatetime, ...] = ()  # billing or prices are not those of the batch any more
+    damaged: tuple[AwareDatetime, ...] = ()  # ClickHouse holds other rows than the batch
+    pruned: tuple[AwareDatetime, ...] = ()  # the source lost traces that the batch holds
+    loaded: tuple[AwareDatetime, ...] = ()  # every hour compared that has a batch
+    unreadable: tuple[AwareDatetime, ...] = ()  # the manifest is damaged: nothing can be compared
+    # How much of the billing history, and which prices, were compared with all batches, however
+    # old, and which of them held others: they are compared again until they do not.
+    billing_versions: int = 0
+    prices: str = ""
+    restated: tuple[AwareDatetime, ...] = ()
+    differences: dict[AwareDatetime, tuple[str, ...]] = {}
+
+
+def read_reconciliation(files: Files) -> Reconciliation | None:
+    """Return the result of the last reconciliation, None where there was none.
+
+    Raises:
+        BatchError: what was stored is damaged.
+    """
+    try:
+        return read_record(files, _RECORD, Reconciliation)
+    except ValueError:
+        raise BatchError(
+            f"{files.location(_RECORD)} is damaged; remove it: the next run of "
+            "reconcile_hours makes it"
+        ) from None
+
+
+def record_reconciliation(files: Files, found: Reconciliation) -> None:
+    """Keep what a reconciliation found, for the sensor that requests the hours."""
+    if litter := files.glob(f"{_RECORD}.*"):  # of a write that was cut
+        files.remove(litter)
+    switch_record(files, _RECORD, found)
 
 
 def hours_to_reconcile(
@@ -69,7 +118,7 @@ def reconcile(
         BatchError: another process loads and did not finish in time.
     """
     at = datetime.now(UTC)
-    last = store.reconciliation() or Reconciliation(id="", at=at)
+    last = read_reconciliation(store.files) or Reconciliation(id="", at=at)
     manifests, differences = readable_manifests(store, hours)
     unreadable = tuple(differences)
     compared = [hour for hour in hours if hour not in differences]

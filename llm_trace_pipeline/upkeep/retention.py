@@ -11,7 +11,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import rollups_of
-from llm_trace_pipeline.clickhouse.upsert import TABLE
+from llm_trace_pipeline.clickhouse.upsert import loading
 from llm_trace_pipeline.hours import midnight
 from llm_trace_pipeline.settings import Settings
 
@@ -44,7 +44,7 @@ def apply_retention(
     """
     partitions: list[str] = []
     hours: list[datetime] = []
-    with store.loading(TABLE):
+    with loading(store.files):
         if line := line_before(settings.retention_days, now):
             partitions = _drop_partitions(database, store, line)
         if line := line_before(settings.batch_retention_days, now):

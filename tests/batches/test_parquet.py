@@ -11,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_trace_pipeline.batches import files
-from llm_trace_pipeline.batches import store as parquet
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches import parts as part_files
+from llm_trace_pipeline.batches import store as batch_store
+from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles, S3Files
-from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
@@ -42,7 +45,7 @@ def store(place: Folder | Bucket, request: pytest.FixtureRequest) -> BatchStore:
 
 
 def extract(source: Source, store: BatchStore) -> Manifest:
-    history = capture_billing(source, store).history
+    history = capture_billing(source, store.files).history
     return extract_hour(source, store, history, T0)
 
 
@@ -113,13 +116,13 @@ def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(parquet, "_remove_litter", lambda *_: None)  # a killed process cleans nothing
+        patch.setattr(batch_store, "remove_litter", lambda *_: None)  # as a kill leaves it
         if point == "a row group":
             patch.setattr(pq.ParquetWriter, "write_table", stop)
         elif point == "a part":
-            patch.setattr(parquet, "_describe", stop)
+            patch.setattr(part_files, "seal_part", stop)
         elif point == "the manifest":
-            patch.setattr(parquet, "_switch_manifest", stop)
+            patch.setattr(batch_store, "switch_record", stop)
         elif isinstance(place, Bucket):
             patch.setattr(S3Files, "switch", stop)
         else:
@@ -222,8 +225,8 @@ def test_large_rows_make_row_groups_and_parts_bounded_by_bytes(
     place: Folder | Bucket,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 200_000)
-    monkeypatch.setattr(parquet, "PART_BYTES", 1_000_000)
+    monkeypatch.setattr(part_files, "ROW_GROUP_BYTES", 200_000)
+    monkeypatch.setattr(part_files, "PART_BYTES", 1_000_000)
     monkeypatch.setattr("llm_trace_pipeline.source.postgres.BATCH_BYTES", 50_000)
     text = '"' + "x" * 10_000 + '"'
     operational.insert(
@@ -254,8 +257,8 @@ def test_a_history_that_is_damaged_is_never_started_anew(
     operational.insert(
         "organization_billing_details", {"organization_id": "org-1", "plan_type": "pro"}
     )
-    capture_billing(source, store)
+    capture_billing(source, store.files)
     for name in place.keys("billing_history/") - {"manifest.json"}:
         place.remove(f"billing_history/{name}")
     with pytest.raises(BatchError, match="restore the folder from a backup"):
-        capture_billing(source, store)
+        capture_billing(source, store.files)

@@ -8,7 +8,8 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.batches.erasures import Erasure
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.extract import extract_hour
+from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
@@ -39,7 +40,7 @@ def load(
     """Extract and load the hour as the settings say; return what batch and table hold of it."""
     settings = settings.model_copy(update=changes)
     source = source_of(settings)
-    history = capture_billing(source, store).history
+    history = capture_billing(source, store.files).history
     manifest = extract_hour(source, store, history, T0)
     with connect(settings) as database:
         [result] = HourLoader(database, store).load([T0], force=force)

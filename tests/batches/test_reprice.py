@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from genai_prices.types import ModelPrice
 
-from llm_trace_pipeline.batches.enrich import enrich_hour
-from llm_trace_pipeline.batches.store import MANIFEST_VERSION, Manifest
+from llm_trace_pipeline.batches.enrich import enrich_hour, keep_prices
+from llm_trace_pipeline.batches.history import read_history
+from llm_trace_pipeline.batches.manifest import MANIFEST_VERSION, Manifest
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.hours import HOUR
@@ -18,7 +19,7 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session, Source
 from llm_trace_pipeline.trace import prices as prices_module
 from llm_trace_pipeline.trace.prices import PACKAGE_VERSION, PACKAGED, PriceBook
-from llm_trace_pipeline.upkeep.reconcile import reconcile
+from llm_trace_pipeline.upkeep.reconcile import reconcile, record_reconciliation
 from tests.harness.operational import Operational, trace
 from tests.harness.pipeline import Pipeline
 from tests.harness.rows import T0
@@ -50,18 +51,18 @@ def costs(pipeline: Pipeline) -> dict[str, tuple[Decimal | None, str]]:
 def stale_hours(pipeline: Pipeline, prices: PriceBook) -> tuple[datetime, ...]:
     """Reconcile a later hour than those that are loaded, and keep what was found."""
     source = Source(pipeline.source.url, prices=prices)
-    history = pipeline.store.billing_history()
+    history = read_history(pipeline.store.files)
 
     def opened() -> nullcontext[Database]:
         return nullcontext(pipeline.database)
 
     found = reconcile(source, pipeline.store, opened, [H2], history)
-    pipeline.store.record_reconciliation(found)
+    record_reconciliation(pipeline.store.files, found)
     return found.stale
 
 
 def reprice(pipeline: Pipeline, prices: PriceBook, hour: datetime) -> Manifest:
-    manifest = enrich_hour(pipeline.store, pipeline.store.billing_history(), prices, hour)
+    manifest = enrich_hour(pipeline.store, read_history(pipeline.store.files), prices, hour)
     [result] = HourLoader(pipeline.database, pipeline.store).load([hour])
     assert result.differences == ()
     return manifest
@@ -97,7 +98,7 @@ def test_a_new_price_file_reaches_the_hours_it_touches_and_old_amounts_come_out_
     priced = costs(pipeline)
     assert priced == {"listed": LISTED, "own": (Decimal("0.00002"), first.file_version)}
 
-    pipeline.store.keep_prices(first)
+    keep_prices(pipeline.store.files, first)
     second = book(price_file, 3)
     assert stale_hours(pipeline, second) == (H1,)
     reprice(pipeline, second, H1)

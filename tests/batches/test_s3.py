@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour
-from llm_trace_pipeline.batches.extract import capture_billing
 from llm_trace_pipeline.batches.files import LocalFiles, S3Files
-from llm_trace_pipeline.batches.store import BatchStore, Reconciliation
+from llm_trace_pipeline.batches.history import capture_billing, read_history
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.preflight import check_both_ends
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
@@ -26,6 +26,11 @@ from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.prices import PACKAGED
 from llm_trace_pipeline.upkeep.erase import erase
 from llm_trace_pipeline.upkeep.preflight import check_batches
+from llm_trace_pipeline.upkeep.reconcile import (
+    Reconciliation,
+    read_reconciliation,
+    record_reconciliation,
+)
 from llm_trace_pipeline.upkeep.retention import apply_retention
 from tests.harness.bucket import Bucket
 from tests.harness.operational import Operational, trace
@@ -140,15 +145,15 @@ def test_billing_is_renewed_and_reconciliations_are_kept(
     operational.insert(
         "organization_billing_details", {"organization_id": "org-1", "plan_type": "pro"}
     )
-    history = capture_billing(pipeline.source, pipeline.store).history
-    assert pipeline.store.billing_history() == history
+    history = capture_billing(pipeline.source, pipeline.store.files).history
+    assert read_history(pipeline.store.files) == history
     enrich_hour(pipeline.store, history, PACKAGED, T0)
     HourLoader(pipeline.database, pipeline.store).load([T0])
     assert pipeline.rows("id, billing_plan_type") == [{"id": "a", "billing_plan_type": "pro"}]
     for number in range(2):
         result = Reconciliation(id=f"{number}", at=T0, drifted=(T0,))
-        pipeline.store.record_reconciliation(result)
-        assert pipeline.store.reconciliation() == result
+        record_reconciliation(pipeline.store.files, result)
+        assert read_reconciliation(pipeline.store.files) == result
 
 
 def test_an_erased_organization_is_gone_from_the_bucket(
@@ -198,13 +203,13 @@ UPLOAD = """
 import os, sys
 import pyarrow as pa
 from datetime import UTC, datetime
-from llm_trace_pipeline.batches import store as parquet
+from llm_trace_pipeline.batches import parts as part_files
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.settings import Settings
 from tests.harness.rows import make_rows
 
-parquet.ROW_GROUP_BYTES = 2**20
+part_files.ROW_GROUP_BYTES = 2**20
 hour = datetime.fromisoformat(sys.argv[1])
 [row] = make_rows(hour, 1)
 with BatchStore.of(Settings.from_environment()).writing(hour) as writer:
@@ -250,19 +255,19 @@ def test_a_manifest_that_is_switched_while_it_is_read_is_the_old_or_the_new(
         Reconciliation(id="short", at=T0),
         Reconciliation(id="long", at=T0, loaded=tuple(T0 + n * HOUR for n in range(50))),
     ]
-    store.record_reconciliation(results[0])
+    record_reconciliation(store.files, results[0])
     is_over = threading.Event()
 
     def switch() -> None:
         while not is_over.is_set():
             for result in reversed(results):
-                store.record_reconciliation(result)
+                record_reconciliation(store.files, result)
 
     switching = threading.Thread(target=switch)
     switching.start()
     try:
         for _ in range(100):
-            assert store.reconciliation() in results
+            assert read_reconciliation(store.files) in results
     finally:
         is_over.set()
         switching.join()

@@ -7,12 +7,13 @@ from uuid import uuid4
 import pyarrow as pa
 import pytest
 
+from llm_trace_pipeline.batches.erasures import record_erasure
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, loader_of
 from llm_trace_pipeline.errors import ClickHouseError, SettingsError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upkeep.erase import count_traces, record, remove_from_batches
+from llm_trace_pipeline.upkeep.erase import count_traces, remove_from_batches
 from llm_trace_pipeline.upkeep.erase import remove_from_clickhouse as erase_from_clickhouse
 from llm_trace_pipeline.upkeep.preflight import check_target
 from llm_trace_pipeline.upkeep.reconcile import compare_table
@@ -305,7 +306,7 @@ def test_an_erased_organization_is_gone_from_its_shard(cluster: ClusterWarehouse
         erased = erasure(organization, before=MIDNIGHT + 2 * DAY)
         found = count_traces(cluster.database, cluster.store, erased)
         assert found.clickhouse == found.batches == {MIDNIGHT: 3, MIDNIGHT + HOUR: 3}
-        record(cluster.store, erased)
+        record_erasure(cluster.store.files, erased)
         remove_from_batches(cluster.store, erased)
         compared = erase_from_clickhouse(cluster.database, cluster.store, erased, None)
         assert compared == [MIDNIGHT, MIDNIGHT + HOUR]

@@ -5,9 +5,7 @@ import pytest
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.sql import read_sql
-from llm_trace_pipeline.trace.columns import (
-    ARROW_SCHEMA,
-)
+from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from tests.harness.rows import MIDNIGHT, TABLE
 from tests.harness.warehouse import Warehouse, left_over_tables
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llm_trace_pipeline.batches.erasures import record_erasure
 from llm_trace_pipeline.clickhouse.client import ROLLUP, VIEWS, Database
 from llm_trace_pipeline.clickhouse.rollup import (
     COLUMNS,
@@ -24,7 +25,7 @@ from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, TOKEN_COLUMNS
-from llm_trace_pipeline.upkeep.erase import count_traces, record, remove_from_batches
+from llm_trace_pipeline.upkeep.erase import count_traces, remove_from_batches
 from llm_trace_pipeline.upkeep.erase import remove_from_clickhouse as erase_from_clickhouse
 from llm_trace_pipeline.upkeep.retention import apply_retention
 from tests.harness.rows import DAY, MIDNIGHT, TABLE, Row, erasure, make_rows
@@ -443,7 +444,7 @@ def test_an_erased_organization_is_gone_from_the_rollup(
     loaded.database.execute(f"OPTIMIZE TABLE {ROLLUP} FINAL")
     setting = "max_bytes_to_merge_at_max_space_in_pool"
     loaded.database.execute(f"ALTER TABLE {ROLLUP} MODIFY SETTING {setting} = 1")
-    record(loaded.store, erased)
+    record_erasure(loaded.store.files, erased)
     remove_from_batches(loaded.store, erased)
     if is_cut:
         with monkeypatch.context() as context:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_trace_pipeline.batches.store import Manifest
+from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import BatchError

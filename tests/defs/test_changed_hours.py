@@ -18,7 +18,9 @@ from dagster import (
 )
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
-from llm_trace_pipeline.batches.store import BatchStore, Reconciliation, prices_key
+from llm_trace_pipeline.batches.enrich import prices_key
+from llm_trace_pipeline.batches.erasures import record_erasure
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs.checks import (
@@ -34,6 +36,11 @@ from llm_trace_pipeline.defs.sensors import Asked
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.upkeep.reconcile import (
+    Reconciliation,
+    read_reconciliation,
+    record_reconciliation,
+)
 from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational, trace
 from tests.harness.rows import erasure
@@ -64,7 +71,7 @@ class Deployment(Jobs):
         return {each.check_name: each.passed for each in result.get_asset_check_evaluations()}
 
     def found(self) -> Reconciliation:
-        found = self.store.reconciliation()
+        found = read_reconciliation(self.store.files)
         assert found is not None
         return found
 
@@ -374,7 +381,7 @@ def test_an_old_hour_is_watched_until_clickhouse_follows_its_batch(
     assert deployment.repair()  # all but the old hour's load, which fails as on a dead server
     deployment.clickhouse("ALTER TABLE llm_traces UPDATE billing_plan_type = '' WHERE id = 'old'")
     found = deployment.found().model_copy(update={"restated": (old,)})
-    deployment.store.record_reconciliation(found)
+    record_reconciliation(deployment.store.files, found)
     deployment.reconcile()
     assert (deployment.found().damaged, deployment.found().restated) == ((old,), (old,))
     assert deployment.repair() == [old]
@@ -408,7 +415,7 @@ def test_other_prices_are_another_way_to_differ() -> None:
 
 def test_erased_rows_are_no_drift(deployment: Deployment) -> None:
     deployment.operational.insert("provider_traces", trace(H0, id="other", organization_id="org-2"))
-    deployment.store.record_erasure(erasure("org-2", before=datetime.now(UTC)))
+    record_erasure(deployment.store.files, erasure("org-2", before=datetime.now(UTC)))
     assert deployment.load(H0, H3).success
     assert set(deployment.reconcile().values()) == {True}
     assert deployment.values() == ALL

@@ -2,8 +2,10 @@
 
 from datetime import datetime
 
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
-from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.batches.extract import extract_hour
+from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.source.postgres import Source
@@ -48,5 +50,5 @@ class Pipeline:
 
 def extract(source: Source, store: BatchStore, hour: datetime = T0, **options: bool) -> Manifest:
     """Read the billing versions of a source, and make the batch of an hour."""
-    history = capture_billing(source, store).history
+    history = capture_billing(source, store.files).history
     return extract_hour(source, store, history, hour, **options)

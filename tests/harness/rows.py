@@ -9,7 +9,8 @@ import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.batches.erasures import Erasure
-from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.trace.tally import tally_of

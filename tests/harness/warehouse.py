@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.upsert import LoadResult

@@ -14,26 +14,25 @@ from unittest.mock import patch
 from adbc_driver_postgresql import dbapi
 from dagster import AssetKey
 
-from llm_trace_pipeline.batches import store as parquet
+from llm_trace_pipeline.batches import erasures, history, store
 from llm_trace_pipeline.batches.enrich import enrich_hour
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
-from llm_trace_pipeline.batches.store import BatchStore, PartWriter, Reconciliation
+from llm_trace_pipeline.batches.erasures import record_erasure
+from llm_trace_pipeline.batches.extract import extract_hour
+from llm_trace_pipeline.batches.history import capture_billing, read_history
+from llm_trace_pipeline.batches.parts import PartWriter
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.rollup import roll_up
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
-from llm_trace_pipeline.defs.checks import (
-    LLM_TRACES,
-    LLM_USAGE_HOURLY,
-    TRACE_BATCHES,
-)
+from llm_trace_pipeline.defs.checks import LLM_TRACES, LLM_USAGE_HOURLY, TRACE_BATCHES
 from llm_trace_pipeline.defs.runs import hours_of_run
 from llm_trace_pipeline.defs.sensors import requests_for
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session, Source
 from llm_trace_pipeline.trace.prices import PACKAGED
-from llm_trace_pipeline.upkeep.erase import record, remove_from_batches, remove_from_clickhouse
-from llm_trace_pipeline.upkeep.reconcile import reconcile
+from llm_trace_pipeline.upkeep.erase import remove_from_batches, remove_from_clickhouse
+from llm_trace_pipeline.upkeep.reconcile import Reconciliation, reconcile
 from tests.harness.bucket import Folder
 from tests.harness.model import COLUMNS, HOURS, MOMENTS, Erased, Event, Model, Rows, Trace
 from tests.harness.rows import TABLE, erasure
@@ -49,8 +48,8 @@ STOPPED_CALLS = (
     (Database, "rows"),
     (PartWriter, "write"),
     (PartWriter, "_close_part"),
-    (parquet, "_switch_manifest"),
-    (parquet, "_remove_litter"),
+    *((module, "switch_record") for module in (store, history, erasures)),
+    *((module, "remove_litter") for module in (store, history, erasures)),
 )
 CALLS = 35  # a run makes about so many of them
 
@@ -288,7 +287,7 @@ class World:
     ) -> None:
         """Do what a run does; refused hours are left out of its second step."""
         self._last_hour = hours[-1]
-        history = capture_billing(self._source, self._store).history
+        history = capture_billing(self._source, self._store.files).history
         self.model.capture()
         made = []
         for hour in hours:
@@ -332,7 +331,7 @@ class World:
         is_loading = False
         try:
             with stopping_after(1 + b % CALLS, to=STOPPED_CALLS):
-                history = capture_billing(self._source, self._store).history
+                history = capture_billing(self._source, self._store.files).history
                 extract_hour(self._source, self._store, history, hour)
                 is_loading = True
                 [result] = self._loader.load([hour])
@@ -343,7 +342,9 @@ class World:
                 raise
         except Stopped:
             # Either wholly or not at all: the history, then the batch.
-            if self._store.billing_history().num_rows == len(self.model.history | self.model.plans):
+            if read_history(self._store.files).num_rows == len(
+                self.model.history | self.model.plans
+            ):
                 self.model.capture()
             if is_loading or self._batch_id(hour) != before:
                 assert self.model.extract(hour)
@@ -379,7 +380,7 @@ class World:
     def _enrich(self, a: int, _b: int, _c: int) -> None:
         if hours := sorted(self.model.batches):
             hour = hours[a % len(hours)]
-            enrich_hour(self._store, self._store.billing_history(), PACKAGED, hour)
+            enrich_hour(self._store, read_history(self._store.files), PACKAGED, hour)
             self.model.enrich(hour)
             self._load([hour])
 
@@ -404,7 +405,7 @@ class World:
         before = HOURS[b % len(HOURS)] + MOMENTS[c % 4]
         self.model.erase(Erased(organization, agent, before))
         erased = erasure(organization, before, agent)
-        record(self._store, erased)
+        record_erasure(self._store.files, erased)
         remove_from_batches(self._store, erased)
         remove_from_clickhouse(self._database, self._store, erased, None)
 
@@ -415,7 +416,7 @@ class World:
         def open_database() -> Iterator[Database]:
             yield self._database
 
-        history = capture_billing(self._source, self._store).history
+        history = capture_billing(self._source, self._store.files).history
         self.model.capture()
         self._found_last = reconcile(self._source, self._store, open_database, HOURS, history)
 
@@ -433,7 +434,7 @@ class World:
                 continue
             if config == {"enrich_only": True}:
                 for hour in hours:
-                    enrich_hour(self._store, self._store.billing_history(), PACKAGED, hour)
+                    enrich_hour(self._store, read_history(self._store.files), PACKAGED, hour)
                     self.model.enrich(hour)
             else:
                 assert request.asset_selection == [AssetKey(LLM_TRACES), AssetKey(LLM_USAGE_HOURLY)]

@@ -16,7 +16,8 @@ import pytest
 from dagster import build_schedule_context, materialize
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.extract import extract_hour
+from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.report import days_between, write_report
 from llm_trace_pipeline.clickhouse.client import Database, connect
@@ -679,7 +680,7 @@ def test_picture(
 ) -> None:
     start = LONG.window.start
     add_traffic(operational.url, start, start + timedelta(days=7))
-    history = capture_billing(source, store).history
+    history = capture_billing(source, store.files).history
     loader = HourLoader(database, store)
     for number in range(7 * 24):
         extract_hour(source, store, history, start + number * HOUR)

@@ -7,9 +7,11 @@ from random import Random
 import pytest
 
 from llm_trace_pipeline.batches import extract
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
-from llm_trace_pipeline.batches.store import BatchStore, Manifest
+from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.source.postgres import Source, SourceOfHours
@@ -27,7 +29,7 @@ def run(source: Source) -> SourceOfHours:
 
 
 def extracted(source: Source, store: BatchStore, hour: datetime) -> Manifest:
-    return extract_hour(source, store, capture_billing(source, store).history, hour)
+    return extract_hour(source, store, capture_billing(source, store.files).history, hour)
 
 
 def rows_scanned(operational: Operational) -> int:

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour
-from llm_trace_pipeline.batches.erasures import Erasure
+from llm_trace_pipeline.batches.erasures import Erasure, read_erasures, record_erasure
 from llm_trace_pipeline.batches.files import LocalFiles
-from llm_trace_pipeline.batches.store import BatchStore, HourWriter, Manifest
+from llm_trace_pipeline.batches.history import read_history
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.store import BatchStore, HourWriter
 from llm_trace_pipeline.cli.__main__ import main
 from llm_trace_pipeline.cli.erase import erase_traces
 from llm_trace_pipeline.clickhouse.client import Database
@@ -89,7 +91,7 @@ class Deployment(Pipeline):
                 if path.is_file() and path.suffix != ".parquet"
             ),
             "erasures": [
-                each.model_dump(exclude={"recorded_at"}) for each in self.store.erasures()
+                each.model_dump(exclude={"recorded_at"}) for each in read_erasures(self.store.files)
             ],
         }
 
@@ -147,7 +149,7 @@ def test_an_erased_organization_is_gone_and_stays_gone(
     again = [*deployment.load_hours(*hours), deployment.load(LATER)]
     assert [each.is_complete for each in again] == [True] * 4
     assert deployment.ids() == [*left[:2], "later-gone", "later-stays", left[2]]
-    enriched = enrich_hour(deployment.store, deployment.store.billing_history(), PACKAGED, T0)
+    enriched = enrich_hour(deployment.store, read_history(deployment.store.files), PACKAGED, T0)
     assert (enriched.is_complete, enriched.source_erased) == (True, 3)
     deployment.operational.execute(
         f"DELETE FROM provider_traces WHERE organization_id = '{GONE}'"
@@ -216,7 +218,7 @@ def test_a_row_that_gave_way_does_not_take_the_place_of_the_erased_one(
     for name in ("request_json", "response_json", "llm_config"):
         del shadowed[name]
     deployment.operational.insert("provider_trace_metadata", shadowed)
-    deployment.store.record_erasure(asked())
+    record_erasure(deployment.store.files, asked())
     manifest = deployment.load()
     assert manifest.is_complete
     assert (manifest.rows, manifest.source_folded, manifest.source_erased) == (0, 1, 1)
@@ -306,7 +308,7 @@ def test_stopped_anywhere_and_repeated_it_ends_in_the_same_state(
 def test_an_extraction_that_began_before_it_is_waited_for(deployment: Deployment) -> None:
     deployment.insert(*both(T0, "a"))
     has_read, may_publish = threading.Event(), threading.Event()
-    publish, record = HourWriter.publish, command.record
+    publish = HourWriter.publish
 
     def publish_late(self: HourWriter, manifest: Manifest) -> Manifest:
         if not has_read.is_set():
@@ -315,12 +317,12 @@ def test_an_extraction_that_began_before_it_is_waited_for(deployment: Deployment
         return publish(self, manifest)
 
     def record_and_go_on(*arguments: Any) -> None:
-        record(*arguments)
+        record_erasure(*arguments)
         threading.Timer(0.3, may_publish.set).start()
 
     with (
         patch.object(HourWriter, "publish", publish_late),
-        patch.object(command, "record", record_and_go_on),
+        patch.object(command, "record_erasure", record_and_go_on),
     ):
         extraction = threading.Thread(target=deployment.extract)
         extraction.start()
@@ -383,7 +385,7 @@ def test_a_place_where_nothing_was_loaded_is_an_error(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"nothing was ever loaded into {tmp_path}/elsewhere/batches or ")
-    assert not BatchStore(LocalFiles(tmp_path / "elsewhere/batches")).erasures()
+    assert not read_erasures(BatchStore(LocalFiles(tmp_path / "elsewhere/batches")).files)
 
 
 def test_the_command_erases(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:

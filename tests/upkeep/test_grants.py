@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.extract import extract_hour
+from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.rollup import roll_up
@@ -48,7 +49,7 @@ def test_the_reader_is_all_that_the_pipeline_needs(
         trace(id="c"),
     )
     operational.insert("steps", {"id": "step-1", "created_at": T0})
-    history = capture_billing(reader, store).history
+    history = capture_billing(reader, store.files).history
     assert extract_hour(reader, store, history, T0).rows == 2
     operational.execute(f"UPDATE provider_traces SET created_at = '{T0 + 2 * HOUR}' WHERE id = 'c'")
     assert extract_hour(reader, store, history, T0).rows == 1

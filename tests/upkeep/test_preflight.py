@@ -16,8 +16,9 @@ import pytest
 from adbc_driver_postgresql import dbapi
 from pydantic import SecretStr
 
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
+from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.__main__ import main
 from llm_trace_pipeline.cli.preflight import check_before_first_load, check_both_ends
@@ -339,7 +340,7 @@ def test_an_hour_is_extracted_once_the_standby_has_all_of_it(
     monkeypatch.setattr(time, "sleep", resume)
     standby.wait_until_replayed(source, until)
     assert waited == 3
-    assert extract_hour(source, store, capture_billing(source, store).history, T0).rows == 2
+    assert extract_hour(source, store, capture_billing(source, store.files).history, T0).rows == 2
 
 
 def test_a_primary_is_not_waited_for(

@@ -120,7 +120,7 @@ def test_a_removal_that_was_cut_is_finished_by_the_next(
         raise OSError("cut")
 
     with monkeypatch.context() as patched:
-        patched.setattr("llm_trace_pipeline.batches.store._remove_litter", cut)
+        patched.setattr("llm_trace_pipeline.batches.store.remove_litter", cut)
         with pytest.raises(OSError, match="cut"):
             deployment.apply(None, DAYS)
     assert deployment.store.hours() == HOURS[1:]  # no manifest promises what is half gone

@@ -3,7 +3,7 @@
 import json
 from datetime import timedelta
 
-from llm_trace_pipeline.batches.extract import capture_billing
+from llm_trace_pipeline.batches.history import capture_billing, read_history
 from tests.harness.operational import Operational, billing, trace
 from tests.harness.pipeline import Pipeline
 from tests.harness.rows import T0
@@ -18,7 +18,7 @@ def test_each_trace_gets_the_plan_that_held_when_it_was_made(
         billing("org-1", "basic", minutes[1]),
         billing("org-2", "team", T0 - timedelta(days=1)),
     )
-    capture_billing(pipeline.source, pipeline.store)
+    capture_billing(pipeline.source, pipeline.store.files)
     # The table keeps the present only: what it said before lives on in the billing history.
     operational.execute(
         "UPDATE organization_billing_details SET plan_type = 'max', "
@@ -58,11 +58,11 @@ def test_of_two_versions_of_one_moment_the_one_seen_last_wins(
     operational.insert("provider_traces", trace(id="a"))
     pipeline.load()
     operational.execute("UPDATE organization_billing_details SET plan_type = 'corrected'")
-    assert capture_billing(pipeline.source, pipeline.store).new == 1
-    assert capture_billing(pipeline.source, pipeline.store).new == 0
+    assert capture_billing(pipeline.source, pipeline.store.files).new == 1
+    assert capture_billing(pipeline.source, pipeline.store.files).new == 0
     pipeline.load()
     assert pipeline.rows("billing_plan_type") == [{"billing_plan_type": "corrected"}]
-    history = pipeline.store.billing_history().to_pylist()
+    history = read_history(pipeline.store.files).to_pylist()
     assert [version["plan_type"] for version in history] == ["basic", "corrected"]
 
 
@@ -79,6 +79,6 @@ def test_a_version_without_a_date_is_set_aside_and_stops_nothing(
         "VALUES ('org-2', NULL, NULL)"
     )
     operational.insert("provider_traces", trace(id="a"), trace(id="b", organization_id="org-2"))
-    assert capture_billing(pipeline.source, pipeline.store).set_aside == ("org-2",)
+    assert capture_billing(pipeline.source, pipeline.store.files).set_aside == ("org-2",)
     pipeline.load()
     assert [row["billing_match"] for row in pipeline.rows()] == ["as_of", "none"]

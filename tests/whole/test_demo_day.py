@@ -7,7 +7,8 @@ import clickhouse_connect
 import pyarrow as pa
 from adbc_driver_postgresql import dbapi
 
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.extract import extract_hour
+from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
@@ -112,7 +113,7 @@ def test_a_day_of_the_demo_equals_an_independent_query(
 ) -> None:
     until = START + HOURS * HOUR
     add_traffic(operational.url, START, until)
-    history = capture_billing(source, store).history
+    history = capture_billing(source, store.files).history
     loader = HourLoader(database, store)
     hours = [START + HOUR * n for n in range(HOURS)]
     for number, hour in enumerate(hours):

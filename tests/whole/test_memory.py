@@ -16,7 +16,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from llm_trace_pipeline.clickhouse.client import connect
-from llm_trace_pipeline.batches.extract import capture_billing, extract_hour
+from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
@@ -27,7 +28,7 @@ source = Source(settings.operational_database_url.get_secret_value(), connection
 store = BatchStore.of(settings)
 hour = datetime(2026, 3, 1, 9, tzinfo=UTC)
 if sys.argv[1] == "extract":
-    manifest = extract_hour(source, store, capture_billing(source, store).history, hour)
+    manifest = extract_hour(source, store, capture_billing(source, store.files).history, hour)
 else:
     manifest = store.manifest(hour)
     with connect(settings) as database:

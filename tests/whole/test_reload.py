@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour, is_stale
-from llm_trace_pipeline.batches.extract import capture_billing
+from llm_trace_pipeline.batches.history import capture_billing, read_history
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.upsert import HourLoader
 from llm_trace_pipeline.errors import BatchError, SourceError
@@ -209,7 +209,7 @@ def test_enriching_changes_billing_and_nothing_else(
         ("restated", T0 - timedelta(days=7), "basic"),
     ):
         operational.insert("organization_billing_details", billing("org-1", plan, valid_from))
-        history = capture_billing(pipeline.source, pipeline.store).history
+        history = capture_billing(pipeline.source, pipeline.store.files).history
         current = pipeline.store.manifest(T0)
         assert current is not None
         stale = is_stale(pipeline.store, current, BillingMatcher(history), PACKAGED)
@@ -223,7 +223,7 @@ def test_enriching_changes_billing_and_nothing_else(
         assert pipeline.rows(untouched) == before
     # Restated for good: the versions that said otherwise are corrected where they stand.
     operational.execute("UPDATE organization_billing_details SET plan_type = 'restated'")
-    history = capture_billing(pipeline.source, pipeline.store).history
+    history = capture_billing(pipeline.source, pipeline.store.files).history
     manifest = enrich_hour(pipeline.store, history, PACKAGED, T0)
     HourLoader(pipeline.database, pipeline.store).load([manifest.hour])
     assert plans() == {"a": ("restated", "as_of"), "b": ("restated", "as_of"), "c": own}
@@ -237,7 +237,7 @@ def test_enriching_changes_billing_and_nothing_else(
 
 def test_an_hour_without_batch_cannot_be_enriched(pipeline: Pipeline) -> None:
     with pytest.raises(BatchError, match="hour 2026-03-01-09:00 has no batch to enrich"):
-        enrich_hour(pipeline.store, pipeline.store.billing_history(), PACKAGED, T0)
+        enrich_hour(pipeline.store, read_history(pipeline.store.files), PACKAGED, T0)
 
 
 HOURLY_JOB = """

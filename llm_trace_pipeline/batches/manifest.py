@@ -1,0 +1,87 @@
+"""The manifest of an hour's batch: its part files, and the figures that every check compares."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+MANIFEST_VERSION: Final = 2
+
+
+class Part(BaseModel):
+    """One Parquet file of a batch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rows: int
+    bytes: int
+    checksum: str  # xxh3-128 of the file, hexadecimal
+
+
+class Manifest(BaseModel):
+    """What one hour's batch holds: its files, and the figures that every check compares with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1, 2] = MANIFEST_VERSION  # a batch of version 1 has no costs
+    hour: datetime
+    batch_id: str
+    written_at: datetime
+    parts: tuple[Part, ...]
+    rows: int
+    distinct_ids: int
+    tokens: dict[str, int]  # the sum of each token column
+    content_hash: str  # hexadecimal; see trace/hashes.py
+    min_created_at: datetime | None
+    max_created_at: datetime | None
+    payload_bytes: int  # of request and response text
+    source_rows: int  # stored in the source and not deleted, before folding
+    source_deleted: int
+    source_folded: int  # not deleted, but given way to another row of the same id
+    source_erased: int = 0  # not deleted there, but covered by an erasure
+    source_hash: str
+    source_newest_change: datetime | None
+    unreadable: int
+    unreadable_ids: tuple[str, ...]  # examples
+    billing_matches: dict[str, int]
+    organizations_without_billing: int
+    organizations_without_billing_ids: tuple[str, ...]  # examples
+    cost_usd: Decimal = Decimal(0)
+    unpriced: int = 0  # rows whose cost is not known
+    unpriced_models: tuple[str, ...] = ()  # examples, as provider/model
+
+    @property
+    def expected_rows(self) -> int:
+        """How many rows the source says that the batch must have."""
+        return self.source_rows - self.source_folded - self.source_erased
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the batch has one row an expected trace: a join can lose rows or double them."""
+        return self.rows == self.distinct_ids == self.expected_rows
+
+    def has_content_of(self, other: "Manifest") -> bool:
+        """Whether both batches hold the same rows."""
+        mine, theirs = (
+            (each.rows, each.distinct_ids, each.tokens, each.content_hash) for each in (self, other)
+        )
+        return mine == theirs
+
+    @property
+    def bytes(self) -> int:
+        """Size of the part files."""
+        return sum(part.bytes for part in self.parts)
+
+
+class _Versioned(BaseModel):
+    version: int
+
+
+def is_newer(manifest: bytes | None) -> bool:
+    """Whether a newer version of the program wrote a manifest, which this version cannot read."""
+    try:
+        return _Versioned.model_validate_json(manifest or b"").version > MANIFEST_VERSION
+    except ValueError:
+        return False

@@ -1,0 +1,176 @@
+"""The part files of a batch: Parquet, in row groups and files of bounded bytes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm_trace_pipeline.batches.files import Files, translated
+from llm_trace_pipeline.batches.manifest import Part
+from llm_trace_pipeline.errors import BatchError, ClickHouseError
+from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.trace.columns import ARROW_SCHEMA, COLUMNS, PAYLOAD_COLUMNS
+
+ROW_GROUP_BYTES = 32 * 2**20  # of Arrow data: bounds the memory of writer and reader alike
+PART_BYTES = 512 * 2**20
+PAGE_BYTES = 2**18  # a quarter of pyarrow's own: it compresses wide rows in 8 % less time
+
+_DICTIONARY_COLUMNS = [
+    f"{column.name}.list.element" if pa.types.is_list(column.arrow_type) else column.name
+    for column in COLUMNS
+    if column.repeats
+]
+_STATISTICS_COLUMNS = [column.name for column in COLUMNS if column.name not in PAYLOAD_COLUMNS]
+
+
+@dataclass(frozen=True)
+class PartPath:
+    """Where a part file of an hour lies."""
+
+    hour: datetime
+    files: Files
+    key: str
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def url(self) -> str | None:
+        """Where another machine reads it; None: only this one can."""
+        return self.files.url(self.key)
+
+    def __str__(self) -> str:
+        """Return what an operator calls it; on this machine, its path."""
+        return self.files.location(self.key)
+
+    def is_intact(self, part: Part) -> bool:
+        """Whether it is there and as it was written."""
+        return self.files.checksum(self.key) == part.checksum
+
+    def content(self) -> pa.Buffer:
+        """Return all of the file."""
+        return self.files.content(self.key)
+
+    @contextmanager
+    def required(self) -> Iterator[None]:
+        """Let ClickHouse read the file; where it failed because the file is gone, say so.
+
+        Raises:
+            BatchError: the file was removed since its checksum was compared.
+        """
+        try:
+            yield
+        except ClickHouseError:
+            if not self.files.exists(self.key):
+                raise BatchError(
+                    f"hour {key_of(self.hour)}: part {self} was removed meanwhile; run it again"
+                ) from None
+            raise
+
+    @contextmanager
+    def open(self) -> Iterator[pq.ParquetFile]:
+        """Read the file.
+
+        Raises:
+            BatchError: it is missing or cannot be read.
+        """
+        path, filesystem = self.files.path(self.key), self.files.filesystem
+        # Of a bucket, a row group is fetched as a whole: 163 MB at 30 ms a request took 8 s, and
+        # 74 s column by column.
+        is_remote = self.url is not None
+        try:
+            with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=is_remote) as file:
+                yield file
+        except (OSError, pa.ArrowException) as error:
+            raise BatchError(
+                f"hour {key_of(self.hour)}: part {self} cannot be read ({error}); "
+                "materialize trace_batches for this hour again"
+            ) from None
+
+
+class PartWriter:
+    """Writes one stream of record batches as part files, bounded by bytes."""
+
+    def __init__(self, files: Files, prefix: str) -> None:
+        """Write ``<prefix>-0.parquet`` and so on; nothing is made before a row."""
+        self._files = files
+        self._prefix = prefix
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_bytes = 0
+        self._part_bytes = 0
+        self._part_rows = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._key = ""
+        self.parts: list[Part] = []
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows of the target's schema."""
+        self._pending.append(batch)
+        self._pending_bytes += batch.nbytes
+        if self._pending_bytes >= ROW_GROUP_BYTES:
+            self._write_row_group()
+
+    def _write_row_group(self) -> None:
+        table = pa.Table.from_batches(self._pending, ARROW_SCHEMA)
+        if self._writer is None:
+            self._key = f"{self._prefix}-{len(self.parts)}.parquet"
+        with translated(self._files.location(self._key)):
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(
+                    self._files.path(self._key),
+                    ARROW_SCHEMA,
+                    filesystem=self._files.filesystem,
+                    compression="zstd",
+                    compression_level=1,
+                    use_dictionary=_DICTIONARY_COLUMNS,
+                    data_page_size=PAGE_BYTES,
+                    # Of a payload, the smallest and the largest value would be kept whole.
+                    write_statistics=_STATISTICS_COLUMNS,
+                )
+            self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._part_bytes += self._pending_bytes
+        self._part_rows += table.num_rows
+        self._pending, self._pending_bytes = [], 0
+        if self._part_bytes >= PART_BYTES:
+            self._close_part()
+
+    def _close_part(self) -> None:
+        if self._writer is not None:
+            with translated(self._files.location(self._key)):
+                self._writer.close()
+            self._writer = None
+            self._part_bytes = 0
+            self.parts.append(seal_part(self._files, self._key, self._part_rows))
+            self._part_rows = 0
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        error: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Complete the last part, or give up what was begun."""
+        if error is None:
+            if self._pending:
+                self._write_row_group()
+            self._close_part()
+        elif self._writer is not None:
+            with suppress(OSError):  # what ends this write is said already
+                self._writer.close()
+
+
+def seal_part(files: Files, key: str, rows: int) -> Part:
+    """Seal a file that was written, and return what a manifest says of it."""
+    size, checksum = files.seal(key)
+    return Part(name=key.rpartition("/")[2], rows=rows, bytes=size, checksum=checksum)
