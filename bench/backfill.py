@@ -51,13 +51,11 @@ def main() -> None:
     """Measure, print, and write the figures and the plot."""
     parser = argparse.ArgumentParser(prog="python -m bench.backfill")
     parser.add_argument("--days", type=int, default=DAYS, help="a trial: less data, no file")
-    parser.add_argument("--dagster-home", type=Path, default=ROOT, help="another dagster.yaml")
     arguments = parser.parse_args()
     hours = [FIRST + HOUR * n for n in range(24 * arguments.days)]
     say(f"making {len(hours) * TRACES_PER_HOUR:,} traces")
     url = _fresh_month(len(hours))
     environment = fresh_state("backfill") | {
-        "DAGSTER_HOME": str(arguments.dagster_home.absolute()),
         "OPERATIONAL_DATABASE_URL": url,
         "LLM_TRACES_START": key_of(FIRST),
     }
@@ -141,7 +139,8 @@ def fresh_state(name: str) -> dict[str, str]:
     state = DATA / name
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
-    return {"LLM_TRACES_STATE": str(state), "DAGSTER_HOME": str(ROOT)}
+    shutil.copy(ROOT / "dagster.yaml", state)
+    return {"LLM_TRACES_STATE": str(state), "DAGSTER_HOME": str(state)}
 
 
 @contextmanager

