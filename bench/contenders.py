@@ -31,7 +31,8 @@ from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.tables import define_table
+from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.columns import PAYLOAD_COLUMNS
@@ -139,7 +140,7 @@ def pull(hour: Hour) -> Figures:
     }
     with connect(_clickhouse(hour.fresh("pull"))) as database:
         started = time.perf_counter()
-        database.define_table("llm_traces")
+        define_table(database, "llm_traces")
         database.execute(
             f"INSERT INTO {database.qualified('llm_traces')} ({', '.join(_PULLED)}) "
             + " UNION ALL ".join(slices),

@@ -17,10 +17,11 @@ from statistics import median
 from typing import Any
 
 from bench.__main__ import DATA, ROOT, _machine, say
-from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database, connect
+from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.tables import IN_WINDOW, define_table, has_table
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.trace.columns import COLUMNS
 
 RESULTS = ROOT / "bench" / "read.json"
@@ -131,7 +132,7 @@ def main() -> None:
     # As a server has it: the allocator's setting that bounds a load doubles what a query takes.
     os.environ["JE_MALLOC_CONF"] = "dirty_decay_ms:5000"
     with connect(Settings.model_validate({"CLICKHOUSE_ENDPOINT": endpoint})) as database:
-        if not database.has_table(TABLES[-1]):
+        if not has_table(database, TABLES[-1]):
             make_tables(database, count)
         parts = {table: part_count(database, table) for table in TABLES}
         medians = measure(database, TABLES, arguments.runs)
@@ -163,7 +164,7 @@ def make_tables(database: Database, count: int) -> None:
     say(f"making {count * 24 * DAYS:,} rows three times")
     for table in (*TABLES, "new"):
         database.execute(f"DROP TABLE IF EXISTS {database.qualified(table)}")
-    database.define_table("loaded")
+    define_table(database, "loaded")
     calls = _CALLS.replace("{table}", database.qualified("loaded")).replace(
         "{columns}", ", ".join(column.name for column in COLUMNS)
     )
@@ -187,7 +188,9 @@ def make_tables(database: Database, count: int) -> None:
 
 def add_copy(database: Database, table: str, *changes: tuple[str, str]) -> None:
     """Make a table of the same rows by the same definition but for some changes, and merge it."""
-    definition = read_sql("clickhouse/llm_traces.sql").replace("{table}", database.qualified(table))
+    definition = render(
+        "clickhouse/llm_traces.sql", table=database.qualified(table), engine="MergeTree"
+    )
     for old, new in changes:
         assert old in definition, old
         definition = definition.replace(old, new)

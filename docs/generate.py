@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 from dagster import AssetCheckSpec
 from pydantic import SecretStr
 
-from llm_trace_pipeline.clickhouse.client import ROLLUP, Database, connect
+from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.rollup import DIMENSIONS
-from llm_trace_pipeline.clickhouse.upsert import TABLE
+from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE, define_table
 from llm_trace_pipeline.defs.assets import ExtractConfig, LoadConfig
 from llm_trace_pipeline.defs.checks import (
     BATCH_CHECKS,
@@ -128,7 +128,7 @@ def columns_of_rollup(database: Database) -> str:
 
 
 def _columns(database: Database, name: str) -> list[tuple[str, str, str]]:
-    database.define_table(name)
+    define_table(database, name)
     found = database.rows(
         "SELECT name, type, comment FROM system.columns "
         "WHERE database = currentDatabase() AND table = {table:String} ORDER BY position",

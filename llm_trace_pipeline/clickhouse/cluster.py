@@ -18,135 +18,66 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from clickhouse_connect.driver.client import Client
 
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.parts import PartPath
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import (
+from llm_trace_pipeline.clickhouse.client import Cluster, Database, Shard, retried
+from llm_trace_pipeline.clickhouse.tables import (
     IN_WINDOW,
     SHARDING_KEY,
-    Cluster,
-    Database,
-    HourTotals,
+    TABLE,
+    catch_up,
+    define_table,
+    has_table,
     local_name,
-    retried,
-    schema_version,
 )
-from llm_trace_pipeline.clickhouse.upsert import TABLE, HourLoader, loading, window_of
+from llm_trace_pipeline.clickhouse.traces import HourLoader, HourTotals, own_rows
+from llm_trace_pipeline.clickhouse.upsert import loading, window_of
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import key_of
-from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, SCHEMA_VERSION
+from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS
 from llm_trace_pipeline.trace.tally import Tally, tally_of
 
 LOCAL_TABLE = local_name(TABLE)
-_LOCAL = local_name("")
 _COUNTED = [column.name for column in COLUMNS if column.name not in PAYLOAD_COLUMNS]
-_Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
-_ORGANIZATIONS_AT_ONCE = 1000  # a server takes a value of 128 KiB
 
 
-class Shard(Database):
-    """The database on the replica of a shard that is loaded."""
-
-    swap_can_be_cut = False
-
-    def __init__(
-        self, client: Client, of: Database, number: int, slots: range, all_slots: int
-    ) -> None:
-        """Use the client of a replica.
-
-        Args:
-            client: of the replica.
-            of: the same database, on the node that is asked for all shards.
-            number: of the shard.
-            slots: which remainders of the sharding key are its own.
-            all_slots: what the key is divided by: the weights of all shards.
-        """
-        super().__init__(client, of.name, is_embedded=False, keeps_payloads=of.keeps_payloads)
-        self.number = number
-        # What the Distributed table does with a row.
-        self._is_own = (
-            f"{SHARDING_KEY} % {all_slots} >= {slots.start} "
-            f"AND {SHARDING_KEY} % {all_slots} < {slots.stop}"
-        )
-        self._rows_to_insert = f" WHERE {self._is_own}"
-        self._known: dict[str, bool] = {}
-
-    def rows_of(self, batch: _Rows) -> _Rows:
-        """Return the rows of a batch or table whose organizations are on this shard."""
-        organizations = batch.column("organization_id")
-        distinct = organizations.unique().to_pylist()
-        unknown = [each for each in distinct if each not in self._known]
-        for start in range(0, len(unknown), _ORGANIZATIONS_AT_ONCE):
-            asked = unknown[start : start + _ORGANIZATIONS_AT_ONCE]
-            answers = self.rows(
-                "SELECT arrayJoin({organizations:Array(String)}) AS organization_id, "
-                f"{self._is_own} AS is_own",
-                {"organizations": asked},
-            )
-            self._known |= {row["organization_id"]: bool(row["is_own"]) for row in answers}
-        own = pa.array([each for each in distinct if self._known[each]], pa.string())
-        return batch.filter(pc.is_in(organizations, value_set=own))
-
-    def _insert_arrow(self, table: str, rows: pa.Table) -> None:
-        super()._insert_arrow(table, self.rows_of(rows))
-
-    def define_table(self, table: str) -> None:
-        """See that the table is there: it was made on all nodes at once.
-
-        Raises:
-            ClickHouseError: it is missing, or older.
-        """
-        layout = self.layout(table)
-        if not layout or schema_version(layout) != SCHEMA_VERSION:
-            in_front = self.qualified(table.removesuffix(_LOCAL))
-            raise ClickHouseError(
-                f"shard {self.number} has no {self.qualified(table)} of schema {SCHEMA_VERSION}",
-                f"DROP TABLE {in_front} on all nodes, which holds no row itself: the "
-                "next load makes what is missing",
-            )
-
-    def catch_up(self, table: str) -> None:
-        """Fetch the parts that other replicas have.
-
-        Raises:
-            ClickHouseError: the table is not replicated, or fetching takes too long.
-        """
-        if self.has_table(table):
-            self.execute(f"SYSTEM SYNC REPLICA {self.qualified(table)} LIGHTWEIGHT")
-
-
-def shards_of(database: Database, cluster: Cluster) -> list[Shard]:
+def shards_of(database: Database, cluster: Cluster) -> list[Database]:
     """Connect to the first replica of each shard that answers.
 
     Raises:
         ClickHouseError: the cluster is not known, or no replica of a shard answers.
     """
-    nodes = database.rows(
-        "SELECT shard_num, shard_weight, host_name FROM system.clusters "
-        "WHERE cluster = {cluster:String} ORDER BY shard_num, replica_num",
-        {"cluster": cluster.name},
-    )
+    nodes = database.rows(read_sql("clickhouse/nodes.sql"), {"cluster": cluster.name})
     if not nodes:
-        known = database.rows("SELECT DISTINCT cluster FROM system.clusters ORDER BY cluster")
+        known = database.rows(read_sql("clickhouse/clusters.sql"))
         raise ClickHouseError(
             f"ClickHouse knows no cluster {cluster.name}",
             "set CLICKHOUSE_CLUSTER to one of system.clusters: "
             + (", ".join(row["cluster"] for row in known) or "there is none"),
         )
     weights = {node["shard_num"]: node["shard_weight"] for node in nodes}
-    shards: list[Shard] = []
-    first_slot = 0
+    # What the Distributed table does with a row.
+    remainder = f"{SHARDING_KEY} % {sum(weights.values())}"
+    shards: list[Database] = []
+    first = 0
     for number, weight in weights.items():
         hosts = [node["host_name"] for node in nodes if node["shard_num"] == number]
-        slots = range(first_slot, first_slot := first_slot + weight)
-        client = retried(partial(_first_client, cluster, hosts, number))
-        shards.append(Shard(client, database, number, slots, sum(weights.values())))
+        shard = Shard(number, f"{remainder} >= {first} AND {remainder} < {first + weight}")
+        first += weight
+        shards.append(
+            Database(
+                retried(partial(_first_client, cluster, hosts, number)),
+                database.name,
+                is_embedded=False,
+                keeps_payloads=database.keeps_payloads,
+                shard=shard,
+            )
+        )
     return shards
 
 
@@ -165,16 +96,16 @@ def _first_client(cluster: Cluster, hosts: Sequence[str], shard: int) -> Client:
 class _BatchesOfShard:
     """The rows of some batches that belong to a shard, in the way that its load asks for them."""
 
-    def __init__(self, store: BatchStore, shard: Shard, manifests: Sequence[Manifest]) -> None:
+    def __init__(self, store: BatchStore, shard: Database, manifests: Sequence[Manifest]) -> None:
         self.files = store.files
         self._store = store
         self._whole = {manifest.hour: manifest for manifest in manifests}
         self._own = {manifest.hour: self._count(shard, manifest) for manifest in manifests}
 
-    def _count(self, shard: Shard, manifest: Manifest) -> Manifest:
+    def _count(self, shard: Database, manifest: Manifest) -> Manifest:
         tally = Tally()
         for batch in self._store.column_batches(manifest, _COUNTED):
-            rows = shard.rows_of(batch)
+            rows = own_rows(shard, batch)
             if rows.num_rows:
                 tally.add(tally_of(rows))
         return manifest.model_copy(update=tally.figures())
@@ -215,19 +146,19 @@ class ClusterLoader(HourLoader):
         """
         for shard in self._shards:
             HourLoader(shard, self._batches, LOCAL_TABLE).recover()
-            shard.catch_up(LOCAL_TABLE)
+            catch_up(shard, LOCAL_TABLE)
 
     def _load(self, manifests: Sequence[Manifest]) -> tuple[dict[datetime, HourTotals], set[str]]:
         """Replace a window on one shard after the other, and read it back from all together."""
         hours = [manifest.hour for manifest in manifests]
         for manifest in manifests:  # a damaged batch must not reach some shards only
             self._batches.part_paths(manifest)
-        for shard in self._shards:
+        for number, shard in enumerate(self._shards, start=1):
             batches = _BatchesOfShard(self._batches, shard, manifests)
             for result in HourLoader(shard, batches, LOCAL_TABLE).load_held(hours, force=True):
                 if result.differences:
                     raise ClickHouseError(
-                        f"hour {key_of(result.expected.hour)}: shard {shard.number} differs "
+                        f"hour {key_of(result.expected.hour)}: shard {number} differs "
                         f"from the batch after the load: {', '.join(result.differences)}",
                         "pause who else writes there, then materialize llm_traces and "
                         "llm_usage_hourly again",
@@ -255,10 +186,11 @@ def loader_of(
 
 
 @contextmanager
-def reading(database: Database, store: BatchStore) -> Iterator[bool]:
-    """Hold the loads of ``llm_traces`` off while it is read, and tell whether it exists.
+def repaired_for_reading(database: Database, store: BatchStore) -> Iterator[bool]:
+    """Mend ``llm_traces``, hold its loads off while it is read, and tell whether it exists.
 
-    A swap that was cut, which shows rows twice, is finished first; an older table is upgraded.
+    This writes: a swap that was cut, which shows rows twice, is finished first, and an older table
+    is upgraded.
 
     Args:
         database: where the table lies.
@@ -270,6 +202,6 @@ def reading(database: Database, store: BatchStore) -> Iterator[bool]:
     """
     with loading(store.files):
         retried(loader_of(database, store).recover)
-        if exists := database.has_table(TABLE):
-            retried(partial(database.define_table, TABLE))
+        if exists := has_table(database, TABLE):
+            retried(partial(define_table, database, TABLE))
         yield exists

@@ -11,12 +11,19 @@ from datetime import datetime
 from typing import Any
 
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import IN_WINDOW, ROLLUP, Database, local_name, retried
+from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
-from llm_trace_pipeline.clickhouse.upsert import (
+from llm_trace_pipeline.clickhouse.tables import (
+    IN_WINDOW,
+    ROLLUP,
     TABLE,
+    catch_up,
+    define_table,
+    local_name,
+)
+from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.upsert import (
     Batches,
-    HourLoader,
     WindowLoader,
     WindowResult,
     loading,
@@ -84,7 +91,7 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
         HourLoader(self._database, self._store, self._traces).recover()
         super().recover()
         for table in (self._traces, self._table):
-            self._database.catch_up(table)
+            catch_up(self._database, table)
 
     def compare(self, hours: Sequence[datetime]) -> dict[datetime, tuple[str, ...]]:
         """Return the hours of which the table does not hold what the traces add up to, and how.
@@ -95,7 +102,7 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
 
         def differences() -> dict[datetime, tuple[str, ...]]:
             self.recover()
-            self._database.define_table(self._table)
+            define_table(self._database, self._table)
             expected = self._expected(hours)
             found = self._totals(expected)
             return {
@@ -108,7 +115,7 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
             return retried(differences)
 
     def _expected(self, hours: Sequence[datetime]) -> list[HourUse]:
-        self._database.define_table(self._traces)
+        define_table(self._database, self._traces)
         window = Window.of(hours)
         of_window = {"table": self._name(self._traces), "filter": IN_WINDOW}
         found = self._figures(render("clickhouse/roll_up.sql", **of_window), window)
@@ -234,4 +241,4 @@ def _define_on_cluster(database: Database) -> None:
     """Make the tables on all nodes at once; on a single server, a loader does once it recovered."""
     if database.cluster:
         for table in (TABLE, ROLLUP):
-            database.define_table(table)
+            define_table(database, table)

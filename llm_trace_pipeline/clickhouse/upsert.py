@@ -23,13 +23,20 @@ from typing import Any, Generic, Protocol, TypeVar
 from llm_trace_pipeline.batches.files import Files
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.parts import PartPath
-from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database, HourTotals, in_window, retried
-from llm_trace_pipeline.errors import BatchError, ClickHouseError
+from llm_trace_pipeline.clickhouse.client import Database, retried
+from llm_trace_pipeline.clickhouse.tables import (
+    TABLE,
+    define_table,
+    has_table,
+    in_window,
+    layout_of,
+    parts_of,
+    wait_for_statements_on,
+)
+from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR, Window, key_of, midnight
-from llm_trace_pipeline.trace.columns import TOKEN_COLUMNS
+from llm_trace_pipeline.sql import render
 
-TABLE = "llm_traces"
-BYTES_TOGETHER = 256 * 2**20  # of payload that is swapped in at once, where hours are small
 ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
 
 _IN_PARTITION = "_partition_id = {partition:String}"
@@ -40,9 +47,6 @@ _NO_MERGES = "max_bytes_to_merge_at_max_space_in_pool = 1"
 # target's own merges make them wide.
 _COMPACT_PARTS = (f"min_bytes_for_wide_part = {2**60}", f"min_rows_for_wide_part = {2**60}")
 _PROJECTION_MODE = "lightweight_mutation_projection_mode"  # else projections forbid DELETE
-_NOTHING = HourTotals(
-    rows=0, distinct_ids=0, tokens=dict.fromkeys(TOKEN_COLUMNS, 0), content_hash=f"{0:016x}"
-)
 
 
 class Hourly(Protocol):
@@ -66,9 +70,6 @@ class WindowResult(Generic[Expected, Found]):
     was_written: bool  # False: the hour was as expected already
     differences: tuple[str, ...]  # from what is expected; none where all is well
     repaired_hours: tuple[datetime, ...]  # others of the partitions, written again too
-
-
-LoadResult = WindowResult[Manifest, HourTotals]  # of llm_traces
 
 
 def loading(files: Files) -> AbstractContextManager[None]:
@@ -191,7 +192,7 @@ class WindowLoader(ABC, Generic[Expected, Found]):
         self, hours: Sequence[datetime], awaiting: frozenset[datetime], *, force: bool
     ) -> list[WindowResult[Expected, Found]]:
         self.recover()  # before the upgrade: a journal has the columns of its day
-        self._database.define_table(self._table)
+        define_table(self._database, self._table)
         # Read only now: before this load had its turn, it may have been older.
         expected = self._expected(hours)
         found = self._totals(expected)
@@ -232,11 +233,11 @@ class WindowLoader(ABC, Generic[Expected, Found]):
             ClickHouseError: a statement failed, or one of an earlier load does not end.
         """
         # On a server it runs on after its load was killed or lost the connection.
-        self._database.wait_for_statements_on(self._staging, self._clone, self._ready)
+        wait_for_statements_on(self._database, self._staging, self._clone, self._ready)
         if (
-            self._database.swap_can_be_cut
-            and self._database.has_table(self._table)
-            and self._database.has_table(self._ready)
+            not self._database.shard  # whose swaps are done or not: see cluster.py
+            and has_table(self._database, self._table)
+            and has_table(self._database, self._ready)
         ):
             for partition in self._partitions(self._ready, "1", {}):
                 self._replay(partition)
@@ -307,9 +308,11 @@ class WindowLoader(ABC, Generic[Expected, Found]):
     def _take_out(self, window: Window) -> None:
         """Remove the window's rows from the clone."""
         parts = self._database.rows(
-            f"SELECT _part AS name, min({self.time_column}) >= {{start:DateTime64(6, 'UTC')}} "
-            f"AND max({self.time_column}) < {{end:DateTime64(6, 'UTC')}} AS is_inside "
-            f"FROM {self._name(self._clone)} GROUP BY _part HAVING countIf({self._in_window}) > 0",
+            render(
+                "clickhouse/parts_in_window.sql",
+                table=self._name(self._clone),
+                in_window=self._in_window,
+            ),
             window.parameters,
         )
         for part in parts:
@@ -329,10 +332,15 @@ class WindowLoader(ABC, Generic[Expected, Found]):
 
     def _fingerprint(self, partition: str) -> tuple[Any, ...]:
         """Return what changes when anybody writes into the partition; merges do not count."""
-        blocks = [part["max_block_number"] for part in self._database.parts(self._table, partition)]
+        blocks = [
+            part["max_block_number"] for part in parts_of(self._database, self._table, partition)
+        ]
         counts = self._database.rows(
-            f"SELECT toStartOfHour({self.time_column}, 'UTC') AS hour, count() AS rows "
-            f"FROM {self._name(self._table)} WHERE {_IN_PARTITION} GROUP BY hour ORDER BY hour",
+            render(
+                "clickhouse/hour_counts.sql",
+                table=self._name(self._table),
+                column=self.time_column,
+            ),
             {"partition": partition},
         )
         return max(blocks, default=0), [(row["hour"], row["rows"]) for row in counts]
@@ -347,7 +355,7 @@ class WindowLoader(ABC, Generic[Expected, Found]):
         journaled = self._count(self._ready, "1", {})
         kept = [
             part["name"]
-            for part in self._database.parts(self._table, partition)
+            for part in parts_of(self._database, self._table, partition)
             if part["max_block_number"] <= newest_block
         ]
         if held < journaled or kept:
@@ -372,10 +380,11 @@ class WindowLoader(ABC, Generic[Expected, Found]):
         drops is no difference.
         """
         rows = self._database.rows(
-            f"SELECT toStartOfDay(min({self.time_column}), 'UTC') AS first, "
-            f"toStartOfDay(max({self.time_column}), 'UTC') AS last "
-            f"FROM {self._name(self._table)} WHERE _partition_id IN {{partitions:Array(String)}} "
-            "HAVING count() > 0",
+            render(
+                "clickhouse/days_of_partitions.sql",
+                table=self._name(self._table),
+                column=self.time_column,
+            ),
             {"partitions": sorted(partitions)},
         )
         own = [midnight(each.hour) for each in (loaded[0], loaded[-1])]
@@ -396,7 +405,7 @@ class WindowLoader(ABC, Generic[Expected, Found]):
 
     def _create_like_target(self, table: str, *own_settings: str) -> None:
         """Make a table that parts can move to and from: the target's layout, as plain MergeTree."""
-        layout = self._database.layout(self._table)
+        layout = layout_of(self._database, self._table)
         # No key is not the same as the key tuple(): parts do not move between the two.
         partition_by = f"PARTITION BY {key} " if (key := layout["partition_key"]) else ""
         theirs = layout["engine_full"].partition(" SETTINGS ")[2]
@@ -444,69 +453,6 @@ class WindowLoader(ABC, Generic[Expected, Found]):
         return self._database.qualified(table)
 
 
-class HourLoader(WindowLoader[Manifest, HourTotals]):
-    """Loads hours from the batch store into one table."""
-
-    _nothing = _NOTHING
-
-    def __init__(
-        self,
-        database: Database,
-        store: Batches,
-        table: str = TABLE,
-        keep_from: datetime | None = None,
-    ) -> None:
-        """Load into the table; see WindowLoader."""
-        super().__init__(database, store, table, keep_from)
-
-    def in_groups(self, hours: Sequence[datetime]) -> list[list[datetime]]:
-        """Split hours into those that are small enough to be loaded together."""
-        groups: list[list[datetime]] = []
-        payload_bytes = 0
-        for hour in hours:
-            manifest = self._manifest_if_readable(hour)
-            own_bytes = manifest.payload_bytes if manifest else BYTES_TOGETHER
-            payload_bytes += own_bytes
-            if groups and payload_bytes <= BYTES_TOGETHER:
-                groups[-1].append(hour)
-            else:
-                groups.append([hour])
-                payload_bytes = own_bytes
-        return groups
-
-    def _expected(self, hours: Sequence[datetime]) -> list[Manifest]:
-        return [self._batch_of(hour) for hour in hours]
-
-    def _batch_of(self, hour: datetime) -> Manifest:
-        if manifest := self._store.manifest(hour):
-            return manifest
-        raise BatchError(f"hour {key_of(hour)} has no batch; materialize trace_batches for it")
-
-    def _expected_around(self, hours: Sequence[datetime]) -> list[Manifest]:
-        manifests = [self._manifest_if_readable(hour) for hour in hours]
-        return [manifest for manifest in manifests if manifest]
-
-    def _manifest_if_readable(self, hour: datetime) -> Manifest | None:
-        with suppress(BatchError):  # reported by the load of that hour and by reconcile_hours
-            return self._store.manifest(hour)
-        return None
-
-    def _fill(self, expected: Sequence[Manifest]) -> None:
-        paths = [path for manifest in expected for path in self._store.part_paths(manifest)]
-        self._database.insert_parquet(self._staging, paths)
-
-    def _found(self, window: Window) -> dict[datetime, HourTotals]:
-        return self._database.hour_totals(
-            self._table, IN_WINDOW, window.parameters, with_content_hash=True
-        )
-
-    def _found_around(self, window: Window) -> dict[datetime, HourTotals]:
-        return self._database.hour_totals(self._table, IN_WINDOW, window.parameters)
-
-    def _differences(self, expected: Manifest, found: HourTotals) -> list[str]:
-        return describe_differences(expected, found)
-
-
 def window_of(hours: Sequence[Hourly]) -> Window:
     """Return the window from the first hour to the end of the last."""
     return Window(hours[0].hour, hours[-1].hour + HOUR)
@@ -521,27 +467,3 @@ def _neighbours(hours: Sequence[Expected]) -> list[list[Expected]]:
         else:
             groups.append([each])
     return groups
-
-
-def describe_differences(manifest: Manifest, found: HourTotals) -> list[str]:
-    """Return what of an hour is not as its manifest says, such as ``rows 10, not 12``."""
-    expected: dict[str, object] = {
-        "rows": manifest.rows,
-        "distinct ids": manifest.distinct_ids,
-        **manifest.tokens,
-        "cost_usd": manifest.cost_usd,
-    }
-    actual: dict[str, object] = {
-        "rows": found.rows,
-        "distinct ids": found.distinct_ids,
-        **found.tokens,
-        "cost_usd": found.cost_usd,
-    }
-    if found.content_hash is not None:
-        expected["content hash"] = manifest.content_hash
-        actual["content hash"] = found.content_hash
-    return [
-        f"{name} {actual[name]}, not {value}"
-        for name, value in expected.items()
-        if actual[name] != value
-    ]

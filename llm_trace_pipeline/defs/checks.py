@@ -17,7 +17,7 @@ from dagster import (
 from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.rollup import RollupResult
-from llm_trace_pipeline.clickhouse.upsert import LoadResult
+from llm_trace_pipeline.clickhouse.traces import LoadResult
 from llm_trace_pipeline.defs.partitions import HOURLY
 from llm_trace_pipeline.defs.runs import hours_being_loaded, hours_of_run
 from llm_trace_pipeline.defs.stores import Stores

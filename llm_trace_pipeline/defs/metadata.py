@@ -7,7 +7,7 @@ from dagster import MetadataValue
 
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.rollup import RollupResult
-from llm_trace_pipeline.clickhouse.upsert import LoadResult
+from llm_trace_pipeline.clickhouse.traces import LoadResult
 from llm_trace_pipeline.hours import key_of
 
 Metadata = dict[str, Any]

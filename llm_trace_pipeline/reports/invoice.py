@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.cluster import reading
-from llm_trace_pipeline.clickhouse.upsert import TABLE
+from llm_trace_pipeline.clickhouse.cluster import repaired_for_reading
+from llm_trace_pipeline.clickhouse.tables import TABLE
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
 from llm_trace_pipeline.hours import HOUR, Window, floor, key_of
 from llm_trace_pipeline.settings import Settings
@@ -219,7 +219,8 @@ def write_invoice(
     of_month = Month.of(month, first_hour, now)
     hours = of_month.hours(first_hour, now)
     store = BatchStore.of(settings)
-    with connect(settings) as database, reading(database, store) as exists:
+    # This writes where a swap was cut, which shows rows twice, or where the table is an older one.
+    with connect(settings) as database, repaired_for_reading(database, store) as exists:
         if not exists:
             raise ClickHouseError(
                 f"{database.qualified(TABLE)} does not exist", "load the hours of the month first"

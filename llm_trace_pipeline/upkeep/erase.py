@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from llm_trace_pipeline.batches.erasures import Erasure, record_erasure
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import ROLLUP, Database, connect, retried
+from llm_trace_pipeline.clickhouse.client import Database, connect, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import roll_up, rollups_of
-from llm_trace_pipeline.clickhouse.upsert import TABLE, loading
+from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE, has_table
+from llm_trace_pipeline.clickhouse.upsert import loading
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError
 from llm_trace_pipeline.hours import floor, key_of
 from llm_trace_pipeline.settings import Settings
@@ -106,13 +107,13 @@ def count_traces(database: Database, store: BatchStore, erasure: Erasure) -> Fou
     for manifest in _batches(store, erasure):
         if rows := _count_in_batch(store, manifest, erasure):
             found.batches[manifest.hour] = rows
-    if database.has_table(TABLE):
+    if has_table(database, TABLE):
         found.clickhouse = _count_in_clickhouse(database, erasure)
         found.replaced = sum(
             sum(_count_on_disk(node, table, erasure).values())
             for node, table in loader_of(database, store).targets
         ) - sum(found.clickhouse.values())
-    if database.has_table(ROLLUP):
+    if has_table(database, ROLLUP):
         found.rollup = _count_in_rollup(database, erasure)
         found.replaced += sum(
             sum(_count_masked(node, table, erasure).values())
@@ -175,7 +176,7 @@ def remove_from_clickhouse(
     touched: set[datetime] = set()
     with loading(store.files):
         retried(loader.recover)  # its journal holds rows too
-        if not database.has_table(TABLE):
+        if not has_table(database, TABLE):
             return []
         touched |= _count_in_clickhouse(database, erasure).keys()
         if touched:
@@ -216,7 +217,7 @@ def _remove_from_rollup(
     touched: set[datetime],
 ) -> None:
     """Roll up anew the hours that lost calls, and take what that masked from the disk."""
-    if not database.has_table(ROLLUP):
+    if not has_table(database, ROLLUP):
         return
     # Those that the roll-up still holds are known also where an erasure was cut before this, and
     # are all there is to do before the retention's line: what was dropped must not come back.
@@ -286,7 +287,7 @@ def find(settings: Settings, erasure: Erasure) -> Found:
     """
     store = BatchStore.of(settings)
     with connect(settings) as database:
-        if not (store.begun_hours() or database.has_table(TABLE)):
+        if not (store.begun_hours() or has_table(database, TABLE)):
             raise PipelineError(
                 f"nothing was ever loaded into {settings.trace_batch_uri} or "
                 f"{settings.clickhouse_endpoint}: set the variables that the loads have, "
@@ -414,7 +415,7 @@ def _count_in_rollup(database: Database, erasure: Erasure) -> dict[datetime, int
 
 def _count_masked(node: Database, table: str, erasure: Erasure) -> dict[str, int]:
     """Return the rows of a roll-up by partition that a lightweight DELETE masked."""
-    if not node.has_table(table):
+    if not has_table(node, table):
         return {}
     condition, parameters = _condition(erasure, "hour")
     counted = node.rows(

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from llm_trace_pipeline.batches.files import files_of
-from llm_trace_pipeline.clickhouse.client import Database, connect, newer_schema, schema_version
+from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, shards_of
-from llm_trace_pipeline.clickhouse.upsert import TABLE
+from llm_trace_pipeline.clickhouse.tables import TABLE, layout_of, newer_schema, schema_version
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, SourceError
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import OPTIONAL_TABLES, Session, Source, files_that_name
@@ -321,7 +321,7 @@ def _check_tables(database: Database) -> list[Problem]:
         return [Problem(error.message, error.repair or "start it, or repair system.clusters")]
     anew = "set another CLICKHOUSE_DATABASE; then make backfill"
     problems: list[Problem] = []
-    layout = database.layout(TABLE)
+    layout = layout_of(database, TABLE)
     if layout and layout["engine"] != "Distributed":
         problems.append(
             Problem(
@@ -332,7 +332,7 @@ def _check_tables(database: Database) -> list[Problem]:
         )
     table = f"{database.qualified(LOCAL_TABLE)}{database.on_cluster}"
     for shard in shards:
-        layout = shard.layout(LOCAL_TABLE)
+        layout = layout_of(shard, LOCAL_TABLE)
         if layout and not layout["engine"].startswith("Replicated"):
             problems.append(Problem(f"{table} is a {layout['engine']}, not replicated", anew))
         problems += _check_table(shard, LOCAL_TABLE, table, anew)
@@ -348,7 +348,7 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
         table: what it is called in statements that mend it.
         anew: how to get another one.
     """
-    layout = database.layout(name)
+    layout = layout_of(database, name)
     if not layout:
         return []
     if not layout["engine"].endswith("MergeTree"):

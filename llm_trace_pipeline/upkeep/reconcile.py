@@ -19,10 +19,11 @@ from llm_trace_pipeline.batches.files import Files
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.records import read_record, switch_record
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database
-from llm_trace_pipeline.clickhouse.cluster import reading
+from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.cluster import repaired_for_reading
 from llm_trace_pipeline.clickhouse.rollup import compare_rollup
-from llm_trace_pipeline.clickhouse.upsert import TABLE, describe_differences
+from llm_trace_pipeline.clickhouse.tables import TABLE
+from llm_trace_pipeline.clickhouse.traces import describe_differences, hour_totals
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import HOUR, Window, floor
 from llm_trace_pipeline.source.postgres import EMPTY_LEDGER, Ledger, Snapshot, Source
@@ -287,7 +288,8 @@ def compare_table(
     """Return the hours of which ClickHouse does not hold exactly what their batches say."""
     if not manifests:
         return {}
-    with reading(database, store) as exists:  # a swap that was cut is no damage
+    # This finishes a swap that was cut, which is no damage, and upgrades an older table.
+    with repaired_for_reading(database, store) as exists:
         if not exists:
             return {manifest.hour: ("the table is missing",) for manifest in manifests}
         return compare_loaded(database, manifests)
@@ -295,10 +297,10 @@ def compare_table(
 
 def compare_loaded(database: Database, manifests: Sequence[Manifest]) -> Differences:
     """Return the same of a table that is there, and that nobody loads into meanwhile."""
-    found = database.hour_totals(
+    found = hour_totals(
+        database,
         TABLE,
-        IN_WINDOW,
-        Window(manifests[0].hour, manifests[-1].hour + HOUR).parameters,
+        Window(manifests[0].hour, manifests[-1].hour + HOUR),
         with_content_hash=True,
     )
     differences: Differences = {}

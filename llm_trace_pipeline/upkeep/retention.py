@@ -11,6 +11,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import rollups_of
+from llm_trace_pipeline.clickhouse.tables import has_table
 from llm_trace_pipeline.clickhouse.upsert import loading
 from llm_trace_pipeline.hours import midnight
 from llm_trace_pipeline.settings import Settings
@@ -64,7 +65,7 @@ def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> l
     for rollup in rollups:
         targets += [(rollup.time_column, *target) for target in rollup.targets]
     for time_column, node, name in targets:
-        if not node.has_table(name):
+        if not has_table(node, name):
             continue
         table = node.qualified(name)
         past = node.rows(

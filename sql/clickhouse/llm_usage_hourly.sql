@@ -1,5 +1,5 @@
 -- The roll-up: what llm_traces adds up to, by hour and by who called what and who pays for it.
--- {table} is the table's quoted name. An hour is made anew from llm_traces and put in place by the
+-- {table} is the table's quoted name, {engine} its engine. An hour is made anew from llm_traces and put in place by the
 -- same upsert; one partition a day, so that an hour's load and the retention touch a day, no month.
 -- Of 30 days in 700,000 rows, an organization's use by model takes 17 to 28 ms and all by plan 24;
 -- ordered by (organization_id, hour) 32 to 54 and 27; in one partition a month 3 to 10 and 13.
@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS {table}
     output_cost_usd Decimal(38, 18) COMMENT 'Of cost_usd, all output.',
     unpriced_calls UInt64 COMMENT 'Calls whose cost is not known.'
 )
-ENGINE = MergeTree
+ENGINE = {engine}
 PARTITION BY toDate(hour)
 ORDER BY (organization_id, project_id, agent_id, model, hour)
 SETTINGS min_age_to_force_merge_seconds = 86400,

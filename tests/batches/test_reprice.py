@@ -13,7 +13,7 @@ from llm_trace_pipeline.batches.enrich import enrich_hour, keep_prices
 from llm_trace_pipeline.batches.history import read_history
 from llm_trace_pipeline.batches.manifest import MANIFEST_VERSION, Manifest
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session, Source

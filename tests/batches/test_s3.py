@@ -18,7 +18,7 @@ from llm_trace_pipeline.batches.history import capture_billing, read_history
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.preflight import check_both_ends
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.traces import HourLoader, insert_parquet
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
@@ -286,7 +286,7 @@ def test_a_part_that_another_machine_replaced_asks_for_another_run(
     paths = pipeline.store.part_paths(pipeline.load())
     bucket.remove(f"llm_traces/2026-03-01/09/{paths[0].name}")
     with pytest.raises(BatchError, match=r"part s3://.* was removed meanwhile; run it again"):
-        pipeline.database.insert_parquet("llm_traces", paths)
+        insert_parquet(pipeline.database, "llm_traces", paths)
     assert pipeline.ids() == ["a", "b"]
     pipeline.load()
     assert pipeline.ids() == ["a", "b"]

@@ -10,6 +10,8 @@ import pytest
 from llm_trace_pipeline.batches.erasures import record_erasure
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, loader_of
+from llm_trace_pipeline.clickhouse.tables import define_table
+from llm_trace_pipeline.clickhouse.traces import own_rows
 from llm_trace_pipeline.errors import ClickHouseError, SettingsError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
@@ -41,7 +43,7 @@ def test_shards_are_those_of_the_distributed_table(
     folder = tmp_path / "engine"
     organizations = ["", "ünïcode 🦉", "it's", *(f"org-{uuid4()}" for _ in range(120))]
     table = pa.table({"organization_id": organizations})
-    held = [set(shard.rows_of(table).column(0).to_pylist()) for shard in cluster.shards()]
+    held = [set(own_rows(shard, table).column(0).to_pylist()) for shard in cluster.shards()]
 
     sent: list[set[str]] = [set() for _ in WEIGHTS]
     with alone(folder, config) as engine:
@@ -122,10 +124,10 @@ def test_a_node_that_reads_the_batch_by_itself_takes_its_own_rows(
     cluster.publish(MIDNIGHT, rows_of(MIDNIGHT))
     loader = loader_of(cluster.database, cluster.store)
     for shard, _ in loader.targets:
-        shard._is_embedded = True  # noqa: SLF001 -- what is read by file(), not sent
+        shard.is_embedded = True  # what is read by file(), not sent
     cluster.statements()
     loader.load([MIDNIGHT])
-    inserts = [sql for sql in cluster.statements() if sql.startswith("INSERT")]
+    inserts = [sql for sql in cluster.statements() if "INSERT INTO" in sql]
     assert all("FROM file(" in sql for sql in inserts)
     cluster.check()
 
@@ -237,7 +239,7 @@ def test_a_shard_without_its_table_is_named(cluster: ClusterWarehouse) -> None:
     cluster.check()
     shard.execute(f"DROP TABLE {shard.qualified(LOCAL_TABLE)} SYNC")
     with pytest.raises(ClickHouseError, match=r"shard 2 has no .*llm_traces_local.* of schema"):
-        shard.define_table(LOCAL_TABLE)
+        define_table(shard, LOCAL_TABLE)
 
 
 # Replicas

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from llm_trace_pipeline.clickhouse.client import ROLLUP, SHARDING_KEY
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE
 from llm_trace_pipeline.clickhouse.rollup import compare_rollup, roll_up
+from llm_trace_pipeline.clickhouse.tables import ROLLUP, SHARDING_KEY, definition_of, layout_of
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.columns import SCHEMA_VERSION
@@ -82,7 +82,7 @@ def test_every_statement_is_one_of_the_engine(cluster: ClusterWarehouse, tmp_pat
     """As they were sent: those that the nodes of the test put differently are only parsed."""
     use_everything(cluster)
     # An upgrade is made of the same files.
-    upgrades = cluster.database._definition(TABLE, exists=True)  # noqa: SLF001 -- no older table
+    upgrades = definition_of(cluster.database, TABLE, exists=True)
     sent = {*cluster.statements(), *upgrades}
     with alone(tmp_path / "engine", make_config(tmp_path)) as engine:
         for sql in sent:
@@ -123,10 +123,10 @@ def test_the_distributed_table_is_one_that_the_engine_makes_and_upgrades(tmp_pat
     """On the engine itself, but for ON CLUSTER and replicas."""
     with alone(tmp_path / "engine", make_config(tmp_path)) as engine:
         for exists in (False, True):
-            for sql in engine._definition(TABLE, exists=exists):  # noqa: SLF001 -- to be put differently
+            for sql in definition_of(engine, TABLE, exists=exists):
                 alone_sql = re.sub(r" ON CLUSTER `\w+`|Replicated(?=MergeTree)", "", sql)
                 engine.execute(re.sub(r"(?<=MergeTree)\(.*\)", "", alone_sql))
-        layout = engine.layout(TABLE)
+        layout = layout_of(engine, TABLE)
         assert layout["engine_full"] == (
             "Distributed('three_shards', 'default', 'llm_traces_local', "
             "cityHash64(organization_id))"

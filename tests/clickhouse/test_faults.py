@@ -15,9 +15,10 @@ from threading import Thread
 import clickhouse_connect
 import pytest
 
-from llm_trace_pipeline.clickhouse import client as clickhouse
-from llm_trace_pipeline.clickhouse.client import ATTEMPTS, Database, connect
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse import client, errors, tables
+from llm_trace_pipeline.clickhouse.client import ATTEMPTS, Database, connect, retried
+from llm_trace_pipeline.clickhouse.tables import wait_for_statements_on
+from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.upkeep.preflight import check_target
@@ -221,7 +222,7 @@ def test_attempts_that_take_long_are_not_all_made(
         raise TransientClickHouseError("lost")
 
     with pytest.raises(ClickHouseError, match=r"^lost \(3 times\)$"):
-        clickhouse.retried(fail)
+        retried(fail)
     assert len(waits) == 2
 
 
@@ -257,7 +258,8 @@ def test_a_statement_that_does_not_answer_in_time_is_made_good(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(clickhouse, "STATEMENT_SECONDS", 1)
+    for module in (client, errors):
+        monkeypatch.setattr(module, "STATEMENT_SECONDS", 1)
     warehouse.load(MIDNIGHT + HOUR, 10)
     warehouse.load(MIDNIGHT, 10)
     warehouse.reopen()  # with that time
@@ -270,7 +272,7 @@ def test_a_statement_that_does_not_answer_in_time_is_made_good(
 
 def test_statements_may_take_half_an_hour(warehouse: Warehouse) -> None:
     timeout = warehouse.database._client.timeout  # type: ignore[attr-defined]  # noqa: SLF001 -- of the HTTP client
-    assert timeout.read_timeout == clickhouse.STATEMENT_SECONDS == 1800
+    assert timeout.read_timeout == errors.STATEMENT_SECONDS == 1800
 
 
 def test_a_server_that_is_starting_is_waited_for(
@@ -367,10 +369,10 @@ def test_a_statement_of_an_earlier_load_is_waited_for(
 def test_an_earlier_statement_that_does_not_end_is_named(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clickhouse, "STATEMENT_SECONDS", -1)
+    monkeypatch.setattr(tables, "STATEMENT_SECONDS", -1)
     monkeypatch.setattr(Database, "rows", lambda *_: [{"query_id": "q-1"}])
     with pytest.raises(ClickHouseError, match=r"; wait, or KILL QUERY .* IN \('q-1'\)$"):
-        warehouse.database.wait_for_statements_on(TABLE)
+        wait_for_statements_on(warehouse.database, TABLE)
 
 
 def test_a_repeatable_statement_is_repeated(

@@ -2,14 +2,15 @@
 
 import pytest
 
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.tables import layout_of
+from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.hours import HOUR
-from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from tests.harness.rows import MIDNIGHT, TABLE
 from tests.harness.warehouse import Warehouse, left_over_tables
 
-CREATE = read_sql("clickhouse/llm_traces.sql").replace("{table}", TABLE)
+CREATE = render("clickhouse/llm_traces.sql", table=TABLE, engine="MergeTree")
 DAILY = "PARTITION BY toDate(created_at)"
 SORTED = "ORDER BY (organization_id, created_at, id)"
 TIME = "DateTime64(6, 'UTC')"
@@ -80,7 +81,7 @@ INDEX = "INDEX by_id id"
 )
 def test_a_table_of_another_layout_holds_exact_hours(warehouse: Warehouse, ddl: str) -> None:
     warehouse.database.execute(ddl)
-    layout = warehouse.database.layout(TABLE) | {"comment": ""}
+    layout = layout_of(warehouse.database, TABLE) | {"comment": ""}
     hours = [MIDNIGHT + number * HOUR for number in (17, 18, 19, 28)]
     names = ", ".join(ARROW_SCHEMA.names)
 
@@ -96,7 +97,7 @@ def test_a_table_of_another_layout_holds_exact_hours(warehouse: Warehouse, ddl: 
     for hour, rows in ((hours[1], 20), (hours[3], 10), (hours[1], 0), (hours[0], 25)):
         assert warehouse.load(hour, rows, 2).repaired_hours == ()
         check()
-    assert warehouse.database.layout(TABLE) | {"comment": ""} == layout
+    assert layout_of(warehouse.database, TABLE) | {"comment": ""} == layout
     if "PROJECTION" in ddl:
         totals = warehouse.database.rows(
             f"SELECT organization_id, sum(total_tokens) AS tokens FROM {TABLE} "

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llm_trace_pipeline.clickhouse.tables import define_table
 from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
@@ -150,7 +151,7 @@ def test_a_writer_that_keeps_inserting_is_named_after_some_attempts(warehouse: W
 
 
 def test_a_merge_of_the_clone_does_not_disturb(warehouse: Warehouse) -> None:
-    warehouse.database.define_table(TABLE)
+    define_table(warehouse.database, TABLE)
     warehouse.database.execute(f"SYSTEM STOP MERGES {TABLE}")
     for number in range(4):
         warehouse.load(MIDNIGHT + number * HOUR, 10)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llm_trace_pipeline.batches.erasures import record_erasure
-from llm_trace_pipeline.clickhouse.client import ROLLUP, VIEWS, Database
+from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.rollup import (
     COLUMNS,
     DIMENSIONS,
@@ -20,6 +20,7 @@ from llm_trace_pipeline.clickhouse.rollup import (
     compare_rollup,
     roll_up,
 )
+from llm_trace_pipeline.clickhouse.tables import ROLLUP, VIEWS, define_table, parts_of
 from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
@@ -78,7 +79,7 @@ class RolledUp(Warehouse):
     def parts(self) -> list[str]:
         rows = self.database.rows(f"SELECT DISTINCT _partition_id AS id FROM {ROLLUP} ORDER BY id")
         return sorted(
-            part["name"] for row in rows for part in self.database.parts(ROLLUP, row["id"])
+            part["name"] for row in rows for part in parts_of(self.database, ROLLUP, row["id"])
         )
 
     def check(self) -> None:
@@ -353,9 +354,9 @@ def test_a_first_definition_that_stopped_is_finished_by_the_next(
     everything = sorted(loaded.rolled)
     drop_rollup(loaded)
     with pytest.raises(Stopped), stopping_after(statements):
-        loaded.database.define_table(ROLLUP)
+        define_table(loaded.database, ROLLUP)
     assert len(views_of(loaded)) == statements - 1
-    loaded.database.define_table(ROLLUP)
+    define_table(loaded.database, ROLLUP)
     assert views_of(loaded) == set(VIEWS)
     loaded.roll_up(*everything)
     loaded.check()

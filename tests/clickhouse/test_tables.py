@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.tables import define_table, layout_of
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.trace.columns import (
@@ -51,7 +52,7 @@ def columns_of(database: Database, table: str = TABLE) -> list[dict[str, Any]]:
 
 
 def test_the_definition_is_the_declared_columns(warehouse: Warehouse) -> None:
-    warehouse.database.define_table(TABLE)
+    define_table(warehouse.database, TABLE)
     families = {
         pa.string(): ("String", "LowCardinality(String)"),
         pa.uint64(): ("UInt64",),
@@ -77,10 +78,10 @@ def test_defining_the_table_again_changes_nothing(warehouse: Warehouse) -> None:
     def definition() -> list[dict[str, Any]]:
         return warehouse.database.rows(f"SHOW CREATE TABLE {TABLE}")
 
-    warehouse.database.define_table(TABLE)
+    define_table(warehouse.database, TABLE)
     first = definition()
     warehouse.load(MIDNIGHT, 5)
-    warehouse.database.define_table(TABLE)
+    define_table(warehouse.database, TABLE)
     assert definition() == first
     warehouse.check()
 
@@ -92,7 +93,7 @@ def test_a_table_from_before_billing_is_upgraded_with_its_rows(
     old = make_rows(MIDNIGHT + 30 * HOUR, 9)
     old_columns = [name for name in ARROW_SCHEMA.names if name not in OWN_COLUMNS]
     assert len(old_columns) == 28
-    warehouse.database.define_table("bystander")
+    define_table(warehouse.database, "bystander")
     fresh = columns_of(warehouse.database, "bystander")
     warehouse.database.execute("DROP TABLE bystander SYNC")
     warehouse.database.execute(BEFORE_BILLING.format(table=TABLE, engine=engine))
@@ -107,19 +108,19 @@ def test_a_table_from_before_billing_is_upgraded_with_its_rows(
     assert [row for row in upgraded if row["name"] in OWN_COLUMNS] == [
         row for row in fresh if row["name"] in OWN_COLUMNS
     ]
-    assert warehouse.database.layout(TABLE)["engine"] == engine
+    assert layout_of(warehouse.database, TABLE)["engine"] == engine
     # The old rows' own hour is replaced like any other.
     warehouse.load(MIDNIGHT + 30 * HOUR, 3)
     warehouse.check()
 
 
 def schema_of(database: Database) -> str:
-    comment: str = database.layout(TABLE)["comment"]
+    comment: str = layout_of(database, TABLE)["comment"]
     return comment
 
 
 def test_a_table_of_every_older_schema_is_upgraded_with_its_rows(warehouse: Warehouse) -> None:
-    warehouse.database.define_table(TABLE)
+    define_table(warehouse.database, TABLE)
     fresh, comment = columns_of(warehouse.database), schema_of(warehouse.database)
     assert f"schema {SCHEMA_VERSION})" in comment
     recorded = [DATA / f"llm_traces_schema_{version}.sql" for version in range(SCHEMA_VERSION)]
@@ -166,7 +167,7 @@ def test_a_swap_cut_before_an_upgrade_is_finished_after_it(warehouse: Warehouse)
 
 
 def test_left_overs_of_a_table_that_was_dropped_do_not_come_back(warehouse: Warehouse) -> None:
-    warehouse.database.define_table(TABLE)
+    define_table(warehouse.database, TABLE)
     warehouse.insert(make_rows(MIDNIGHT, 5))
     for suffix in ("staging", "clone", "ready"):
         warehouse.database.execute(f"CREATE TABLE {TABLE}__{suffix} CLONE AS {TABLE}")

@@ -9,7 +9,8 @@ import pytest
 
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.client import connect
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.tables import define_table, parts_of
+from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import HOUR
 from tests.harness.rows import DAY, MIDNIGHT, TABLE, Row, make_rows, publish
@@ -164,7 +165,7 @@ def test_hours_of_many_bytes_are_not_loaded_together(
 ) -> None:
     hours = [MIDNIGHT + number * HOUR for number in range(6)]
     sizes = [warehouse.publish(hour, 10).payload_bytes for hour in hours[:5]]
-    monkeypatch.setattr("llm_trace_pipeline.clickhouse.upsert.BYTES_TOGETHER", sum(sizes[:2]))
+    monkeypatch.setattr("llm_trace_pipeline.clickhouse.traces.BYTES_TOGETHER", sum(sizes[:2]))
     groups = HourLoader(warehouse.database, warehouse.store).in_groups(hours)
     # The last one has no batch: what its load says is its own.
     assert groups == [hours[:2], hours[2:4], hours[4:5], hours[5:]]
@@ -173,7 +174,7 @@ def test_hours_of_many_bytes_are_not_loaded_together(
 def test_an_hour_that_equals_its_batch_is_not_written_again(warehouse: Warehouse) -> None:
     def parts() -> list[str]:
         return sorted(
-            part["name"] for part in warehouse.database.parts(TABLE, f"{MIDNIGHT:%Y%m%d}")
+            part["name"] for part in parts_of(warehouse.database, TABLE, f"{MIDNIGHT:%Y%m%d}")
         )
 
     warehouse.load(MIDNIGHT + HOUR, 10)
@@ -240,10 +241,10 @@ def test_an_hour_of_several_parts_is_taken_out_of_its_day(
 def test_small_blocks_make_an_hour_of_several_parts(warehouse: Warehouse) -> None:
     """What the kills and the readers below rely on."""
     with small_blocks():
-        warehouse.database.define_table(TABLE)
+        define_table(warehouse.database, TABLE)
         warehouse.database.execute(f"SYSTEM STOP MERGES {TABLE}")
         warehouse.load(MIDNIGHT, 60)
-    parts = warehouse.database.parts(TABLE, f"{MIDNIGHT:%Y%m%d}")
+    parts = parts_of(warehouse.database, TABLE, f"{MIDNIGHT:%Y%m%d}")
     assert len(parts) > 2
 
 

@@ -13,6 +13,7 @@ from dagster import (
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
+from llm_trace_pipeline.clickhouse.tables import has_table
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs import assets
 from llm_trace_pipeline.hours import HOUR, key_of
@@ -171,7 +172,7 @@ def test_a_wrong_count_blocks_the_hour(
     assert jobs.materializations("trace_batches") == []
     assert jobs.materializations("llm_traces") == []
     with connect(settings) as database:
-        assert not database.has_table("llm_traces")
+        assert not has_table(database, "llm_traces")
 
 
 def test_llm_traces_alone_says_which_batch_is_missing(operational: Operational, jobs: Jobs) -> None:

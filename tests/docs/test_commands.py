@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate import ROOT
-from llm_trace_pipeline.clickhouse.client import ROLLUP
+from llm_trace_pipeline.clickhouse.tables import ROLLUP
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings

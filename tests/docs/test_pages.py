@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from docs.generate import COMMON_VARIABLES, ROOT, filled, parts
-from llm_trace_pipeline.clickhouse.client import ROLLUP, Database
+from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.tables import ROLLUP, define_table
 from llm_trace_pipeline.reports.invoice import EVENT_SCHEMA, ITEM_SCHEMA
 from llm_trace_pipeline.settings import Settings
 from tests.docs.pages import (
@@ -96,13 +97,13 @@ def test_the_columns_of_an_invoice_are_those_of_its_files() -> None:
 
 def test_the_queries_of_the_rollup_are_taken_by_the_engine(database: Database) -> None:
     for table in ("llm_traces", ROLLUP):
-        database.define_table(table)
+        define_table(database, table)
     [queries] = blocks(page("docs/table.md"), "text")
     assert [database.rows(query) for query in queries.split("\n\n")] == [[], []]
 
 
 def test_the_sum_of_an_invoice_is_taken_by_the_engine(database: Database) -> None:
-    database.define_table("llm_traces")
+    define_table(database, "llm_traces")
     [query] = blocks(page("docs/invoices.md"), "text")
     assert len(database.rows(query)) == 1
 

@@ -14,7 +14,8 @@ import clickhouse_connect
 import pyarrow as pa
 
 from llm_trace_pipeline.clickhouse.client import Cluster, Database
-from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, Shard, shards_of
+from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, shards_of
+from llm_trace_pipeline.clickhouse.traces import own_rows
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COLUMNS
 from tests.harness.http_server import Running, running
@@ -90,7 +91,7 @@ class ClusterWarehouse(Warehouse):
             f"SELECT {columns} FROM {self.database.qualified(TABLE)} ORDER BY created_at, id"
         )
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[Database]:
         assert self.database.cluster
         return shards_of(self.database, self.database.cluster)
 
@@ -121,12 +122,12 @@ class ClusterWarehouse(Warehouse):
             )
             assert [row["name"] for row in tables] == [TABLE, LOCAL_TABLE]
 
-    def ids_of(self, shard: Shard, rows: list[Row]) -> set[str]:
+    def ids_of(self, shard: Database, rows: list[Row]) -> set[str]:
         table = pa.table(
             {name: [row[name] for row in rows] for name in ("id", "organization_id")},
             pa.schema([("id", pa.string()), ("organization_id", pa.string())]),
         )
-        return set(shard.rows_of(table).column("id").to_pylist())
+        return set(own_rows(shard, table).column("id").to_pylist())
 
     def statements(self) -> list[str]:
         """Return what the nodes have executed since the last time."""

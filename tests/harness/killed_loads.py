@@ -12,9 +12,15 @@ from typing import Any
 from unittest.mock import patch
 
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import IN_WINDOW, Database, HourTotals, connect
-from llm_trace_pipeline.clickhouse.upsert import HourLoader, describe_differences
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.tables import IN_WINDOW, has_table
+from llm_trace_pipeline.clickhouse.traces import (
+    HourLoader,
+    HourTotals,
+    describe_differences,
+    hour_totals,
+)
+from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import TOKEN_COLUMNS
 from tests.harness.rows import DAY, MIDNIGHT, TABLE, make_rows, publish
@@ -79,9 +85,7 @@ def report_of(child: subprocess.Popen[str]) -> dict[str, Any]:
 
 def differing_hours(database: Database, store: BatchStore) -> list[str]:
     """Return which of the day's hours the table does not hold exactly, and what differs."""
-    found = database.hour_totals(
-        TABLE, IN_WINDOW, {"start": MIDNIGHT, "end": MIDNIGHT + DAY}, with_content_hash=True
-    )
+    found = hour_totals(database, TABLE, Window(MIDNIGHT, MIDNIGHT + DAY), with_content_hash=True)
     unloaded = database.rows(
         f"SELECT * FROM {TABLE} WHERE {IN_WINDOW} ORDER BY created_at, id",
         {"start": UNLOADED_HOUR, "end": UNLOADED_HOUR + HOUR},
@@ -113,7 +117,7 @@ def load_until_killed(state: str, seed: int) -> None:
     with connect(settings) as database, small_blocks():
         loader = HourLoader(database, store)
         report: dict[str, Any] = {
-            "journal": database.has_table(READY),
+            "journal": has_table(database, READY),
             "doubled": database.rows(f"SELECT count() - uniqExact(id) AS rows FROM {TABLE}")[0][
                 "rows"
             ],

@@ -11,7 +11,7 @@ import pytest
 from llm_trace_pipeline.clickhouse.client import Database
 
 # What a server is sent that may change something.
-STATEMENTS: Sequence[tuple[type, str]] = ((Database, "execute"), (Database, "_insert_arrow"))
+STATEMENTS: Sequence[tuple[type, str]] = ((Database, "execute"), (Database, "insert_arrow"))
 
 # Blocks of a few rows, so that an hour becomes several parts, as a large one does.
 _BLOCK_ROWS = 24
@@ -107,10 +107,10 @@ def another_writer(
 @contextmanager
 def small_blocks() -> Iterator[None]:
     """Insert in blocks of a few rows."""
-    execute, insert_arrow = Database.execute, Database._insert_arrow  # noqa: SLF001
+    execute, insert_arrow = Database.execute, Database.insert_arrow
 
     def inserting(self: Database, sql: str, *arguments: Any) -> None:
-        if sql.startswith("INSERT INTO"):
+        if "INSERT INTO" in sql:
             parameters, settings = arguments
             arguments = (parameters, {**settings, **_SMALL_BLOCKS})
         execute(self, sql, *arguments)
@@ -121,6 +121,6 @@ def small_blocks() -> Iterator[None]:
 
     with (
         patch.object(Database, "execute", inserting),
-        patch.object(Database, "_insert_arrow", inserting_arrow),
+        patch.object(Database, "insert_arrow", inserting_arrow),
     ):
         yield

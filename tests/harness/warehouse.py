@@ -17,7 +17,8 @@ from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import loader_of
-from llm_trace_pipeline.clickhouse.upsert import LoadResult
+from llm_trace_pipeline.clickhouse.tables import parts_of
+from llm_trace_pipeline.clickhouse.traces import LoadResult
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from tests.harness.rows import TABLE, Row, make_rows, publish
@@ -105,7 +106,7 @@ class Warehouse:
 
     def merge(self, day: datetime) -> None:
         """Make the parts of a day one, so that a swap takes an hour out of it by DELETE."""
-        while len(self.database.parts(TABLE, f"{day:%Y%m%d}")) > 1:
+        while len(parts_of(self.database, TABLE, f"{day:%Y%m%d}")) > 1:
             self.database.execute(f"OPTIMIZE TABLE {TABLE} FINAL")
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.tables import define_table
 from llm_trace_pipeline.settings import Settings
 from tests.reports.test_report import CALLS, LONG, insert, summed
 
@@ -50,7 +51,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """A ClickHouse that holds the calls."""
     state = {"LLM_TRACES_STATE": str(tmp_path_factory.mktemp("grafana"))}
     with connect(Settings.from_environment(state)) as database:
-        database.define_table("llm_traces")
+        define_table(database, "llm_traces")
         insert(database, CALLS)
         yield database
 

@@ -16,7 +16,7 @@ from llm_trace_pipeline.batches.enrich import enrich_hour, keep_prices, prices_k
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.invoice import print_invoice, write_files
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.reports.invoice import (

@@ -21,7 +21,8 @@ from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.report import days_between, write_report
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.tables import define_table, has_table
+from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs.assets import usage_report
 from llm_trace_pipeline.defs.runs import hours_of_run
@@ -157,7 +158,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a deployment whose ClickHouse holds the calls."""
     folder = tmp_path_factory.mktemp("report")
     with connect(Settings.from_environment({"LLM_TRACES_STATE": str(folder)})) as database:
-        database.define_table("llm_traces")
+        define_table(database, "llm_traces")
         insert(database, CALLS)
     return folder
 
@@ -388,7 +389,7 @@ def report_of(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
         for number, row in enumerate(rows)
     )
     with connect(settings) as database:
-        database.define_table("llm_traces")
+        define_table(database, "llm_traces")
         database.execute(f"INSERT INTO llm_traces FORMAT JSONEachRow\n{lines}")
         figures = figures_of(database, BatchStore.of(settings), SHORT)
     path = folder / "report.html"
@@ -608,7 +609,7 @@ def test_a_swap_that_was_cut_is_finished_before_the_figures_are_read(tmp_path: P
     settings = Settings.from_environment({"LLM_TRACES_STATE": str(tmp_path)})
     store = BatchStore.of(settings)
     with connect(settings) as database:
-        database.define_table("llm_traces")
+        define_table(database, "llm_traces")
         insert(database, CALLS)
         exact = figures_of(database, store, LONG)
         database.execute("CREATE TABLE llm_traces__ready CLONE AS llm_traces")
@@ -616,7 +617,7 @@ def test_a_swap_that_was_cut_is_finished_before_the_figures_are_read(tmp_path: P
         [doubled] = database.rows("SELECT count() AS calls FROM llm_traces")
         assert doubled["calls"] == 2 * len(CALLS)
         assert figures_of(database, store, LONG) == exact
-        assert not database.has_table("llm_traces__ready")
+        assert not has_table(database, "llm_traces__ready")
 
 
 def test_a_table_of_an_earlier_version_is_upgraded_first(tmp_path: Path) -> None:

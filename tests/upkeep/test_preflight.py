@@ -23,6 +23,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.__main__ import main
 from llm_trace_pipeline.cli.preflight import check_before_first_load, check_both_ends
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.tables import define_table
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.errors import PipelineError, SourceError
 from llm_trace_pipeline.hours import HOUR
@@ -30,7 +31,7 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source import standby
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.standby import lag_of
-from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.upkeep import preflight
 from llm_trace_pipeline.upkeep.preflight import Problem, check_source, check_target
 from tests.harness.operational import Operational, trace
@@ -77,13 +78,13 @@ def target(tmp_path: Path) -> Settings:
 def table(target: Settings) -> str:
     """The table, as the pipeline makes it."""
     with connect(target) as database:
-        database.define_table("llm_traces")
+        define_table(database, "llm_traces")
     return TABLE
 
 
 def make_table(settings: Settings, pattern: str, replacement: str) -> None:
     """Make the target with another definition."""
-    text = read_sql("clickhouse/llm_traces.sql").replace("{table}", TABLE)
+    text = render("clickhouse/llm_traces.sql", table=TABLE, engine="MergeTree")
     changed = re.sub(pattern, replacement, text)
     assert changed != text
     change(settings, changed)

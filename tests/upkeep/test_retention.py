@@ -11,7 +11,7 @@ from dagster import (
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOUR

@@ -15,11 +15,12 @@ import pytest
 from llm_trace_pipeline.batches.enrich import enrich_hour, is_stale
 from llm_trace_pipeline.batches.history import capture_billing, read_history
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.upsert import HourLoader
+from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.errors import BatchError, SourceError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session
+from llm_trace_pipeline.sql import without_comments
 from llm_trace_pipeline.trace.billing import BillingMatcher
 from llm_trace_pipeline.trace.prices import PACKAGED
 from tests.harness.operational import Operational, billing, trace
@@ -31,10 +32,10 @@ from tests.harness.warehouse import ENDPOINT, drop_database
 def statements_of(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list that every statement which may write goes into from now on."""
     executed: list[str] = []
-    execute, insert_arrow = Database.execute, Database._insert_arrow  # noqa: SLF001
+    execute, insert_arrow = Database.execute, Database.insert_arrow
 
     def record(self: Database, sql: str, *arguments: Any) -> None:
-        executed.append(sql.split(maxsplit=1)[0])
+        executed.append(without_comments(sql).split(maxsplit=1)[0])
         execute(self, sql, *arguments)
 
     def record_insert(self: Database, *arguments: Any) -> None:
@@ -43,7 +44,7 @@ def statements_of(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[s
 
     assert database
     monkeypatch.setattr(Database, "execute", record)
-    monkeypatch.setattr(Database, "_insert_arrow", record_insert)
+    monkeypatch.setattr(Database, "insert_arrow", record_insert)
     return executed
 
 

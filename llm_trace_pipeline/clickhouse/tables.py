@@ -1,0 +1,207 @@
+"""The tables: how llm_traces, the roll-up and its views are made, upgraded and asked about.
+
+A table's comment tells the version of its schema. An older table is upgraded in place; schema 0 is
+a table from before this project, such as the live writer's.
+
+In a cluster a table is a Distributed one in front of the local tables of the shards, which hold the
+rows: all rows of an organization lie on one shard.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from llm_trace_pipeline.clickhouse.client import Cluster, Database, Shard
+from llm_trace_pipeline.clickhouse.errors import STATEMENT_SECONDS
+from llm_trace_pipeline.errors import ClickHouseError
+from llm_trace_pipeline.sql import quote_identifier, quote_text, read_sql, render
+from llm_trace_pipeline.trace.columns import SCHEMA_VERSION
+
+TABLE = "llm_traces"
+ROLLUP = "llm_usage_hourly"
+# The views of the roll-up: the column that tells the period, and the function that gives its start.
+VIEWS = {"llm_usage_daily": ("day", "toDate"), "llm_usage_monthly": ("month", "toStartOfMonth")}
+SHARDING_KEY = "cityHash64(organization_id)"
+
+_LOCAL = "_local"
+_MERGE_TREE = "MergeTree"
+# The path has no {uuid}: a node that joins later would get another one than its replicas have.
+_REPLICATED = "ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')"
+
+
+def in_window(column: str) -> str:
+    """Return the condition that a time lies in a window, whose parameters a Window gives."""
+    return f"{column} >= {{start:DateTime64(6, 'UTC')}} AND {column} < {{end:DateTime64(6, 'UTC')}}"
+
+
+IN_WINDOW = in_window("created_at")
+
+
+def local_name(table: str) -> str:
+    """Return the name of the table that holds a shard's own rows, behind a table of a cluster."""
+    return f"{table}{_LOCAL}"
+
+
+def layout_of(database: Database, table: str) -> dict[str, Any]:
+    """Return the table's row of ``system.tables``; empty where it does not exist."""
+    found = database.rows(
+        read_sql("clickhouse/layout.sql"), {"database": database.name, "table": table}
+    )
+    return found[0] if found else {}
+
+
+def has_table(database: Database, table: str) -> bool:
+    """Whether the table exists."""
+    return bool(layout_of(database, table))
+
+
+def schema_version(layout: Mapping[str, Any]) -> int:
+    """Return the version of the schema that a row of ``system.tables`` tells; 0: none."""
+    said = re.search(r"\bllm_trace_pipeline schema (\d+)", layout["comment"])
+    return int(said[1]) if said else 0
+
+
+def newer_schema(table: str, layout: Mapping[str, Any]) -> ClickHouseError | None:
+    """Return why a table cannot be loaded into that a newer version of this program made."""
+    if (version := schema_version(layout)) <= SCHEMA_VERSION:
+        return None
+    return ClickHouseError(
+        f"{table} has schema {version}, and this version of the program knows up to "
+        f"{SCHEMA_VERSION}",
+        "install the newer version that made it, or set another CLICKHOUSE_DATABASE",
+    )
+
+
+def define_table(database: Database, table: str) -> None:
+    """Make a table where it is missing; bring an older one up to date in place.
+
+    The tables of a cluster are made on all its nodes at once, from any of them. A replica of a
+    shard only sees that its own is there.
+
+    Raises:
+        ClickHouseError: a newer version of this program made the table, or a shard lacks it.
+    """
+    if database.shard:
+        _require_local(database, database.shard, table)
+        return
+    if not database.use():
+        name = quote_identifier(database.name)
+        database.execute(f"CREATE DATABASE IF NOT EXISTS {name}{database.on_cluster}")
+        database.use()
+    layout = layout_of(database, table)
+    if layout and (newer := newer_schema(database.qualified(table), layout)):
+        raise newer
+    is_current = layout and schema_version(layout) == SCHEMA_VERSION
+    if not is_current or (table == ROLLUP and not _has_views(database)):
+        for statement in definition_of(database, table, exists=bool(layout)):
+            database.execute(statement)
+
+
+def _require_local(database: Database, shard: Shard, table: str) -> None:
+    layout = layout_of(database, table)
+    if not layout or schema_version(layout) != SCHEMA_VERSION:
+        in_front = database.qualified(table.removesuffix(_LOCAL))
+        raise ClickHouseError(
+            f"shard {shard.number} has no {database.qualified(table)} of schema {SCHEMA_VERSION}",
+            f"DROP TABLE {in_front} on all nodes, which holds no row itself: the "
+            "next load makes what is missing",
+        )
+
+
+def _has_views(database: Database) -> bool:
+    """Whether the views of the roll-up exist: they are made after it, and can be dropped."""
+    return all(has_table(database, view) for view in VIEWS)
+
+
+def definition_of(database: Database, table: str, *, exists: bool) -> list[str]:
+    """Return the statements that make or upgrade a table; in a cluster, the local ones first.
+
+    All of them, or some of the first ones, can run again without a further effect.
+    """
+    target = f"{database.qualified(table)}{database.on_cluster}"
+    if table == ROLLUP:
+        make = "clickhouse/llm_usage_hourly.sql"
+        views = [
+            render(
+                "clickhouse/llm_usage_by_period.sql",
+                view=f"{database.qualified(view)}{database.on_cluster}",
+                table=database.qualified(table),
+                period=period,
+                start_of=start_of,
+            )
+            for view, (period, start_of) in VIEWS.items()
+        ]
+        if not database.cluster:
+            return [render(make, table=target, engine=_MERGE_TREE), *views]
+        distributed = _distributed(database, database.cluster, table, "Usage by hour")
+        return [_local(database, make, table), distributed, *views]
+    make, upgrade = "clickhouse/llm_traces.sql", "clickhouse/upgrade.sql"
+    if not database.cluster:
+        if exists:
+            return [render(upgrade, table=target)]
+        return [render(make, table=target, engine=_MERGE_TREE)]
+    local = f"{database.qualified(local_name(table))}{database.on_cluster}"
+    distributed = _distributed(database, database.cluster, table, "One row per LLM call")
+    return [
+        _local(database, make, table),
+        render(upgrade, table=local),  # one that was there already
+        render(upgrade, table=target) if exists else distributed,
+    ]
+
+
+def _local(database: Database, make: str, table: str) -> str:
+    """Return the statement that makes the local tables behind a table of the cluster."""
+    local = f"{database.qualified(local_name(table))}{database.on_cluster}"
+    return render(make, table=local, engine=_REPLICATED)
+
+
+def _distributed(database: Database, cluster: Cluster, table: str, comment: str) -> str:
+    """Return the statement that makes a table of the cluster in front of the local ones."""
+    name = local_name(table)
+    return render(
+        "clickhouse/distributed.sql",
+        table=f"{database.qualified(table)}{database.on_cluster}",
+        local=database.qualified(name),
+        cluster=quote_text(cluster.name),
+        database=quote_text(database.name),
+        name=quote_text(name),
+        key=SHARDING_KEY,
+        comment=quote_text(f"{comment} (llm_trace_pipeline schema {SCHEMA_VERSION})."),
+    )
+
+
+def parts_of(database: Database, table: str, partition: str) -> list[dict[str, Any]]:
+    """Return the active parts of a partition: their names and largest block numbers."""
+    return database.rows(
+        read_sql("clickhouse/parts.sql"),
+        {"database": database.name, "table": table, "partition": partition},
+    )
+
+
+def wait_for_statements_on(database: Database, *tables: str) -> None:
+    """Wait until no statement that names one of some tables is running.
+
+    Raises:
+        ClickHouseError: a statement runs for longer than it may.
+    """
+    deadline = time.monotonic() + STATEMENT_SECONDS
+    names = {"tables": [database.qualified(table) for table in tables]}
+    while running := database.rows(read_sql("clickhouse/running.sql"), names):
+        if time.monotonic() > deadline:
+            ids = ", ".join(f"'{row['query_id']}'" for row in running)
+            raise ClickHouseError(
+                "ClickHouse: a statement of an earlier load still runs",
+                f"wait, or KILL QUERY WHERE query_id IN ({ids})",
+            )
+        time.sleep(0.2)  # nothing tells when it ends
+
+
+def catch_up(database: Database, table: str) -> None:
+    """Let a replica of a shard fetch the parts that others have; a single server has no others.
+
+    Raises:
+        ClickHouseError: the table is not replicated, or fetching takes too long.
+    """
+    if database.shard and has_table(database, table):
+        database.execute(f"SYSTEM SYNC REPLICA {database.qualified(table)} LIGHTWEIGHT")

@@ -1,0 +1,6 @@
+-- The parts of {table} that hold rows of a window, by the time in {column}; is_inside: they hold no
+-- other rows.
+SELECT _part AS name, countIf({in_window}) = count() AS is_inside
+FROM {table}
+GROUP BY _part
+HAVING countIf({in_window}) > 0
