@@ -9,12 +9,9 @@ from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import HOUR, floor
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upkeep.preflight import (
-    Problem,
-    check_batches,
-    check_source,
-    check_target,
-)
+from llm_trace_pipeline.upkeep.preflight_source import check_source
+from llm_trace_pipeline.upkeep.preflight_target import check_batches, check_target
+from llm_trace_pipeline.upkeep.problems import Problem
 
 
 def check_both_ends() -> None:

@@ -1,7 +1,7 @@
-"""The retention: what is older than so many days is dropped, from ClickHouse and of the batches.
+"""The retention: hours older than so many days are dropped from ClickHouse and from the batches.
 
-Days are whole UTC days: the line is the start of the day that lies so many days back, and what lies
-before it is dropped. With 30 days, on 31 March at any time, everything since 1 March 00:00 is kept.
+Days are whole UTC days. The line is the start of the day that lies so many days back; hours before
+the line are dropped. With 30 days, on 31 March at any time, everything since 1 March 00:00 is kept.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Dropped:
 
 
 def line_before(days: int | None, now: datetime) -> datetime | None:
-    """Return where the kept days begin; None: everything is kept."""
+    """Return the line, where the kept days begin; None: everything is kept."""
     if days is None:
         return None
     return midnight(now) - timedelta(days=days)

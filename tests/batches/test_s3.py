@@ -25,7 +25,7 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.prices import PACKAGED
 from llm_trace_pipeline.upkeep.erase import erase
-from llm_trace_pipeline.upkeep.preflight import check_batches
+from llm_trace_pipeline.upkeep.preflight_target import check_batches
 from llm_trace_pipeline.upkeep.reconcile import (
     Reconciliation,
     read_reconciliation,

@@ -10,7 +10,7 @@ from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.columns import SCHEMA_VERSION
 from llm_trace_pipeline.upkeep.erase import remove_from_clickhouse as erase_from_clickhouse
-from llm_trace_pipeline.upkeep.preflight import _needed_grants_of_cluster, check_target
+from llm_trace_pipeline.upkeep.preflight_target import check_target, needed_grants_of_cluster
 from llm_trace_pipeline.upkeep.retention import apply_retention
 from tests.harness.cluster import (
     ORGANIZATIONS,
@@ -160,4 +160,4 @@ def test_the_loader_is_granted_what_preflight_asks_for_in_a_cluster() -> None:
         read_sql("grants/clickhouse_cluster.sql"),
         re.MULTILINE,
     )
-    assert granted == _needed_grants_of_cluster("default")
+    assert granted == needed_grants_of_cluster("default")

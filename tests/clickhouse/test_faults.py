@@ -21,7 +21,7 @@ from llm_trace_pipeline.clickhouse.tables import wait_for_statements_on
 from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import HOUR
-from llm_trace_pipeline.upkeep.preflight import check_target
+from llm_trace_pipeline.upkeep.preflight_target import check_target
 from tests.harness.http_server import SECRET, USERS, Fault, Running, running, settings_of_server
 from tests.harness.processes import free_port
 from tests.harness.rows import MIDNIGHT, TABLE

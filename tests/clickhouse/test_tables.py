@@ -17,7 +17,7 @@ from llm_trace_pipeline.trace.columns import (
     COST_TYPE,
     SCHEMA_VERSION,
 )
-from llm_trace_pipeline.upkeep.preflight import check_target
+from llm_trace_pipeline.upkeep.preflight_target import check_target
 from tests.harness.rows import MIDNIGHT, TABLE, make_rows
 from tests.harness.warehouse import Warehouse, left_over_tables
 

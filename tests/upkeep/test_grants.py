@@ -18,7 +18,8 @@ from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
-from llm_trace_pipeline.upkeep.preflight import _needed_grants, check_source
+from llm_trace_pipeline.upkeep.preflight_source import check_source
+from llm_trace_pipeline.upkeep.preflight_target import needed_grants
 from llm_trace_pipeline.upkeep.reconcile import reconcile
 from tests.harness.operational import Operational, trace
 from tests.harness.rows import T0
@@ -91,8 +92,8 @@ def test_the_loader_is_granted_what_preflight_asks_for(database: Database) -> No
         for statement in statements
         if (found := re.fullmatch(r"GRANT (.*) TO llm_traces_loader", statement))
     ]
-    assert granted == _needed_grants(Settings.from_environment({}))
-    in_bucket = _needed_grants(Settings.from_environment({"TRACE_BATCH_URI": "s3://traces"}))
+    assert granted == needed_grants(Settings.from_environment({}))
+    in_bucket = needed_grants(Settings.from_environment({"TRACE_BATCH_URI": "s3://traces"}))
     [of_bucket] = set(in_bucket) - set(granted)
     assert f"-- For batches in a bucket: GRANT {of_bucket} TO llm_traces_loader;" in text
 

@@ -32,8 +32,10 @@ from llm_trace_pipeline.source import standby
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.standby import lag_of
 from llm_trace_pipeline.sql import render
-from llm_trace_pipeline.upkeep import preflight
-from llm_trace_pipeline.upkeep.preflight import Problem, check_source, check_target
+from llm_trace_pipeline.upkeep import preflight_target
+from llm_trace_pipeline.upkeep.preflight_source import check_source
+from llm_trace_pipeline.upkeep.preflight_target import check_target
+from llm_trace_pipeline.upkeep.problems import Problem
 from tests.harness.operational import Operational, trace
 from tests.harness.processes import wait_for
 from tests.harness.rows import T0
@@ -546,7 +548,7 @@ def test_a_missing_grant_comes_with_the_statement_that_gives_it(
 ) -> None:
     # The embedded user has every privilege that a load needs; this is one that it lacks.
     monkeypatch.setattr(
-        preflight, "_needed_grants", lambda _: ["SELECT ON *.*", "ROLE ADMIN ON *.*"]
+        preflight_target, "needed_grants", lambda _: ["SELECT ON *.*", "ROLE ADMIN ON *.*"]
     )
     problem = only(check_target(target))
     assert problem.is_fatal

@@ -1,0 +1,231 @@
+"""What is missing where batches and tables go before a load, with the exact repair."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any
+
+from llm_trace_pipeline.batches.files import files_of
+from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, shards_of
+from llm_trace_pipeline.clickhouse.tables import TABLE, layout_of, newer_schema, schema_version
+from llm_trace_pipeline.errors import BatchError, ClickHouseError
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.sql import quote_identifier, read_sql
+from llm_trace_pipeline.trace.columns import COLUMNS, SCHEMA_VERSION
+from llm_trace_pipeline.upkeep.problems import Problem
+
+_PROBE = "preflight"  # an object that is written and removed
+_SAFE_VERSION = (26, 6)
+_CHECK_GRANT_VERSION = (25, 1)
+_LOADER_PRIVILEGES = (
+    "SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COMMENT, ALTER DELETE, CREATE TABLE, DROP TABLE"
+    ", CREATE VIEW, DROP VIEW"
+)
+_PARTITION_KEY, _SORTING_KEY = "toDate(created_at)", "organization_id, created_at, id"
+_PROJECTION_MODE = "lightweight_mutation_projection_mode"
+
+
+def check_batches(settings: Settings) -> list[Problem]:
+    """Return the problems of the place of the batches; into a bucket, an object is written."""
+    try:
+        files = files_of(settings)
+        if settings.is_in_bucket:
+            files.switch(_PROBE, b"")
+            files.remove([_PROBE])
+    except BatchError as error:
+        repair = (
+            "check TRACE_BATCH_URI, AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and whether that key may list, read, write and delete there"
+        )
+        return [Problem(str(error), repair)]
+    return []
+
+
+def check_target(settings: Settings) -> list[Problem]:
+    """Return the problems of ClickHouse: its address, version, grants and tables."""
+    with ExitStack() as stack:
+        try:
+            database = stack.enter_context(connect(settings, attempts=1))
+        except ClickHouseError as error:
+            return [Problem(error.message, error.repair or _way_in(settings))]
+        refused = list(_check_grants(database, settings))
+        return [
+            *_check_version(database.version),
+            *(refused or _check_tables(database)),
+        ]
+
+
+def _way_in(settings: Settings) -> str:
+    if settings.clickhouse_endpoint.startswith("chdb:"):
+        return "let the process that uses it end, or set CLICKHOUSE_ENDPOINT to another folder"
+    return "start the server, or set CLICKHOUSE_ENDPOINT to its HTTP port: 8123, with TLS 8443"
+
+
+def _check_version(version: tuple[int, int]) -> Iterator[Problem]:
+    if version < _SAFE_VERSION:
+        yield Problem(
+            f"ClickHouse {version[0]}.{version[1]} can resurrect replaced rows after a restart "
+            "(ClickHouse issue 107605): these hours would hold rows twice",
+            "upgrade ClickHouse to 26.6 or newer",
+            is_fatal=False,
+        )
+
+
+def _check_grants(database: Database, settings: Settings) -> Iterator[Problem]:
+    if database.version < _CHECK_GRANT_VERSION:
+        return
+    for grant in needed_grants(settings):
+        if str(database.value(f"CHECK GRANT {grant}")) != "1":
+            [user] = database.rows("SELECT currentUser() AS name")
+            yield Problem(
+                f"ClickHouse: {user['name']} lacks {grant}",
+                f"GRANT {grant} TO {quote_identifier(user['name'])};",
+            )
+
+
+def needed_grants(settings: Settings) -> list[str]:
+    """Return the privileges that loads use, as ``GRANT`` names them."""
+    name = settings.clickhouse_database
+    everything = f"{quote_identifier(name)}.*"
+    return [
+        # CREATE DATABASE IF NOT EXISTS needs its privilege also where there is nothing to create.
+        *([f"CREATE DATABASE ON {everything}"] if name != "default" else []),
+        f"{_LOADER_PRIVILEGES} ON {everything}",
+        *(f"SELECT ON system.{table}" for table in ("tables", "columns", "parts", "processes")),
+        *(["S3 ON *.*"] if settings.is_in_bucket else []),
+        *(needed_grants_of_cluster(name) if settings.clickhouse_cluster else []),
+    ]
+
+
+def needed_grants_of_cluster(name: str) -> list[str]:
+    """Return the privileges that loads use besides in a cluster, by the name of the database."""
+    return [
+        "CLUSTER ON *.*",
+        "REMOTE ON *.*",  # to make a Distributed table
+        f"SYSTEM SYNC REPLICA ON {quote_identifier(name)}.*",
+        "SELECT ON system.clusters",
+    ]
+
+
+def _check_tables(database: Database) -> list[Problem]:
+    """Return the problems of the table; in a cluster, of the tables of all shards."""
+    if not database.cluster:
+        table = database.qualified(TABLE)
+        before = database.qualified(f"{TABLE}_before")
+        anew = f"RENAME TABLE {table} TO {before}; then make backfill"
+        return _check_table(database, TABLE, table, anew)
+    try:
+        shards = shards_of(database, database.cluster)
+    except ClickHouseError as error:
+        return [Problem(error.message, error.repair or "start it, or repair system.clusters")]
+    anew = "set another CLICKHOUSE_DATABASE; then make backfill"
+    problems: list[Problem] = []
+    layout = layout_of(database, TABLE)
+    if layout and layout["engine"] != "Distributed":
+        problems.append(
+            Problem(
+                f"{database.qualified(TABLE)} is a {layout['engine']}, and CLICKHOUSE_CLUSTER "
+                "takes it for a Distributed",
+                anew,
+            )
+        )
+    table = f"{database.qualified(LOCAL_TABLE)}{database.on_cluster}"
+    for shard in shards:
+        layout = layout_of(shard, LOCAL_TABLE)
+        if layout and not layout["engine"].startswith("Replicated"):
+            problems.append(Problem(f"{table} is a {layout['engine']}, not replicated", anew))
+        problems += _check_table(shard, LOCAL_TABLE, table, anew)
+    return list(dict.fromkeys(problems))
+
+
+def _check_table(database: Database, name: str, table: str, anew: str) -> list[Problem]:
+    """Return the problems of one table.
+
+    Args:
+        database: the database that holds the table.
+        name: the name of the table.
+        table: the quoted name for the statements of a repair.
+        anew: the repair that makes another table.
+    """
+    layout = layout_of(database, name)
+    if not layout:
+        return []
+    if not layout["engine"].endswith("MergeTree"):
+        return [Problem(f"{table} is a {layout['engine']}, not a MergeTree", anew)]
+    columns = database.rows(
+        "SELECT name, type, is_in_sorting_key OR is_in_partition_key AS is_key "
+        "FROM system.columns WHERE database = {database:String} AND table = {table:String}",
+        {"database": database.name, "table": name},
+    )
+    if newer := newer_schema(table, layout):
+        return [Problem(newer.message, newer.repair)]
+    is_upgraded = schema_version(layout) < SCHEMA_VERSION
+    problems = [
+        *_check_missing(table, columns, is_upgraded=is_upgraded),
+        *_check_types(table, columns, anew),
+    ]
+    if f"{_PROJECTION_MODE} = 'throw'" in layout["engine_full"]:
+        problems.append(
+            Problem(
+                f"{table} sets {_PROJECTION_MODE} to 'throw': once it has a projection, no hour of "
+                "it can be replaced",
+                f"ALTER TABLE {table} RESET SETTING {_PROJECTION_MODE};",
+                is_fatal=False,
+            )
+        )
+    for key, expected, cost in (
+        ("partition_key", _PARTITION_KEY, "every hour loaded clones and verifies its partition"),
+        ("sorting_key", _SORTING_KEY, "an organization's calls of a time are slower to find"),
+    ):
+        if layout[key] != expected:
+            what = f"{key.replace('_', ' ')} ({layout[key]}), not ({expected})"
+            problems.append(
+                Problem(f"{table} has the {what}: it is kept, but {cost}", anew, is_fatal=False)
+            )
+    return problems
+
+
+def _check_missing(
+    table: str, columns: Sequence[dict[str, Any]], *, is_upgraded: bool
+) -> Iterator[Problem]:
+    """Name the missing columns that no upgrade adds."""
+    present = {column["name"] for column in columns}
+    upgrade = read_sql("clickhouse/upgrade.sql") if is_upgraded else ""
+    added = re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", upgrade)
+    missing = {
+        column.name: f"ADD COLUMN {quote_identifier(column.name)} {column.clickhouse_type}"
+        + (f" AFTER {quote_identifier(before.name)}" if before else " FIRST")
+        for before, column in pairwise([None, *COLUMNS])
+        if column and column.name not in present and column.name not in added
+    }
+    if missing:
+        yield Problem(
+            f"{table} has no column {', '.join(missing)}",
+            f"ALTER TABLE {table} {', '.join(missing.values())};",
+        )
+
+
+def _check_types(table: str, columns: Sequence[dict[str, Any]], anew: str) -> Iterator[Problem]:
+    expected = {column.name: column.clickhouse_type for column in COLUMNS}
+    for column in columns:
+        name, found = column["name"], column["type"]
+        wanted = expected.get(name, found)
+        # A column may be Nullable where none is expected: no NULL is stored there. The other way
+        # round, a NULL would become 0.
+        if _essence(wanted) not in (
+            _essence(found),
+            re.sub(r"Nullable\((.*)\)", r"\1", _essence(found)),
+        ):
+            modify = f"ALTER TABLE {table} MODIFY COLUMN {quote_identifier(name)} {wanted};"
+            yield Problem(
+                f"{table}: column {name} is {found}, not {wanted}",
+                anew if column["is_key"] else modify,
+            )
+
+
+def _essence(clickhouse_type: str) -> str:
+    """Return the type without the parts that change no value: a dictionary, a time zone."""
+    bare = re.sub(r"LowCardinality\((.*?\)?)\)", r"\1", clickhouse_type)
+    return re.sub(r"(?<=^DateTime64\(6), '[^']*'", "", bare)
