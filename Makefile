@@ -62,10 +62,11 @@ check-lock: .venv/installed  ## that the locks are wheels on Linux and macOS, Py
 	done; done; done
 
 .PHONY: lint
-lint: .venv/installed  ## ruff and the strict type checker
+lint: .venv/installed  ## ruff, the strict type checker, and who may import whom
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
 
 # What is loaded, on any server, and what goes wrong on the way to one.
 LOADS := $(patsubst %,tests/clickhouse/test_%.py,layouts other_writers stops tables upsert)
