@@ -113,7 +113,7 @@ screenshot: .venv/installed  ## take docs/ui.png from the real UI
 
 .PHONY: report-picture
 report-picture: .venv/installed  ## take docs/report.png from a week of demo traffic
-	REPORT_PICTURE=docs/report.png .venv/bin/pytest tests/reports/test_report.py -k picture
+	REPORT_PICTURE=docs/report.png .venv/bin/pytest tests/reports/test_page.py -k picture
 
 .PHONY: report
 report: .venv/installed  ## what some days cost, as an HTML page: FROM=2026-03-01 TO=2026-03-31 (OUT=file)

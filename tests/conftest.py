@@ -10,19 +10,25 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance
+from playwright.sync_api import Browser, Page
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.tables import define_table
 from llm_trace_pipeline.demo import postgres as demo
+from llm_trace_pipeline.reports.spend import Days
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from tests.harness import START
+from tests.harness.browser import running_browser
 from tests.harness.bucket import Bucket, S3Server, running_s3
+from tests.harness.calls import CALLS, insert
 from tests.harness.cluster import ClusterWarehouse, running_nodes
 from tests.harness.http_server import Running
 from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational, execute, fresh_database
 from tests.harness.pipeline import Pipeline
+from tests.harness.report_page import write_pages
 from tests.harness.warehouse import (
     Warehouse,
     drop_database,
@@ -165,3 +171,44 @@ def cluster(tmp_path: Path, nodes: list[Running]) -> Iterator[ClusterWarehouse]:
     """A fresh database of a cluster."""
     with closing(ClusterWarehouse(tmp_path, nodes)) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def state_of_calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a deployment whose ClickHouse holds calls that a report is made of."""
+    folder = tmp_path_factory.mktemp("calls")
+    with connect(Settings.from_environment({"LLM_TRACES_STATE": str(folder)})) as database:
+        define_table(database, "llm_traces")
+        insert(database, CALLS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(state_of_calls: Path) -> dict[Days, Path]:
+    """The report of each range of days, as a file."""
+    return write_pages(state_of_calls)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless browser."""
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def noise() -> list[str]:
+    """What a page logged, asked or requested beside itself."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, noise: list[str]) -> Iterator[Page]:
+    """A window that notes whatever a quiet page does not do."""
+    page = browser.new_page(viewport={"width": 1180, "height": 1600})
+    page.on("console", lambda message: noise.append(message.text))
+    page.on("pageerror", lambda error: noise.append(str(error)))
+    page.on("dialog", lambda dialog: noise.append(dialog.message))
+    page.on("request", lambda request: noise.append(request.url))
+    yield page
+    page.close()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from adbc_driver_postgresql import dbapi
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.demo import postgres as demo
@@ -32,17 +32,6 @@ ASSETS = (
     *("provider_traces", "billing_history", "trace_batches", "llm_traces"),
     *("llm_usage_hourly", "usage_report"),
 )
-BROWSER_ARGUMENTS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
 RUN = """query ($run: ID!) { runOrError(runId: $run) { ... on Run { status
     eventConnection { events { ... on EngineEvent { metadataEntries {
         label ... on TextMetadataEntry { text } } } } } } } }"""
@@ -201,17 +190,6 @@ def dagster() -> Iterator[Dagster]:
         written = log.read_text()
         shutil.rmtree(folder, ignore_errors=True)
     assert (status, left, postgres) == (0, [], False), written
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A headless browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=BROWSER_ARGUMENTS
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.tables import define_table
 from llm_trace_pipeline.settings import Settings
-from tests.reports.test_report import CALLS, LONG, insert, summed
+from tests.harness.calls import CALLS, LONG, summed
 
 BOARD: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "deploy/grafana/llm_traces.json").read_text(encoding="utf-8")
@@ -47,12 +46,9 @@ def substituted(sql: str, **chosen: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+def loaded(state_of_calls: Path) -> Iterator[Database]:
     """A ClickHouse that holds the calls."""
-    state = {"LLM_TRACES_STATE": str(tmp_path_factory.mktemp("grafana"))}
-    with connect(Settings.from_environment(state)) as database:
-        define_table(database, "llm_traces")
-        insert(database, CALLS)
+    with connect(Settings.from_environment({"LLM_TRACES_STATE": str(state_of_calls)})) as database:
         yield database
 
 
