@@ -12,6 +12,9 @@ from adbc_driver_postgresql import dbapi
 from llm_trace_pipeline.sql import read_sql
 from tests.harness.rows import DAY, T0
 
+# What preflight prints where no index leads to an hour.
+CREATE_INDEX = "CREATE INDEX CONCURRENTLY ON public.provider_traces (created_at);"
+
 
 class Operational:
     """An operational database with the agent server's tables, which are made where they lack."""

@@ -55,6 +55,13 @@ def drop_database(settings: Settings) -> None:
             database.execute(f"DROP DATABASE IF EXISTS `{settings.clickhouse_database}` SYNC")
 
 
+def change(settings: Settings, *statements: str) -> None:
+    """Execute statements past the pipeline, as somebody else does."""
+    with connect(settings) as database:
+        for statement in statements:
+            database.execute(statement)
+
+
 class Warehouse:
     """A ClickHouse and a batch store of their own, and the rows that the table has to hold."""
 

@@ -1,0 +1,195 @@
+"""The preflight of the source: what is broken is named, and the repair it prints repairs it."""
+
+import re
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.upkeep.preflight_source import check_source
+from tests.harness.operational import CREATE_INDEX, Operational
+from tests.harness.rows import T0
+
+UNTIL = T0 + HOUR
+
+
+READ_TRACES = "sql/operational/all_traces.sql"
+
+
+READ_STEPS = " and ".join(
+    f"sql/operational/{name}.sql" for name in ("ledger", "traces", "unaccounted_steps")
+)
+
+
+@pytest.fixture
+def role(operational: Operational) -> Iterator[str]:
+    """A role that may read every table."""
+    name = f"reader_{uuid4().hex}"
+    operational.execute(f"CREATE ROLE {name} LOGIN")
+    operational.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")
+    yield name
+    operational.execute(f"DROP OWNED BY {name}")
+    operational.execute(f"DROP ROLE {name}")
+
+
+def as_role(operational: Operational, role: str) -> Source:
+    return Source(operational.url.replace("postgres@", f"{role}@", 1))
+
+
+def test_a_role_with_no_more_than_select_is_enough(operational: Operational, role: str) -> None:
+    assert check_source(as_role(operational, role), UNTIL) == []
+
+
+def test_missing_tables_are_all_named_at_once(source: Source, operational: Operational) -> None:
+    operational.execute("DROP TABLE steps, provider_traces, organization_billing_details")
+    operational.execute("DROP TABLE provider_trace_metadata, step_metrics")  # may be missing
+    problems = check_source(source, UNTIL)
+    assert {problem.message.split("table ")[1] for problem in problems} == {
+        f"provider_traces, which is read by {READ_TRACES}",
+        f"steps, which is read by {READ_STEPS}",
+        "organization_billing_details, which is read by sql/operational/billing.sql",
+    }
+    assert all(problem.is_fatal for problem in problems)
+
+
+def test_missing_columns_are_all_named_at_once(source: Source, operational: Operational) -> None:
+    operational.execute("ALTER TABLE provider_traces DROP run_id, DROP llm_config")
+    operational.execute("ALTER TABLE steps DROP reasoning_tokens")
+    messages = {problem.message for problem in check_source(source, UNTIL)}
+    assert messages == {
+        f"public.provider_traces has no column llm_config, run_id, read by {READ_TRACES}",
+        f"public.steps has no column reasoning_tokens, read by {READ_STEPS}",
+    }
+
+
+def test_a_column_that_no_statement_reads_may_be_missing(
+    source: Source, operational: Operational
+) -> None:
+    operational.execute("ALTER TABLE provider_traces DROP compaction_settings, DROP source")
+    operational.execute("ALTER TABLE steps DROP organization_id, DROP updated_at")
+    assert check_source(source, UNTIL) == []
+
+
+def test_a_missing_index_comes_with_the_statement_that_makes_it(
+    source: Source, operational: Operational
+) -> None:
+    operational.execute("DROP INDEX ix_provider_traces_created_at")
+    operational.execute("CREATE INDEX ON provider_traces (created_at) WHERE is_deleted")
+    operational.execute("CREATE INDEX ON provider_traces (org_id, created_at)")
+    [problem] = check_source(source, UNTIL)
+    assert (problem.repair, problem.is_fatal) == (CREATE_INDEX, False)
+    operational.execute(problem.repair)
+    assert check_source(source, UNTIL) == []
+
+
+def test_a_partitioned_table_is_given_its_index_without_concurrently(
+    source: Source, operational: Operational
+) -> None:
+    operational.execute("ALTER TABLE provider_traces RENAME TO old")
+    operational.execute(
+        "CREATE TABLE provider_traces (LIKE old INCLUDING DEFAULTS) PARTITION BY HASH (id)"
+    )
+    [problem] = check_source(source, UNTIL)
+    assert problem.repair == "CREATE INDEX ON public.provider_traces (created_at);"
+    operational.execute(problem.repair)
+    assert check_source(source, UNTIL) == []
+
+
+def test_a_view_needs_no_index(source: Source, operational: Operational) -> None:
+    operational.execute("ALTER TABLE provider_traces RENAME TO stored")
+    operational.execute("DROP INDEX ix_provider_traces_created_at")
+    operational.execute("CREATE VIEW provider_traces AS SELECT * FROM stored")
+    assert check_source(source, UNTIL) == []
+
+
+def test_a_refused_table_comes_with_its_grant(operational: Operational, role: str) -> None:
+    operational.execute(f"REVOKE SELECT ON steps FROM {role}")
+    [problem] = check_source(as_role(operational, role), UNTIL)
+    assert problem.is_fatal
+    assert problem.repair == f"GRANT SELECT ON public.steps TO {role};"
+    operational.execute(problem.repair)
+    assert check_source(as_role(operational, role), UNTIL) == []
+
+
+def test_tables_off_the_search_path_come_with_the_statements_that_show_them(
+    operational: Operational, role: str
+) -> None:
+    operational.execute('CREATE SCHEMA "Letta"')
+    for name in ("provider_traces", "steps", "organization_billing_details"):
+        operational.execute(f'ALTER TABLE {name} SET SCHEMA "Letta"')
+    problems = check_source(as_role(operational, role), UNTIL)
+    assert len(problems) == 3
+    repair = {problem.repair for problem in problems}.pop()
+    assert f'GRANT USAGE ON SCHEMA "Letta" TO {role};' in repair
+    for statement in repair.split(";")[:2]:
+        operational.execute(statement)
+    assert check_source(as_role(operational, role), UNTIL) == []
+
+
+@pytest.mark.parametrize(
+    ("change_", "message"),
+    [
+        pytest.param(
+            "RENAME plan_type TO plan",
+            "public.organization_billing_details has no column plan_type, "
+            "read by sql/operational/billing.sql",
+            id="a_column_has_another_name",
+        ),
+        pytest.param(
+            "ALTER updated_at TYPE timestamp, ALTER created_at TYPE timestamp",
+            "sql/operational/billing.sql does not return valid_from timestamptz",
+            id="a_time_has_no_zone",
+        ),
+    ],
+)
+def test_a_billing_mapping_that_does_not_fit_is_named(
+    source: Source, operational: Operational, change_: str, message: str
+) -> None:
+    operational.execute(f"ALTER TABLE organization_billing_details {change_}")
+    operational.execute(
+        "INSERT INTO organization_billing_details (organization_id) VALUES ('org-1'), ('org-2')"
+    )
+    [problem] = check_source(source, UNTIL)
+    assert (problem.message, problem.is_fatal) == (message, True)
+
+
+def test_billing_versions_that_loads_set_aside_are_counted(
+    source: Source, operational: Operational
+) -> None:
+    operational.execute(
+        "ALTER TABLE organization_billing_details "
+        "ALTER created_at DROP NOT NULL, ALTER created_at DROP DEFAULT"
+    )
+    operational.execute(
+        "INSERT INTO organization_billing_details (organization_id) VALUES ('org-1'), ('org-2')"
+    )
+    [problem] = check_source(source, UNTIL)
+    assert (problem.message, problem.is_fatal) == (
+        (
+            "sql/operational/billing.sql returns 2 rows without organization_id or valid_from; "
+            "loads leave them aside"
+        ),
+        False,
+    )
+
+
+def test_a_database_that_is_not_utf8_is_refused(operational: Operational) -> None:
+    name = f"latin_{uuid4().hex}"
+    operational.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0")
+    latin = Operational(re.sub(r"/test_\w+", f"/{name}", operational.url))
+    [problem] = check_source(Source(latin.url), UNTIL)
+    assert "LATIN1" in problem.message
+    assert problem.is_fatal
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://reader:s3cret@127.0.0.1:1/letta", "postgres//reader:s3cret@127.0.0.1/letta"],
+)
+def test_a_database_that_cannot_be_reached_is_named_without_its_password(url: str) -> None:
+    [problem] = check_source(Source(url), UNTIL)
+    assert "OPERATIONAL_DATABASE_URL" in problem.message
+    assert problem.is_fatal
+    assert "s3cret" not in str(problem)

@@ -1,0 +1,228 @@
+"""The preflight of the target: what is broken is named, and the repair it prints repairs it."""
+
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.tables import define_table
+from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.sql import render
+from llm_trace_pipeline.upkeep import preflight_target
+from llm_trace_pipeline.upkeep.preflight_target import check_target
+from tests.harness.warehouse import change
+
+TABLE = "`default`.`llm_traces`"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Settings:
+    """Settings of a ClickHouse of its own."""
+    return Settings.from_environment({"LLM_TRACES_STATE": str(tmp_path)})
+
+
+@pytest.fixture
+def table(target: Settings) -> str:
+    """The table, as the pipeline makes it."""
+    with connect(target) as database:
+        define_table(database, "llm_traces")
+    return TABLE
+
+
+def make_table(settings: Settings, pattern: str, replacement: str) -> None:
+    """Make the target with another definition."""
+    text = render("clickhouse/llm_traces.sql", table=TABLE, engine="MergeTree")
+    changed = re.sub(pattern, replacement, text)
+    assert changed != text
+    change(settings, changed)
+
+
+def test_a_table_from_before_billing_is_fine(target: Settings, table: str) -> None:
+    added = "billing_plan_type billing_cost_source billing_customer_id billing_match payload_hash"
+    change(
+        target,
+        *(f"ALTER TABLE {table} DROP COLUMN {name}" for name in added.split()),
+        f"ALTER TABLE {table} MODIFY COMMENT 'Made by somebody else.'",
+    )
+    assert check_target(target) == []
+
+
+def test_missing_columns_come_with_the_statement_that_adds_them(
+    target: Settings, table: str
+) -> None:
+    change(
+        target,
+        f"ALTER TABLE {table} DROP COLUMN is_byok, DROP COLUMN cached_input_tokens",
+    )
+    [problem] = check_target(target)
+    assert problem.message.endswith("has no column is_byok, cached_input_tokens")
+    assert problem.is_fatal
+    change(target, problem.repair)
+    assert check_target(target) == []
+    with connect(target) as database:
+        assert database.rows(
+            "SELECT name, type FROM system.columns WHERE table = 'llm_traces' "
+            "AND position IN (12, 18) ORDER BY position"
+        ) == [
+            {"name": "is_byok", "type": "UInt8"},
+            {"name": "cached_input_tokens", "type": "Nullable(UInt64)"},
+        ]
+
+
+@pytest.mark.parametrize(
+    ("column", "found", "wanted"),
+    [
+        ("latency_ms", "UInt32", "UInt64"),
+        ("model", "FixedString(64)", "String"),
+        ("reasoning_tokens", "UInt64", "Nullable(UInt64)"),
+    ],
+)
+def test_a_wrong_type_comes_with_the_statement_that_mends_it(
+    target: Settings, column: str, found: str, wanted: str
+) -> None:
+    make_table(target, rf"(?m)(?<=^    {column} )\S+", found)
+    [problem] = check_target(target)
+    assert problem.message == f"{TABLE}: column {column} is {found}, not {wanted}"
+    assert problem.is_fatal
+    change(target, problem.repair)
+    assert check_target(target) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        ("model", "String"),
+        ("agent_id", "LowCardinality(String)"),
+        ("agent_tags", "Array(LowCardinality(String))"),
+        ("error_type", "LowCardinality(Nullable(String))"),
+        ("is_error", "Nullable(UInt8)"),
+        ("created_at", "DateTime64(6, 'Asia/Tokyo')"),
+        ("created_at", "DateTime64(6)"),
+    ],
+)
+def test_a_type_that_holds_the_same_values_is_fine(
+    target: Settings, column: str, found: str
+) -> None:
+    make_table(target, rf"(?m)(?<=^    {column} )(DateTime64\(.*?\)|\S+)", found)
+    assert check_target(target) == []
+
+
+def test_a_wrong_type_in_the_sort_key_takes_a_new_table(target: Settings) -> None:
+    make_table(target, r"DateTime64\(6", "DateTime64(3")
+    [problem] = check_target(target)
+    assert "created_at is DateTime64(3, 'UTC'), not DateTime64(6, 'UTC')" in problem.message
+    change(target, problem.repair.partition(";")[0])
+    assert check_target(target) == []
+
+
+def test_another_partition_key_is_kept_and_its_cost_is_told(target: Settings) -> None:
+    make_table(target, r"toDate\(", "toYYYYMM(")
+    [problem] = check_target(target)
+    assert "partition key (toYYYYMM(created_at)), not (toDate(created_at))" in problem.message
+    assert "every hour loaded clones and verifies its partition" in problem.message
+    assert not problem.is_fatal
+
+
+def test_another_sorting_key_is_kept_and_its_cost_is_told(target: Settings) -> None:
+    make_table(target, r"ORDER BY \(organization_id, ", "ORDER BY (")
+    [problem] = check_target(target)
+    assert "sorting key (created_at, id), not (organization_id, created_at, id)" in problem.message
+    assert not problem.is_fatal
+
+
+def test_a_table_that_is_no_mergetree_is_refused(target: Settings, table: str) -> None:
+    change(
+        target,
+        f"RENAME TABLE {table} TO default.stored",
+        f"CREATE VIEW {table} AS SELECT * FROM default.stored",
+    )
+    [problem] = check_target(target)
+    assert "is a View, not a MergeTree" in problem.message
+    assert problem.is_fatal
+
+
+def test_a_table_that_forbids_hours_to_be_replaced_comes_with_the_repair(
+    target: Settings, table: str
+) -> None:
+    mode = "lightweight_mutation_projection_mode"
+    change(target, f"ALTER TABLE {table} MODIFY SETTING {mode} = 'throw'")
+    [problem] = check_target(target)
+    assert not problem.is_fatal
+    change(target, problem.repair)
+    assert check_target(target) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "is_warned_of"), [((26, 6), False), ((26, 5), True), ((25, 12), True)]
+)
+def test_an_old_clickhouse_is_warned_of(
+    target: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    version: tuple[int, int],
+    is_warned_of: bool,
+) -> None:
+    monkeypatch.setattr(Database, "version", version)
+    problems = check_target(target)
+    assert ["107605" in problem.message for problem in problems] == [True] * is_warned_of
+    assert not any(problem.is_fatal for problem in problems)
+
+
+def test_a_missing_grant_comes_with_the_statement_that_gives_it(
+    target: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The embedded user has every privilege that a load needs; this is one that it lacks.
+    monkeypatch.setattr(
+        preflight_target, "needed_grants", lambda _: ["SELECT ON *.*", "ROLE ADMIN ON *.*"]
+    )
+    [problem] = check_target(target)
+    assert problem.is_fatal
+    assert problem.repair == "GRANT ROLE ADMIN ON *.* TO `default`;"
+
+
+def test_a_database_of_another_name_needs_to_be_made(target: Settings) -> None:
+    assert check_target(target.model_copy(update={"clickhouse_database": "tra`ces"})) == []
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A ClickHouse server that knows nobody."""
+
+    def do_POST(self) -> None:
+        body = b"Code: 516. DB::Exception: u: Authentication failed. (AUTHENTICATION_FAILED)"
+        self.send_response(403)
+        self.send_header("X-ClickHouse-Exception-Code", "516")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST  # noqa: N815 -- the base class's name
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_wrong_password_and_a_wrong_port_of_clickhouse_are_told_apart(
+    target: Settings,
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        [wrong_password], [wrong_port] = (
+            check_target(
+                target.model_copy(
+                    update={
+                        "clickhouse_endpoint": f"http://127.0.0.1:{port}",
+                        "clickhouse_password": SecretStr("s3cret"),
+                    }
+                )
+            )
+            for port in (server.server_port, 1)
+        )
+        server.shutdown()
+    answers = [wrong_password, wrong_port]
+    assert all(problem.is_fatal and "s3cret" not in str(problem) for problem in answers)
+    assert ["CLICKHOUSE_PASSWORD" in problem.repair for problem in answers] == [True, False]
+    assert ["CLICKHOUSE_ENDPOINT" in problem.repair for problem in answers] == [False, True]
