@@ -78,15 +78,15 @@ TWO_PLANS = (version("free", MARCH), version("pro", APRIL))
             TWO_PLANS[::-1], APRIL, ("pro", "as_of"), id="the order of the history does not count"
         ),
         pytest.param(
-            [version("free", MARCH, MAY), version("pro", MARCH, MAY + MOMENT)],
+            [version("pro", MARCH, MAY), version("free", MARCH, MAY + MOMENT)],
             APRIL,
-            ("pro", "as_of"),
+            ("free", "as_of"),
             id="of one valid_from the version seen last",
         ),
         pytest.param(
-            [version("pro", MARCH, MAY + MOMENT), version("free", MARCH, MAY)],
+            [version("free", MARCH, MAY + MOMENT), version("pro", MARCH, MAY)],
             APRIL,
-            ("pro", "as_of"),
+            ("free", "as_of"),
             id="seen last, not stored last",
         ),
         pytest.param(
@@ -160,9 +160,9 @@ def test_no_calls_have_no_billing() -> None:
 
 
 def test_one_version_holds_for_every_organization_and_valid_from() -> None:
-    restated = version("pro", MARCH, MAY + MOMENT)
+    restated = version("free", MARCH, MAY + MOMENT)
     others = [version("free", APRIL), version("max", MARCH, organization="org-0")]
-    history = history_of(restated, version("free", MARCH, MAY), *others)
+    history = history_of(restated, version("pro", MARCH, MAY), *others)
     assert current_versions(history).to_pylist() == [others[1], restated, others[0]]
 
 

@@ -113,7 +113,8 @@ def test_a_row_in_the_middle_of_a_batch_has_its_own_hash() -> None:
     rows = list(variants().values())
     alone = [int(row_hashes(batch_of([row]))[0]) for row in rows]
     assert row_hashes(batch_of(rows)).tolist() == alone
-    assert row_hashes(batch_of(rows).slice(3, 9)).tolist() == alone[3:12]
+    later = list(CHANGED).index("cost_usd")  # from here on, rows have costs of their own
+    assert row_hashes(batch_of(rows).slice(later)).tolist() == alone[later:]
 
 
 @pytest.mark.parametrize("name", RECORDED)
