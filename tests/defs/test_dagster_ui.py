@@ -1,7 +1,6 @@
 """What ``make dev`` starts: the real UI in a browser, the schedule, and a run that is killed."""
 
 import http.client
-import json
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from llm_trace_pipeline.demo.traffic import first_hour
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from tests.harness.processes import PATIENCE_SECONDS, free_port, wait_for
+from tests.harness.webserver import launch_run, query
 
 ROOT = Path(__file__).parents[2]
 ASSETS = (
@@ -39,8 +39,6 @@ RETRIES = """query ($run: String!) { runsOrError(filter: {
     tags: [{key: "dagster/parent_run_id", value: $run}]}) { ... on Runs { results { runId } } } }"""
 SLOTS = "{ instance { concurrencyLimits { concurrencyKey claimedSlots { runId } } } }"
 LOCATION = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }"
-LAUNCH = """mutation ($run: ExecutionParams!) { launchRun(executionParams: $run) {
-    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,7 @@ class Dagster:
 
     def query(self, text: str, **variables: Any) -> Any:
         """Return what the instance's GraphQL answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
-        body = json.dumps({"query": text, "variables": variables})
-        connection.request("POST", "/graphql", body, {"Content-Type": "application/json"})
-        answer = json.loads(connection.getresponse().read())
-        connection.close()
-        assert "errors" not in answer, answer
-        return answer["data"]
+        return query(self.port, text, **variables)
 
     @property
     def location(self) -> str:
@@ -72,22 +64,7 @@ class Dagster:
 
     def launch(self, first: datetime, last: datetime) -> str:
         """Launch a run of the job over a range of hours, and return its id."""
-        bound = {"start": first, "end": last}
-        tags = [
-            {"key": f"dagster/asset_partition_range_{name}", "value": key_of(hour)}
-            for name, hour in bound.items()
-        ]
-        run = {
-            "selector": {
-                "repositoryLocationName": self.location,
-                "repositoryName": "__repository__",
-                "jobName": "hourly_llm_traces",
-            },
-            "executionMetadata": {"tags": tags},
-        }
-        launched = self.query(LAUNCH, run=run)["launchRun"]
-        assert launched["__typename"] == "LaunchRunSuccess", launched
-        return str(launched["run"]["runId"])
+        return launch_run(self.port, self.location, first, last)
 
     def status(self, run: str) -> str:
         return str(self.query(RUN, run=run)["runOrError"]["status"])

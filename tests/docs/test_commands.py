@@ -18,7 +18,7 @@ from llm_trace_pipeline.clickhouse.tables import ROLLUP
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
-from tests.docs.pages import bare, block_that_sets, commands, page, rows_of_tables
+from tests.harness.pages import bare, block_that_sets, commands, page, rows_of_tables
 
 HOURS = 3  # of the demo here, to be quick
 PROOF = "source rows = batch rows = ClickHouse rows, in every hour"

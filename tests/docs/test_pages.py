@@ -10,7 +10,8 @@ from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, define_table
 from llm_trace_pipeline.reports.invoice import EVENT_SCHEMA, ITEM_SCHEMA
 from llm_trace_pipeline.settings import Settings
-from tests.docs.pages import (
+from tests.harness.operational import Operational
+from tests.harness.pages import (
     TEXTS,
     anchors,
     bare,
@@ -21,7 +22,6 @@ from tests.docs.pages import (
     relative,
     rows_of_tables,
 )
-from tests.harness.operational import Operational
 
 PACKAGE = ROOT / "llm_trace_pipeline"
 

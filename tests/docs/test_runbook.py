@@ -10,8 +10,8 @@ from llm_trace_pipeline.defs.checks import (
     ROLLUP_CHECKS,
     TABLE_CHECKS,
 )
-from tests.docs.messages import Message, is_headed_by, messages, printed
-from tests.docs.pages import headings, page
+from tests.harness.messages import Message, is_headed_by, messages, printed
+from tests.harness.pages import headings, page
 
 # What commands print beside their results.
 NOTICES = (
