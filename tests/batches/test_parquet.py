@@ -13,16 +13,15 @@ import pytest
 from llm_trace_pipeline.batches import files
 from llm_trace_pipeline.batches import parts as part_files
 from llm_trace_pipeline.batches import store as batch_store
-from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles, S3Files
 from llm_trace_pipeline.batches.history import capture_billing
-from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from tests.harness.bucket import Bucket, Folder
 from tests.harness.operational import Operational, trace
+from tests.harness.pipeline import extract
 from tests.harness.rows import T0
 
 FOLDER = "llm_traces/2026-03-01/09"
@@ -42,11 +41,6 @@ def place(request: pytest.FixtureRequest) -> Folder | Bucket:
 def store(place: Folder | Bucket, request: pytest.FixtureRequest) -> BatchStore:
     of = "s3_settings" if isinstance(place, Bucket) else "settings"
     return BatchStore.of(request.getfixturevalue(of))
-
-
-def extract(source: Source, store: BatchStore) -> Manifest:
-    history = capture_billing(source, store.files).history
-    return extract_hour(source, store, history, T0)
 
 
 def rows_of(store: BatchStore) -> pa.Table:

@@ -8,17 +8,15 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.batches.erasures import Erasure
-from llm_trace_pipeline.batches.extract import extract_hour
-from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
-from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.payloads import PayloadPolicy, RedactionError
 from llm_trace_pipeline.upkeep.erase import erase
 from tests.harness.operational import Operational, trace
+from tests.harness.pipeline import Pipeline
 from tests.harness.rows import T0
 
 REQUEST = '{"model": "gpt-4o", "messages": [{"content": "my secret is blue"}]}'
@@ -39,13 +37,11 @@ def load(
 ) -> dict[str, list[dict[str, Any]]]:
     """Extract and load the hour as the settings say; return what batch and table hold of it."""
     settings = settings.model_copy(update=changes)
-    source = source_of(settings)
-    history = capture_billing(source, store.files).history
-    manifest = extract_hour(source, store, history, T0)
     with connect(settings) as database:
-        [result] = HourLoader(database, store).load([T0], force=force)
-        assert result.differences == ()
-        table = database.rows("SELECT * FROM llm_traces ORDER BY id")
+        pipeline = Pipeline(source_of(settings), store, database)
+        manifest = pipeline.extract()
+        pipeline.load_batch(force=force)
+        table = pipeline.rows()
     rows = [
         row
         for path in store.part_paths(manifest)

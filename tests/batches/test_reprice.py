@@ -63,8 +63,7 @@ def stale_hours(pipeline: Pipeline, prices: PriceBook) -> tuple[datetime, ...]:
 
 def reprice(pipeline: Pipeline, prices: PriceBook, hour: datetime) -> Manifest:
     manifest = enrich_hour(pipeline.store, read_history(pipeline.store.files), prices, hour)
-    [result] = HourLoader(pipeline.database, pipeline.store).load([hour])
-    assert result.differences == ()
+    pipeline.load_batch(hour)
     return manifest
 
 

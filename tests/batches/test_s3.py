@@ -89,8 +89,7 @@ def test_a_second_run_changes_nothing_and_a_changed_hour_is_replaced(
     first, later = pipeline.load(), pipeline.load(H1)
     before = bucket.keys()
     assert pipeline.load() == first
-    [again] = HourLoader(pipeline.database, pipeline.store).load([T0])
-    assert not again.was_written
+    assert not pipeline.load_batch().was_written
     assert bucket.keys() == before
     operational.insert("provider_traces", trace(id="b"))
     second = pipeline.load()
@@ -148,7 +147,7 @@ def test_billing_is_renewed_and_reconciliations_are_kept(
     history = capture_billing(pipeline.source, pipeline.store.files).history
     assert read_history(pipeline.store.files) == history
     enrich_hour(pipeline.store, history, PACKAGED, T0)
-    HourLoader(pipeline.database, pipeline.store).load([T0])
+    pipeline.load_batch()
     assert pipeline.rows("id, billing_plan_type") == [{"id": "a", "billing_plan_type": "pro"}]
     for number in range(2):
         result = Reconciliation(id=f"{number}", at=T0, drifted=(T0,))

@@ -7,7 +7,7 @@ from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.traces import HourLoader, LoadResult
 from llm_trace_pipeline.source.postgres import Source
 from tests.harness.rows import T0, TABLE, Row
 
@@ -32,10 +32,11 @@ class Pipeline:
         self.load_batch(hour)
         return manifest
 
-    def load_batch(self, hour: datetime = T0) -> None:
+    def load_batch(self, hour: datetime = T0, *, force: bool = False) -> LoadResult:
         """Load the batch that the hour has."""
-        [result] = HourLoader(self.database, self.store).load([hour])
+        [result] = HourLoader(self.database, self.store).load([hour], force=force)
         assert result.differences == ()
+        return result
 
     def load_hours(self, *hours: datetime) -> list[Manifest]:
         return [self.load(hour) for hour in hours]

@@ -8,17 +8,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from llm_trace_pipeline.batches.extract import extract_hour
-from llm_trace_pipeline.batches.history import capture_billing
-from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.demo.traffic import add_traffic
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
-from llm_trace_pipeline.source.postgres import Source
 from tests.harness.calls import EMPTY, FIRST, HOSTILE, LONG, SHORT
 from tests.harness.operational import Operational
+from tests.harness.pipeline import Pipeline
 from tests.harness.report_page import PASSWORD, show
 
 
@@ -77,24 +73,20 @@ def test_no_column_is_wider_than_the_page(pages: dict[Days, Path], page: Page) -
 @pytest.mark.skipif("REPORT_PICTURE" not in os.environ, reason="make report-picture takes it")
 def test_picture(
     operational: Operational,
-    source: Source,
-    store: BatchStore,
-    database: Database,
+    pipeline: Pipeline,
     page: Page,
     tmp_path: Path,
 ) -> None:
     start = LONG.window.start
     add_traffic(operational.url, start, start + timedelta(days=7))
-    history = capture_billing(source, store.files).history
-    loader = HourLoader(database, store)
     for number in range(7 * 24):
-        extract_hour(source, store, history, start + number * HOUR)
+        pipeline.extract(start + number * HOUR)
     for day in range(7):
         hours = [start + timedelta(days=day) + number * HOUR for number in range(24)]
-        list(loader.load(hours, frozenset()))
+        HourLoader(pipeline.database, pipeline.store).load(hours)
     path = tmp_path / "report.html"
     week = Days(FIRST, FIRST + timedelta(days=6))
-    figures = figures_of(database, store, week)
+    figures = figures_of(pipeline.database, pipeline.store, week)
     path.write_text(page_of(figures, datetime.now(UTC)), encoding="utf-8")
     show(page, path)
     picture = Path(os.environ["REPORT_PICTURE"])

@@ -1,21 +1,19 @@
 """A source without an index on created_at: a run's hours are read by one scan, and are the same."""
 
-from datetime import datetime
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from llm_trace_pipeline.batches import extract
-from llm_trace_pipeline.batches.extract import extract_hour
+from llm_trace_pipeline.batches import extract as extraction
 from llm_trace_pipeline.batches.files import LocalFiles
-from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.source.postgres import Source, SourceOfHours
 from tests.harness.operational import Operational, trace
+from tests.harness.pipeline import extract
 from tests.harness.rows import T0
 
 HOURS = [T0 + number * HOUR for number in range(6)]
@@ -26,10 +24,6 @@ OF_THE_FILES = {"batch_id", "written_at", "parts"}
 @pytest.fixture
 def run(source: Source) -> SourceOfHours:
     return SourceOfHours(source, Window.of(HOURS))
-
-
-def extracted(source: Source, store: BatchStore, hour: datetime) -> Manifest:
-    return extract_hour(source, store, capture_billing(source, store.files).history, hour)
 
 
 def rows_scanned(operational: Operational) -> int:
@@ -46,7 +40,7 @@ def test_hours_are_the_same_with_and_without_an_index(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(extract, "ROWS_PER_STREAM", 30)  # some hours by both connections
+    monkeypatch.setattr(extraction, "ROWS_PER_STREAM", 30)  # some hours by both connections
     rng = Random(1)  # noqa: S311 - the same rows every time
     rows = []
     for number in range(300):
@@ -72,7 +66,7 @@ def test_hours_are_the_same_with_and_without_an_index(
 
     def of_all(source: Source, name: str) -> list[Manifest]:
         store = BatchStore(LocalFiles(tmp_path / name))
-        return [extracted(source, store, hour) for hour in HOURS]
+        return [extract(source, store, hour) for hour in HOURS]
 
     by_index = of_all(run, "by index")
     operational.execute(DROP_INDEX)
@@ -96,11 +90,11 @@ def test_a_run_scans_the_table_once(
     operational.execute("ANALYZE provider_traces")
     before = rows_scanned(operational)
     for hour in HOURS:
-        assert extracted(run, store, hour).rows == 100
+        assert extract(run, store, hour).rows == 100
     run.close()
     by_one_scan = rows_scanned(operational) - before
     for hour in HOURS:
-        assert extracted(source, store, hour).rows == 100
+        assert extract(source, store, hour).rows == 100
     by_scans = rows_scanned(operational) - before - by_one_scan
     # Besides the scan, each hour's count and each hour's traces read the hour.
     assert 3 * 600 <= by_one_scan < 4 * 600
@@ -115,12 +109,12 @@ def test_all_hours_of_a_run_are_of_one_moment_until_one_fails(
     operational.execute(
         f"INSERT INTO steps (id, created_at) VALUES ('without trace', '{HOURS[3]}')"
     )
-    assert extracted(run, store, HOURS[0]).rows == 1
+    assert extract(run, store, HOURS[0]).rows == 1
     operational.insert("provider_traces", *(trace(hour) for hour in HOURS[:3]))
-    assert extracted(run, store, HOURS[1]).rows == 1
+    assert extract(run, store, HOURS[1]).rows == 1
     with pytest.raises(SourceError, match="1 steps of this hour have no trace"):
-        extracted(run, store, HOURS[3])
-    assert extracted(run, store, HOURS[2]).rows == 2
+        extract(run, store, HOURS[3])
+    assert extract(run, store, HOURS[2]).rows == 2
     run.close()
 
 
@@ -129,10 +123,10 @@ def test_what_another_process_loaded_meanwhile_does_not_give_way(
 ) -> None:
     operational.execute(DROP_INDEX)
     operational.insert("provider_traces", *(trace(hour) for hour in HOURS))
-    assert extracted(run, store, HOURS[0]).rows == 1
+    assert extract(run, store, HOURS[0]).rows == 1
     operational.insert("provider_traces", trace(HOURS[1]))
-    loaded = extracted(source, store, HOURS[1])
-    assert extracted(run, store, HOURS[1]) == loaded
+    loaded = extract(source, store, HOURS[1])
+    assert extract(run, store, HOURS[1]) == loaded
     assert loaded.rows == 2
     run.close()
 
@@ -145,4 +139,4 @@ def test_a_view_is_read_as_it_is(
         ALTER TABLE provider_traces RENAME TO stored_traces;
         CREATE VIEW provider_traces AS SELECT * FROM stored_traces
     """)
-    assert [extracted(run, store, hour).rows for hour in HOURS] == [1] * len(HOURS)
+    assert [extract(run, store, hour).rows for hour in HOURS] == [1] * len(HOURS)

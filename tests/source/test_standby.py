@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from adbc_driver_postgresql import dbapi
 
-from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
-from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.errors import SourceError
@@ -23,6 +21,7 @@ from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.standby import lag_of
 from llm_trace_pipeline.upkeep.preflight_source import check_source
 from tests.harness.operational import Operational, trace
+from tests.harness.pipeline import extract
 from tests.harness.processes import wait_for
 from tests.harness.rows import T0
 
@@ -106,7 +105,7 @@ def test_an_hour_is_extracted_once_the_standby_has_all_of_it(
     monkeypatch.setattr(time, "sleep", resume)
     standby.wait_until_replayed(source, until)
     assert waited == 3
-    assert extract_hour(source, store, capture_billing(source, store.files).history, T0).rows == 2
+    assert extract(source, store).rows == 2
 
 
 def test_a_primary_is_not_waited_for(

@@ -1,20 +1,20 @@
 """The queries of sql/examples, on hours that were loaded twice, against plain Python."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
 import pytest
 
-from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import ROOT, read_sql
 from llm_trace_pipeline.trace.columns import COLUMNS
-from tests.harness.rows import MIDNIGHT, Row, make_rows, publish
+from tests.harness.rows import MIDNIGHT, Row, make_rows
+from tests.harness.warehouse import Warehouse
 
 H1 = MIDNIGHT + HOUR
 END = H1 + HOUR
@@ -41,18 +41,15 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database,
     """A table whose hours were loaded twice, with changed, late and removed rows; what it holds."""
     folder = tmp_path_factory.mktemp("examples")
     settings = Settings.from_environment({"LLM_TRACES_STATE": str(folder)})
-    store = BatchStore.of(settings)
-    with connect(settings) as database:
-        loader = HourLoader(database, store)
+    now = [*rows_of(MIDNIGHT, 2)[:-1], *rows_of(H1, 1)]
+    with closing(Warehouse(settings)) as warehouse:
         for hour in (MIDNIGHT, H1):
-            publish(store, hour, rows_of(hour, 1)[2:])
-            loader.load([hour])
-        now = [*rows_of(MIDNIGHT, 2)[:-1], *rows_of(H1, 1)]
-        publish(store, MIDNIGHT, now[:39])
-        publish(store, H1, now[39:])
+            warehouse.load(hour, rows_of(hour, 1)[2:])
+        warehouse.publish(MIDNIGHT, now[:39])
+        warehouse.publish(H1, now[39:])
         for _ in range(2):
-            loader.load([MIDNIGHT, H1], force=True)
-        yield database, now
+            warehouse.load_hours(MIDNIGHT, H1, force=True)
+        yield warehouse.database, now
 
 
 def read(row: Row) -> dict[str, Any]:

@@ -85,8 +85,7 @@ def test_an_hour_that_no_longer_equals_its_batch_is_loaded(
     before = pipeline.rows()
     pipeline.database.execute(damage, settings={"mutations_sync": 2})
     assert pipeline.rows() != before
-    [result] = HourLoader(pipeline.database, pipeline.store).load([manifest.hour])
-    assert result.was_written
+    assert pipeline.load_batch(manifest.hour).was_written
     assert pipeline.rows() == before
 
 
@@ -219,14 +218,14 @@ def test_enriching_changes_billing_and_nothing_else(
             patch.setattr(Session, "__init__", None)  # the operational database is not read
             manifest = enrich_hour(pipeline.store, history, PACKAGED, T0)
         assert manifest.is_complete
-        HourLoader(pipeline.database, pipeline.store).load([manifest.hour])
+        pipeline.load_batch(manifest.hour)
         assert plans() == {"a": (first, "as_of"), "b": ("max", "as_of"), "c": own}
         assert pipeline.rows(untouched) == before
     # Restated for good: the versions that said otherwise are corrected where they stand.
     operational.execute("UPDATE organization_billing_details SET plan_type = 'restated'")
     history = capture_billing(pipeline.source, pipeline.store.files).history
     manifest = enrich_hour(pipeline.store, history, PACKAGED, T0)
-    HourLoader(pipeline.database, pipeline.store).load([manifest.hour])
+    pipeline.load_batch(manifest.hour)
     assert plans() == {"a": ("restated", "as_of"), "b": ("restated", "as_of"), "c": own}
     assert pipeline.rows(untouched) == before
     payloads = [
