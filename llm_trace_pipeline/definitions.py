@@ -1,6 +1,6 @@
 """The code location: everything that Dagster shows and runs."""
 
-from dagster import Definitions, in_process_executor
+import dagster as dg
 
 from llm_trace_pipeline.defs.assets import (
     billing_history,
@@ -24,7 +24,7 @@ from llm_trace_pipeline.defs.jobs import (
 from llm_trace_pipeline.defs.sensors import changed_hours_sensor
 from llm_trace_pipeline.defs.stores import Stores
 
-defs = Definitions(
+defs = dg.Definitions(
     assets=[
         provider_traces,
         billing_history,
@@ -43,5 +43,5 @@ defs = Definitions(
     ],
     sensors=[changed_hours_sensor],
     resources={"stores": Stores()},
-    executor=in_process_executor,
+    executor=dg.in_process_executor,
 )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult
+import dagster as dg
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.instance import use_instance
@@ -50,10 +50,10 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
     job = defs.resolve_job_def("hourly_llm_traces")
     store = BatchStore.of(settings)
     failed: list[str] = []
-    with DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance:
         fail_abandoned_runs(instance)
 
-        def run(window: Window, assets: Sequence[str]) -> ExecuteInProcessResult:
+        def run(window: Window, assets: Sequence[str]) -> dg.ExecuteInProcessResult:
             return job.execute_in_process(
                 instance=instance,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
@@ -61,7 +61,7 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
                     f"{_RANGE}start": key_of(window.start),
                     f"{_RANGE}end": key_of(window.last),
                 },
-                asset_selection=[AssetKey(asset) for asset in assets] or None,
+                asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
                 raise_on_error=False,
             )
 

@@ -5,20 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
-from dagster import (
-    AssetCheckResult,
-    AssetCheckSpec,
-    AssetDep,
-    AssetExecutionContext,
-    AssetSpec,
-    BackfillPolicy,
-    BetaWarning,
-    Config,
-    MaterializeResult,
-    MetadataValue,
-    TimeWindowPartitionMapping,
-    asset,
-)
+import dagster as dg
 from pydantic import Field
 
 from llm_trace_pipeline.batches.enrich import enrich_hour
@@ -52,12 +39,12 @@ from llm_trace_pipeline.trace.tally import EXAMPLES
 from llm_trace_pipeline.upkeep.retention import line_before
 
 # Backfill policies make a backfill affordable. Their beta status needs no warning at every import.
-warnings.filterwarnings("ignore", category=BetaWarning)
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 # A run costs seconds of start-up, so a backfill gives every run a day of hours.
-_A_DAY_PER_RUN = BackfillPolicy.multi_run(max_partitions_per_run=HOURS_PER_RUN)
+_A_DAY_PER_RUN = dg.BackfillPolicy.multi_run(max_partitions_per_run=HOURS_PER_RUN)
 
-provider_traces = AssetSpec(
+provider_traces = dg.AssetSpec(
     "provider_traces",
     group_name="llm_traces",
     kinds={"postgres"},
@@ -65,22 +52,22 @@ provider_traces = AssetSpec(
 )
 
 
-@asset(group_name="llm_traces", kinds={"postgres", "parquet"}, pool="billing_history")
-def billing_history(stores: Stores) -> MaterializeResult[None]:
+@dg.asset(group_name="llm_traces", kinds={"postgres", "parquet"}, pool="billing_history")
+def billing_history(stores: Stores) -> dg.MaterializeResult[None]:
     """Every version ever seen of an organization's billing details; one row per version."""
     captured = capture_billing(stores.source(), stores.batches().files)
-    return MaterializeResult(
+    return dg.MaterializeResult(
         metadata={
             "versions": captured.history.num_rows,
             "new versions": captured.new,
             "organizations": len(captured.history.column("organization_id").unique()),
             "organizations with versions set aside": len(captured.set_aside),
-            "set aside, such as": MetadataValue.json(list(captured.set_aside[:EXAMPLES])),
+            "set aside, such as": dg.MetadataValue.json(list(captured.set_aside[:EXAMPLES])),
         }
     )
 
 
-class ExtractConfig(Config):
+class ExtractConfig(dg.Config):
     """Run config of ``trace_batches``."""
 
     enrich_only: bool = Field(
@@ -98,7 +85,7 @@ class ExtractConfig(Config):
     )
 
 
-@asset(
+@dg.asset(
     name=TRACE_BATCHES,
     partitions_def=HOURLY,
     backfill_policy=_A_DAY_PER_RUN,
@@ -109,8 +96,8 @@ class ExtractConfig(Config):
     pool="operational_database",
 )
 def trace_batches(
-    context: AssetExecutionContext, config: ExtractConfig, stores: Stores
-) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+    context: dg.AssetExecutionContext, config: ExtractConfig, stores: Stores
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """One immutable Parquet batch per hour; one row per LLM call, with usage and billing."""
     store = stores.batches()
     hours = _hours(context)
@@ -155,7 +142,7 @@ def trace_batches(
         yield from materialize_hours(context, [[hour] for hour in hours], process)
 
 
-class LoadConfig(Config):
+class LoadConfig(dg.Config):
     """Run config of ``llm_traces``."""
 
     force: bool = Field(
@@ -164,7 +151,7 @@ class LoadConfig(Config):
     )
 
 
-@asset(
+@dg.asset(
     name=LLM_TRACES,
     partitions_def=HOURLY,
     backfill_policy=_A_DAY_PER_RUN,
@@ -177,8 +164,8 @@ class LoadConfig(Config):
     pool="clickhouse",
 )
 def llm_traces(
-    context: AssetExecutionContext, config: LoadConfig, stores: Stores
-) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+    context: dg.AssetExecutionContext, config: LoadConfig, stores: Stores
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """The ClickHouse table, exact without FINAL; one row per LLM call."""
     store = stores.batches()
     hours = _hours(context)
@@ -207,7 +194,7 @@ def llm_traces(
         yield from materialize_hours(context, loader.in_groups(hours), load)
 
 
-@asset(
+@dg.asset(
     name=LLM_USAGE_HOURLY,
     partitions_def=HOURLY,
     backfill_policy=_A_DAY_PER_RUN,
@@ -218,8 +205,8 @@ def llm_traces(
     pool="clickhouse",
 )
 def llm_usage_hourly(
-    context: AssetExecutionContext, stores: Stores
-) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+    context: dg.AssetExecutionContext, stores: Stores
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """What llm_traces adds up to; one row per hour, organization, agent, model, plan and so on."""
     kept_from = line_before(stores.settings.retention_days, datetime.now(UTC))
     with stores.clickhouse() as database:
@@ -240,13 +227,13 @@ def llm_usage_hourly(
         yield from materialize_hours(context, by_day(_hours(context)), roll)
 
 
-@asset(
+@dg.asset(
     partitions_def=DAILY,
     deps=[
-        AssetDep(
+        dg.AssetDep(
             llm_traces,
             # The first day may begin before the first hour.
-            partition_mapping=TimeWindowPartitionMapping(
+            partition_mapping=dg.TimeWindowPartitionMapping(
                 allow_nonexistent_upstream_partitions=True
             ),
         )
@@ -255,7 +242,7 @@ def llm_usage_hourly(
     kinds={"html"},
     pool="clickhouse",
 )
-def usage_report(context: AssetExecutionContext, stores: Stores) -> MaterializeResult[None]:
+def usage_report(context: dg.AssetExecutionContext, stores: Stores) -> dg.MaterializeResult[None]:
     """What a day cost and whom, as ClickHouse has it now; one HTML page per day."""
     day = context.partition_time_window.start.date()
     store = stores.batches()
@@ -263,7 +250,7 @@ def usage_report(context: AssetExecutionContext, stores: Stores) -> MaterializeR
         figures = figures_of(database, store, Days(day, day))
     page = page_of(figures, datetime.now(UTC))
     headline = figures.headline
-    return MaterializeResult(
+    return dg.MaterializeResult(
         metadata={
             "page": keep_report(store.files, day, page),
             "spend in USD": str(headline["spend_usd"]),
@@ -278,13 +265,13 @@ def usage_report(context: AssetExecutionContext, stores: Stores) -> MaterializeR
     )
 
 
-def _past_retention(outcome: str, checks: Sequence[AssetCheckSpec]) -> HourOutcome:
+def _past_retention(outcome: str, checks: Sequence[dg.AssetCheckSpec]) -> HourOutcome:
     """Return the outcome of an hour that a retention drops: the hour must not come back."""
     metadata = {"outcome": f"past the retention: {outcome}", "rows": 0}
     return metadata, [Finding(check.name, True, metadata) for check in checks]
 
 
-def _hours(context: AssetExecutionContext) -> list[datetime]:
+def _hours(context: dg.AssetExecutionContext) -> list[datetime]:
     """Return the hours of the run's partitions."""
     window = context.partition_time_window
     return Window(window.start, window.end).hours

@@ -5,14 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from dagster import (
-    AssetCheckExecutionContext,
-    AssetCheckResult,
-    AssetCheckSeverity,
-    AssetCheckSpec,
-    MetadataValue,
-    multi_asset_check,
-)
+import dagster as dg
 
 from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
@@ -33,31 +26,31 @@ from llm_trace_pipeline.upkeep.retention import line_before
 TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "llm_usage_hourly"
 
 BATCH_CHECKS = (
-    AssetCheckSpec(
+    dg.AssetCheckSpec(
         "rows_match_source",
         asset=TRACE_BATCHES,
         blocking=True,
         description="The batch has one row for every trace of the source that is not deleted.",
     ),
-    AssetCheckSpec(
+    dg.AssetCheckSpec(
         "billing_is_known",
         asset=TRACE_BATCHES,
         description="Every organization with a call in this hour has billing details.",
     ),
-    AssetCheckSpec(
+    dg.AssetCheckSpec(
         "prices_are_known",
         asset=TRACE_BATCHES,
         description="Every model that was called in this hour has a price.",
     ),
 )
 TABLE_CHECKS = (
-    AssetCheckSpec(
+    dg.AssetCheckSpec(
         "rows_match_batch",
         asset=LLM_TRACES,
         blocking=True,
         description="ClickHouse holds the rows of the batch: count, tokens and content.",
     ),
-    AssetCheckSpec(
+    dg.AssetCheckSpec(
         "ids_are_unique",
         asset=LLM_TRACES,
         blocking=True,
@@ -65,7 +58,7 @@ TABLE_CHECKS = (
     ),
 )
 ROLLUP_CHECKS = (
-    AssetCheckSpec(
+    dg.AssetCheckSpec(
         "rollup_matches_traces",
         asset=LLM_USAGE_HOURLY,
         blocking=True,
@@ -75,19 +68,19 @@ ROLLUP_CHECKS = (
 )
 # Of all hours of the last days together, by the job reconcile_hours.
 RECONCILIATION_CHECKS = (
-    AssetCheckSpec(
+    dg.AssetCheckSpec(
         "source_matches_batches",
         asset=TRACE_BATCHES,
         description="Every hour's batch holds what the source holds now, with billing and "
         "prices as they are known now. changed_hours_sensor loads the hours that differ.",
     ),
-    AssetCheckSpec(
+    dg.AssetCheckSpec(
         "source_keeps_loaded_traces",
         asset=TRACE_BATCHES,
         description="The source still has every trace that was loaded from it. Hours in which it "
         "lost some keep their batch and are never loaded again by themselves.",
     ),
-    AssetCheckSpec(
+    dg.AssetCheckSpec(
         "clickhouse_matches_batches",
         asset=LLM_TRACES,
         description="ClickHouse holds the rows of every batch, count, tokens and content, and "
@@ -103,7 +96,7 @@ class Finding:
     check: str
     passed: bool
     metadata: Mapping[str, Any]
-    severity: AssetCheckSeverity = AssetCheckSeverity.ERROR
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
 
 
 def check_batch(manifest: Manifest) -> list[Finding]:
@@ -125,7 +118,7 @@ def check_batch(manifest: Manifest) -> list[Finding]:
                 "organizations without billing": manifest.organizations_without_billing,
                 "examples": list(manifest.organizations_without_billing_ids),
             },
-            AssetCheckSeverity.WARN,
+            dg.AssetCheckSeverity.WARN,
         ),
         Finding(
             "prices_are_known",
@@ -134,7 +127,7 @@ def check_batch(manifest: Manifest) -> list[Finding]:
                 "calls without price": manifest.unpriced,
                 "models, such as": list(manifest.unpriced_models),
             },
-            AssetCheckSeverity.WARN,
+            dg.AssetCheckSeverity.WARN,
         ),
     ]
 
@@ -175,12 +168,12 @@ def check_rollup(results: Sequence[RollupResult]) -> list[Finding]:
 
 
 # Some of the checks may stay without a result, which is what can_subset says.
-@multi_asset_check(
+@dg.multi_asset_check(
     name="reconciliation", specs=RECONCILIATION_CHECKS, pool="clickhouse", can_subset=True
 )
 def reconciliation(
-    context: AssetCheckExecutionContext, stores: Stores
-) -> Iterator[AssetCheckResult]:
+    context: dg.AssetCheckExecutionContext, stores: Stores
+) -> Iterator[dg.AssetCheckResult]:
     """Compare the hours of the last days in the source, in the batches and in ClickHouse."""
     if hours_of_run(context.run.tags):
         # Dagster adds the checks of an asset to what is materialized by hand; an hour's load has
@@ -213,13 +206,13 @@ def without_hours(found: Reconciliation, hours: Collection[datetime]) -> Reconci
     return found.model_copy(update={**kept, "differences": differences})
 
 
-def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[AssetCheckResult]:
+def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[dg.AssetCheckResult]:
     """Return what the checks of all hours together say."""
-    yield AssetCheckResult(
+    yield dg.AssetCheckResult(
         check_name="source_matches_batches",
         asset_key=TRACE_BATCHES,
         passed=not (found.drifted or found.stale or found.unreadable),
-        severity=AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.WARN,
         description="changed_hours_sensor loads the hours that differ.",
         metadata={
             "hours compared": compared,
@@ -228,11 +221,11 @@ def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[Asset
             "hours that cannot be compared": _describe(found, found.unreadable),
         },
     )
-    yield AssetCheckResult(
+    yield dg.AssetCheckResult(
         check_name="source_keeps_loaded_traces",
         asset_key=TRACE_BATCHES,
         passed=not found.pruned,
-        severity=AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.WARN,
         description="Their batches and their rows in ClickHouse are kept. To lose these traces on "
         "purpose, materialize trace_batches with the run config accept_loss: true.",
         metadata={
@@ -240,16 +233,16 @@ def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[Asset
             "hours that the source lost traces of": _describe(found, found.pruned),
         },
     )
-    yield AssetCheckResult(
+    yield dg.AssetCheckResult(
         check_name="clickhouse_matches_batches",
         asset_key=LLM_TRACES,
         passed=not found.damaged,
-        severity=AssetCheckSeverity.ERROR,
+        severity=dg.AssetCheckSeverity.ERROR,
         description="changed_hours_sensor repairs these hours; so does the command.",
         metadata={
             "hours compared": compared,
             "hours that differ": _describe(found, found.damaged),
-            "repair": MetadataValue.json(repair_commands(found)),
+            "repair": dg.MetadataValue.json(repair_commands(found)),
         },
     )
 
@@ -262,7 +255,7 @@ def repair_commands(found: Reconciliation) -> list[str]:
     ]
 
 
-def _describe(found: Reconciliation, hours: Collection[datetime]) -> MetadataValue[Any]:
-    return MetadataValue.json(
+def _describe(found: Reconciliation, hours: Collection[datetime]) -> dg.MetadataValue[Any]:
+    return dg.MetadataValue.json(
         {key_of(hour): list(found.differences.get(hour, ())) for hour in hours}
     )

@@ -10,15 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 
-from dagster import (
-    AssetCheckEvaluation,
-    AssetCheckResult,
-    AssetCheckSeverity,
-    AssetExecutionContext,
-    AssetMaterialization,
-    Failure,
-    MaterializeResult,
-)
+import dagster as dg
 
 from llm_trace_pipeline.defs.checks import Finding
 from llm_trace_pipeline.defs.metadata import Metadata, as_metadata
@@ -33,10 +25,10 @@ ProcessHours = Callable[[Sequence[datetime]], Mapping[datetime, HourOutcome]]
 
 
 def materialize_hours(
-    context: AssetExecutionContext,
+    context: dg.AssetExecutionContext,
     groups: Sequence[Sequence[datetime]],
     process: ProcessHours,
-) -> Iterator[MaterializeResult[None] | AssetCheckResult]:
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Process the hours of a run, and record every hour by itself.
 
     An hour that fails, or whose blocking check fails, is not recorded as materialized. The other
@@ -62,7 +54,7 @@ def materialize_hours(
         metadata, found = outcome
         for finding in found:
             _log_finding(context, key, finding)
-            if not finding.passed and finding.severity is AssetCheckSeverity.ERROR:
+            if not finding.passed and finding.severity is dg.AssetCheckSeverity.ERROR:
                 failed[key] = f"hour {key}: check {finding.check} failed: {finding.metadata}"
         findings += found
         if key not in failed:
@@ -81,16 +73,16 @@ def materialize_hours(
     if failed:
         for key, metadata in done.items():
             context.log_event(
-                AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
+                dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
             )
-        raise Failure(
+        raise dg.Failure(
             f"{len(failed)} of {sum(map(len, groups))} hours failed; the others are done as far as "
             f"{context.asset_key.to_user_string()}:\n" + "\n".join(failed.values()),
             metadata={"failed hours": list(failed)},
         )
     for key, metadata in done.items():
         context.add_asset_metadata(metadata, partition_key=key)
-    yield MaterializeResult()
+    yield dg.MaterializeResult()
     yield from _summaries(findings)
 
 
@@ -115,10 +107,10 @@ def _process(
             yield hour, seconds, outcome
 
 
-def _log_finding(context: AssetExecutionContext, key: str, finding: Finding) -> None:
+def _log_finding(context: dg.AssetExecutionContext, key: str, finding: Finding) -> None:
     """Record the outcome of a check for one hour: a step may return one result per check only."""
     context.log_event(
-        AssetCheckEvaluation(
+        dg.AssetCheckEvaluation(
             asset_key=context.asset_key,
             check_name=finding.check,
             passed=finding.passed,
@@ -129,12 +121,12 @@ def _log_finding(context: AssetExecutionContext, key: str, finding: Finding) -> 
     )
 
 
-def _summaries(findings: Sequence[Finding]) -> Iterator[AssetCheckResult]:
+def _summaries(findings: Sequence[Finding]) -> Iterator[dg.AssetCheckResult]:
     """Return one result per check, for all hours together."""
     for name in dict.fromkeys(finding.check for finding in findings):
         of_check = [finding for finding in findings if finding.check == name]
         worst = min(of_check, key=lambda finding: finding.passed)
-        yield AssetCheckResult(
+        yield dg.AssetCheckResult(
             check_name=name,
             passed=worst.passed,
             severity=worst.severity,

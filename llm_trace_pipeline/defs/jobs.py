@@ -2,20 +2,7 @@
 
 from datetime import UTC, datetime
 
-from dagster import (
-    AssetSelection,
-    DefaultScheduleStatus,
-    OpExecutionContext,
-    RunRequest,
-    ScheduleDefinition,
-    SkipReason,
-    build_schedule_from_partitioned_job,
-    define_asset_job,
-    in_process_executor,
-    job,
-    op,
-    schedule,
-)
+import dagster as dg
 
 from llm_trace_pipeline.defs.assets import (
     billing_history,
@@ -30,63 +17,65 @@ from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.upkeep.retention import apply_retention as drop_past_retention
 
-hourly_llm_traces = define_asset_job(
+hourly_llm_traces = dg.define_asset_job(
     "hourly_llm_traces",
     # An asset brings all its checks along. A load needs the checks of its own hours alone.
-    selection=AssetSelection.assets(
+    selection=dg.AssetSelection.assets(
         billing_history, trace_batches, llm_traces, llm_usage_hourly
     ).without_checks()
-    | AssetSelection.checks(*(spec.key for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS))),
+    | dg.AssetSelection.checks(
+        *(spec.key for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS))
+    ),
     # A process per step would cost seconds of start-up each.
-    executor_def=in_process_executor,
+    executor_def=dg.in_process_executor,
     description="Load an hour: from the operational database to a Parquet batch to ClickHouse, "
     "and roll it up.",
 )
 
-hourly_llm_traces_schedule = build_schedule_from_partitioned_job(
+hourly_llm_traces_schedule = dg.build_schedule_from_partitioned_job(
     hourly_llm_traces,
     name="hourly_llm_traces_schedule",
     minute_of_hour=SCHEDULE_MINUTE,
-    default_status=DefaultScheduleStatus.RUNNING,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Loads the hour that closed.",
 )
 
-reconcile_hours = define_asset_job(
+reconcile_hours = dg.define_asset_job(
     "reconcile_hours",
-    selection=AssetSelection.checks(reconciliation),
-    executor_def=in_process_executor,
+    selection=dg.AssetSelection.checks(reconciliation),
+    executor_def=dg.in_process_executor,
     description="Compare the hours of the last days in the source, the batches and ClickHouse.",
 )
 
-reconcile_hours_schedule = ScheduleDefinition(
+reconcile_hours_schedule = dg.ScheduleDefinition(
     name="reconcile_hours_schedule",
     job=reconcile_hours,
     cron_schedule="40 * * * *",
     execution_timezone="UTC",
-    default_status=DefaultScheduleStatus.RUNNING,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Looks for hours that are not as they should be.",
 )
 
 
-daily_usage_report = define_asset_job(
+daily_usage_report = dg.define_asset_job(
     "daily_usage_report",
-    selection=AssetSelection.assets(usage_report).without_checks(),
-    executor_def=in_process_executor,
+    selection=dg.AssetSelection.assets(usage_report).without_checks(),
+    executor_def=dg.in_process_executor,
     description="Write the report of a day.",
 )
 
-daily_usage_report_schedule = build_schedule_from_partitioned_job(
+daily_usage_report_schedule = dg.build_schedule_from_partitioned_job(
     daily_usage_report,
     name="daily_usage_report_schedule",
     hour_of_day=1,  # the day's last hour is loaded before, whatever the minute of its schedule
     minute_of_hour=30,
-    default_status=DefaultScheduleStatus.RUNNING,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Writes the report of the day before.",
 )
 
 
-@op(pool="clickhouse")
-def drop_what_is_past_the_retention(context: OpExecutionContext, stores: Stores) -> None:
+@dg.op(pool="clickhouse")
+def drop_what_is_past_the_retention(context: dg.OpExecutionContext, stores: Stores) -> None:
     """Drop old partitions of ClickHouse and old batches, where a retention is set."""
     with stores.clickhouse() as database:
         dropped = drop_past_retention(
@@ -100,8 +89,8 @@ def drop_what_is_past_the_retention(context: OpExecutionContext, stores: Stores)
     )
 
 
-@job(
-    executor_def=in_process_executor,
+@dg.job(
+    executor_def=dg.in_process_executor,
     description="Drop what is older than LLM_TRACES_RETENTION_DAYS and TRACE_BATCH_RETENTION_DAYS.",
 )
 def apply_retention() -> None:
@@ -109,17 +98,19 @@ def apply_retention() -> None:
     drop_what_is_past_the_retention()
 
 
-@schedule(
+@dg.schedule(
     job=apply_retention,
     name="apply_retention_schedule",
     cron_schedule="40 0 * * *",  # past midnight, a day lies before the line
     execution_timezone="UTC",
-    default_status=DefaultScheduleStatus.RUNNING,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Drops what is past the retention, once a day; nothing where none is set.",
 )
-def apply_retention_schedule(stores: Stores) -> RunRequest | SkipReason:
+def apply_retention_schedule(stores: Stores) -> dg.RunRequest | dg.SkipReason:
     """Ask for a run where a retention is set."""
     settings = stores.settings
     if settings.retention_days is None and settings.batch_retention_days is None:
-        return SkipReason("neither LLM_TRACES_RETENTION_DAYS nor TRACE_BATCH_RETENTION_DAYS is set")
-    return RunRequest()
+        return dg.SkipReason(
+            "neither LLM_TRACES_RETENTION_DAYS nor TRACE_BATCH_RETENTION_DAYS is set"
+        )
+    return dg.RunRequest()

@@ -10,8 +10,8 @@ import os
 import sys
 import time
 
+import dagster as dg
 import psutil
-from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
@@ -28,23 +28,23 @@ class WatchedRunLauncher(DefaultRunLauncher):
         """Let run monitoring ask."""
         return True
 
-    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Whether the process of a started run is still there."""
         if is_abandoned(self._instance, run):
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its process is gone")
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
 
-def fail_abandoned_runs(instance: DagsterInstance) -> None:
+def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
     """Fail the runs whose process is gone, and free their pools: where no daemon does it."""
-    for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED])):
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
         if is_abandoned(instance, run):
             _fail(instance, run)
 
 
-def is_abandoned(instance: DagsterInstance, run: DagsterRun) -> bool:
+def is_abandoned(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether the process that executes a run is gone."""
-    events = instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
+    events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     for event in reversed(events):
         if event.dagster_event is None:
             continue
@@ -73,8 +73,8 @@ def main() -> None:
     server = DagsterGrpcClient(port=int(sys.argv[1]))
     while not _answers(server):
         time.sleep(1)  # nobody tells when it does
-    with DagsterInstance.get() as instance:
-        started = RunsFilter(statuses=[DagsterRunStatus.STARTED])
+    with dg.DagsterInstance.get() as instance:
+        started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
         for record in instance.get_run_records(started):
             if record.start_time is not None and record.start_time < began:
                 _fail(instance, record.dagster_run)
@@ -88,7 +88,7 @@ def _answers(server: DagsterGrpcClient) -> bool:
     return True
 
 
-def _fail(instance: DagsterInstance, run: DagsterRun) -> None:
+def _fail(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     instance.report_run_failed(run, "Its process is gone.")
     instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dagster import MetadataValue
+import dagster as dg
 
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.rollup import RollupResult
@@ -16,7 +16,7 @@ Metadata = dict[str, Any]
 def as_metadata(values: Mapping[str, Any]) -> Metadata:
     """Return values as Dagster takes them: a list becomes JSON."""
     return {
-        name: MetadataValue.json(value) if isinstance(value, list) else value
+        name: dg.MetadataValue.json(value) if isinstance(value, list) else value
         for name, value in values.items()
     }
 
@@ -57,17 +57,17 @@ def describe_batch(manifest: Manifest) -> Metadata:
         "payload bytes": manifest.payload_bytes,
         "parts": len(manifest.parts),
         "unreadable rows": manifest.unreadable,
-        "unreadable ids": MetadataValue.json(list(manifest.unreadable_ids)),
+        "unreadable ids": dg.MetadataValue.json(list(manifest.unreadable_ids)),
         "soft-deleted rows": manifest.source_deleted,
         "folded rows": manifest.source_folded,
         "erased rows": manifest.source_erased,
-        "billing matches": MetadataValue.json(manifest.billing_matches),
-        "tokens": MetadataValue.json(manifest.tokens),
+        "billing matches": dg.MetadataValue.json(manifest.billing_matches),
+        "tokens": dg.MetadataValue.json(manifest.tokens),
         "cost in USD": str(manifest.cost_usd),
         "calls without price": manifest.unpriced,
         "batch": manifest.batch_id,
     }
     if manifest.min_created_at and manifest.max_created_at:
-        metadata["min created_at"] = MetadataValue.timestamp(manifest.min_created_at)
-        metadata["max created_at"] = MetadataValue.timestamp(manifest.max_created_at)
+        metadata["min created_at"] = dg.MetadataValue.timestamp(manifest.min_created_at)
+        metadata["max created_at"] = dg.MetadataValue.timestamp(manifest.max_created_at)
     return metadata

@@ -1,6 +1,6 @@
 """The partitions. Read at import, since Dagster needs to know where they begin."""
 
-from dagster import DailyPartitionsDefinition, HourlyPartitionsDefinition
+import dagster as dg
 
 from llm_trace_pipeline.demo.traffic import first_hour
 from llm_trace_pipeline.settings import Settings
@@ -9,7 +9,7 @@ _settings = Settings.from_environment()
 
 _first_hour = _settings.first_hour or first_hour(_settings.state_dir)
 
-HOURLY = HourlyPartitionsDefinition(start_date=_first_hour, timezone="UTC")
+HOURLY = dg.HourlyPartitionsDefinition(start_date=_first_hour, timezone="UTC")
 # The first day counts, also where its first hours do not.
-DAILY = DailyPartitionsDefinition(start_date=_first_hour.replace(hour=0), timezone="UTC")
+DAILY = dg.DailyPartitionsDefinition(start_date=_first_hour.replace(hour=0), timezone="UTC")
 SCHEDULE_MINUTE = _settings.schedule_minute

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from dagster import AssetExecutionContext, DagsterEventType, DagsterInstance, RunsFilter
+import dagster as dg
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
@@ -44,14 +44,14 @@ def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
     return Window(parse_hour(first), parse_hour(last) + HOUR).hours if _is_hour(first) else []
 
 
-def hours_being_loaded(instance: DagsterInstance) -> set[datetime]:
+def hours_being_loaded(instance: dg.DagsterInstance) -> set[datetime]:
     """Return the hours of all runs that have not ended: they are about to change."""
-    runs = instance.get_runs(RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     return {hour for run in runs for hour in hours_of_run(run.tags)}
 
 
 def hours_of_backfills(
-    instance: DagsterInstance, graph: BaseAssetGraph[Any] | None
+    instance: dg.DagsterInstance, graph: BaseAssetGraph[Any] | None
 ) -> set[datetime]:
     """Return the hours that backfills have yet to load.
 
@@ -73,7 +73,7 @@ def hours_of_backfills(
     return {parse_hour(key) for key in keys if _is_hour(key)}
 
 
-def hours_done_before(context: AssetExecutionContext) -> set[datetime]:
+def hours_done_before(context: dg.AssetExecutionContext) -> set[datetime]:
     """Return the hours of this step that were finished by the run which this run retries.
 
     A run that was killed has recorded no materialization, but the checks of every finished hour.
@@ -82,7 +82,7 @@ def hours_done_before(context: AssetExecutionContext) -> set[datetime]:
     if RESUME_RETRY_TAG not in tags:
         return set()
     found = context.instance.get_records_for_run(
-        tags[PARENT_RUN_ID_TAG], of_type=DagsterEventType.ASSET_CHECK_EVALUATION
+        tags[PARENT_RUN_ID_TAG], of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
     )
     evaluations = [
         record.event_log_entry.get_dagster_event().asset_check_evaluation_data

@@ -4,15 +4,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from itertools import chain
 
-from dagster import (
-    AssetKey,
-    DefaultSensorStatus,
-    RunRequest,
-    SensorEvaluationContext,
-    SensorResult,
-    SkipReason,
-    sensor,
-)
+import dagster as dg
 from pydantic import AwareDatetime, BaseModel
 from xxhash import xxh3_64_hexdigest
 
@@ -34,29 +26,29 @@ _RESTATED_GAP = 2
 _PATIENCE = timedelta(hours=6)
 
 
-@sensor(
+@dg.sensor(
     job=hourly_llm_traces,
     minimum_interval_seconds=60,
-    default_status=DefaultSensorStatus.RUNNING,
+    default_status=dg.DefaultSensorStatus.RUNNING,
     description="Loads the hours that reconcile_hours found to differ, each reconciliation once.",
 )
 def changed_hours_sensor(
-    context: SensorEvaluationContext, stores: Stores
-) -> SensorResult | SkipReason:
+    context: dg.SensorEvaluationContext, stores: Stores
+) -> dg.SensorResult | dg.SkipReason:
     """Request the hours of the last reconciliation by its record; no database is opened."""
     found = read_reconciliation(stores.batches().files)
     if found is None:
-        return SkipReason("reconcile_hours has not run yet")
+        return dg.SkipReason("reconcile_hours has not run yet")
     asked = Asked.model_validate_json(context.cursor) if context.cursor else Asked()
     if found.id == asked.reconciliation:
-        return SkipReason(f"the reconciliation of {found.at:%Y-%m-%d %H:%M} UTC was acted on")
+        return dg.SkipReason(f"the reconciliation of {found.at:%Y-%m-%d %H:%M} UTC was acted on")
     graph = context.repository_def.asset_graph if context.repository_def else None
     # An hour that still differs is found again by the next reconciliation.
     taken = hours_being_loaded(context.instance) | hours_of_backfills(context.instance, graph)
     wanted = without_hours(found, taken | asked.in_vain(found))
     requests = requests_for(wanted, taken)
-    skipped = None if requests else SkipReason("nothing is to be loaded")
-    return SensorResult(
+    skipped = None if requests else dg.SkipReason("nothing is to be loaded")
+    return dg.SensorResult(
         run_requests=requests,
         skip_reason=skipped,
         cursor=asked.and_now(found, wanted).model_dump_json(),
@@ -102,7 +94,7 @@ def _way(found: Reconciliation, hour: datetime) -> str:
     return xxh3_64_hexdigest(repr(found.differences[hour]).encode()) if differs else ""
 
 
-def requests_for(found: Reconciliation, taken: Collection[datetime]) -> list[RunRequest]:
+def requests_for(found: Reconciliation, taken: Collection[datetime]) -> list[dg.RunRequest]:
     """Return the runs that put hours right.
 
     An hour whose traces the source lost is never read from the source again. Its billing is renewed
@@ -145,12 +137,12 @@ def _request(
     window: Window,
     config: dict[str, bool],
     assets: tuple[str, ...] | None,
-) -> RunRequest:
+) -> dg.RunRequest:
     first, last = key_of(window.start), key_of(window.last)
-    return RunRequest(
+    return dg.RunRequest(
         run_key=f"{found.id}:{reason}:{first}:{last}",
         run_config={"ops": {TRACE_BATCHES: {"config": config}}} if config else {},
         # None: the whole job.
-        asset_selection=[AssetKey(asset) for asset in assets] if assets else None,
+        asset_selection=[dg.AssetKey(asset) for asset in assets] if assets else None,
         tags={**tags_of(window), "llm_traces/reason": reason},
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dagster import ConfigurableResource, InitResourceContext
+import dagster as dg
 from pydantic import PrivateAttr
 
 from llm_trace_pipeline.batches.store import BatchStore
@@ -26,12 +26,12 @@ def source_of(settings: Settings) -> Source:
     )
 
 
-class Stores(ConfigurableResource):  # type: ignore[type-arg]  # takes no type that could be named
+class Stores(dg.ConfigurableResource):  # type: ignore[type-arg]  # takes no type that could be named
     """The three stores. The environment is read once, when a step or a tick begins."""
 
     _settings: Settings = PrivateAttr()
 
-    def setup_for_execution(self, context: InitResourceContext) -> None:  # noqa: ARG002 -- Dagster's
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 -- Dagster's
         """Read the settings.
 
         Raises:
