@@ -90,6 +90,10 @@ test-http: .venv/installed  ## the same over HTTP on the embedded engine, then w
 		$(PY) -m tests.harness.http_engine "$$state" $(MAKE) test-server
 	.venv/bin/pytest -n 2 $(OVER_HTTP)
 
+.PHONY: test-installs
+test-installs: .venv/installed  ## the wheel and the steps of the image, in fresh environments
+	UV_INDEX_URL="$(INDEX)" .venv/bin/pytest -m installs tests/whole
+
 .PHONY: soak
 soak: .venv/installed  ## random histories against the model (SEQUENCES=5000), kills (KILLS=500)
 	SOAK_SEQUENCES="$${SEQUENCES:-5000}" SOAK_KILLS="$${KILLS:-500}" .venv/bin/pytest -n 2 \

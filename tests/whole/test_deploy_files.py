@@ -190,7 +190,7 @@ LOADED = (
 )
 
 
-@pytest.mark.skipif("IMAGE_STEPS" not in os.environ, reason="installs 0.8 GB; .ci/run asks for it")
+@pytest.mark.installs
 def test_the_steps_of_the_image_make_an_environment_that_loads(tmp_path: Path) -> None:
     build, _, _ = DOCKERFILE.partition("\nFROM python:3.11-slim-bookworm\n")
     there = tmp_path / "environment"
