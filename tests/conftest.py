@@ -1,46 +1,47 @@
-"""Fixtures of real parts: one PostgreSQL per worker, a fresh database and a fresh store each."""
+"""Fixtures of real parts: one PostgreSQL per worker, a fresh database and a fresh store each.
+
+A fixture imports its part by itself: all parts together take seconds, and many tests need none.
+"""
+
+from __future__ import annotations
 
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from dagster import DagsterInstance
-from playwright.sync_api import Browser, Page
 
-from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.tables import define_table
-from llm_trace_pipeline.demo import postgres as demo
-from llm_trace_pipeline.reports.spend import Days
-from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.source.postgres import Source
 from tests.harness import START
-from tests.harness.browser import running_browser
-from tests.harness.bucket import Bucket, S3Server, running_s3
-from tests.harness.calls import CALLS, insert
-from tests.harness.cluster import ClusterWarehouse, running_nodes
-from tests.harness.http_server import Running
-from tests.harness.jobs import Jobs
-from tests.harness.operational import Operational, execute, fresh_database
-from tests.harness.pipeline import Pipeline
-from tests.harness.report_page import write_pages
-from tests.harness.warehouse import (
-    Warehouse,
-    drop_database,
-    environment_of,
-    fresh_warehouse,
-    make_database,
-)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser, Page
+
+    from llm_trace_pipeline.batches.store import BatchStore
+    from llm_trace_pipeline.clickhouse.client import Database
+    from llm_trace_pipeline.reports.spend import Days
+    from llm_trace_pipeline.settings import Settings
+    from llm_trace_pipeline.source.postgres import Source
+    from tests.harness.bucket import Bucket, S3Server
+    from tests.harness.cluster import ClusterWarehouse
+    from tests.harness.http_server import Running
+    from tests.harness.jobs import Jobs
+    from tests.harness.operational import Operational
+    from tests.harness.pipeline import Pipeline
+    from tests.harness.warehouse import Warehouse
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A PostgreSQL server of this test process."""
+    from llm_trace_pipeline.demo import postgres as demo
+    from tests.harness.operational import execute
+
     folder = Path(tempfile.mkdtemp(prefix="llm-traces-tests-"))
     folder.chmod(0o755)
     try:
@@ -57,6 +58,8 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture
 def operational(postgres_url: str) -> Iterator[Operational]:
     """A fresh operational database."""
+    from tests.harness.operational import Operational, fresh_database
+
     with fresh_database(postgres_url) as url:
         yield Operational(url)
 
@@ -64,6 +67,8 @@ def operational(postgres_url: str) -> Iterator[Operational]:
 @pytest.fixture
 def source(operational: Operational) -> Source:
     """The operational database, read by two connections."""
+    from llm_trace_pipeline.source.postgres import Source
+
     return Source(operational.url, connections=2)
 
 
@@ -72,6 +77,9 @@ def settings(
     tmp_path: Path, operational: Operational, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Settings]:
     """Settings of a deployment of its own; the environment says the same."""
+    from llm_trace_pipeline.settings import Settings
+    from tests.harness.warehouse import drop_database, environment_of
+
     environment = {
         **environment_of(tmp_path),
         "OPERATIONAL_DATABASE_URL": operational.url,
@@ -90,6 +98,8 @@ def settings(
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """An S3 server of this test process."""
+    from tests.harness.bucket import running_s3
+
     with running_s3() as server:
         yield server
 
@@ -97,6 +107,8 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def bucket(s3_server: S3Server) -> Bucket:
     """A fresh bucket."""
+    from tests.harness.bucket import Bucket
+
     return Bucket(s3_server)
 
 
@@ -120,12 +132,17 @@ def s3_settings(settings: Settings, bucket: Bucket, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def store(settings: Settings) -> BatchStore:
     """An empty batch store."""
+    from llm_trace_pipeline.batches.store import BatchStore
+
     return BatchStore.of(settings)
 
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
     """A fresh ClickHouse."""
+    from llm_trace_pipeline.clickhouse.client import connect
+    from tests.harness.warehouse import make_database
+
     make_database(settings)
     with connect(settings) as database:
         yield database
@@ -134,12 +151,18 @@ def database(settings: Settings) -> Iterator[Database]:
 @pytest.fixture
 def pipeline(source: Source, store: BatchStore, database: Database) -> Pipeline:
     """What loads hours from the operational database into that ClickHouse."""
+    from tests.harness.pipeline import Pipeline
+
     return Pipeline(source, store, database)
 
 
 @pytest.fixture
 def jobs(settings: Settings) -> Iterator[Jobs]:
     """The jobs of the code location, for the stores of the settings."""
+    from dagster import DagsterInstance
+
+    from tests.harness.jobs import Jobs
+
     with DagsterInstance.ephemeral() as instance:
         yield Jobs(settings, instance)
 
@@ -147,6 +170,8 @@ def jobs(settings: Settings) -> Iterator[Jobs]:
 @pytest.fixture
 def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
     """A fresh ClickHouse that is loaded without a source."""
+    from tests.harness.warehouse import fresh_warehouse
+
     with fresh_warehouse(tmp_path) as warehouse:
         yield warehouse
 
@@ -162,6 +187,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
     """The nodes of a cluster, one per shard."""
+    from tests.harness.cluster import running_nodes
+
     with running_nodes(tmp_path_factory.mktemp("cluster")) as nodes:
         yield nodes
 
@@ -169,6 +196,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
 @pytest.fixture
 def cluster(tmp_path: Path, nodes: list[Running]) -> Iterator[ClusterWarehouse]:
     """A fresh database of a cluster."""
+    from tests.harness.cluster import ClusterWarehouse
+
     with closing(ClusterWarehouse(tmp_path, nodes)) as cluster:
         yield cluster
 
@@ -176,6 +205,11 @@ def cluster(tmp_path: Path, nodes: list[Running]) -> Iterator[ClusterWarehouse]:
 @pytest.fixture(scope="module")
 def state_of_calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a deployment whose ClickHouse holds calls that a report is made of."""
+    from llm_trace_pipeline.clickhouse.client import connect
+    from llm_trace_pipeline.clickhouse.tables import define_table
+    from llm_trace_pipeline.settings import Settings
+    from tests.harness.calls import CALLS, insert
+
     folder = tmp_path_factory.mktemp("calls")
     with connect(Settings.from_environment({"LLM_TRACES_STATE": str(folder)})) as database:
         define_table(database, "llm_traces")
@@ -186,12 +220,16 @@ def state_of_calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pages(state_of_calls: Path) -> dict[Days, Path]:
     """The report of each range of days, as a file."""
+    from tests.harness.report_page import write_pages
+
     return write_pages(state_of_calls)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless browser."""
+    from tests.harness.browser import running_browser
+
     with running_browser() as browser:
         yield browser
 
