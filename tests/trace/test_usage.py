@@ -239,7 +239,7 @@ USAGE: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(
     mutated_responses()
     | st.fixed_dictionaries({"usage": USAGE}, optional={"usage_metadata": USAGE})
@@ -255,7 +255,7 @@ def test_most_answers_are_plain() -> None:
     assert len(plain) > len(RESPONSES) / 3  # of cases that are chosen for being odd
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(ANY_JSON | mutated_responses())
 @example({"choices": [{"error": {}, "detail": "d", "error_type": "t"}]})
 @example({"prompt_eval_count": 1, "": 1, "iterations": [{"type": "compaction", "eval_count": 1}]})
