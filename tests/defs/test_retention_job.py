@@ -12,6 +12,7 @@ from dagster import (
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.definitions import defs
+from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import HOUR, key_of, midnight
 from llm_trace_pipeline.settings import Settings
 from tests.harness.jobs import Jobs
@@ -113,7 +114,8 @@ def test_the_schedule_asks_for_a_run_where_a_retention_is_set(
         monkeypatch.setenv(name, "1")
     schedule = defs.resolve_schedule_def("apply_retention_schedule")
     context = build_schedule_context(
-        scheduled_execution_time=datetime(2026, 3, 31, 15, 30, tzinfo=UTC)
+        scheduled_execution_time=datetime(2026, 3, 31, 15, 30, tzinfo=UTC),
+        resources={"stores": Stores()},
     )
     asked = schedule.evaluate_tick(context).run_requests or []
     assert len(asked) == (1 if name else 0)

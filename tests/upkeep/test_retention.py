@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import (
-    build_schedule_context,
-)
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.traces import HourLoader
-from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
@@ -164,18 +160,3 @@ def test_a_swap_that_was_cut_brings_nothing_back(deployment: Deployment) -> None
 def test_a_wrong_number_of_days_is_refused(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name}: "):
         Settings.from_environment({name: value})
-
-
-@pytest.mark.parametrize("name", [None, CLICKHOUSE, BATCHES])
-def test_the_schedule_asks_for_a_run_where_a_retention_is_set(
-    name: str | None,
-    settings: Settings,  # noqa: ARG001 -- environment
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if name:
-        monkeypatch.setenv(name, "1")
-    schedule = defs.resolve_schedule_def("apply_retention_schedule")
-    context = build_schedule_context(scheduled_execution_time=NOW)
-    asked = schedule.evaluate_tick(context).run_requests or []
-    assert len(asked) == (1 if name else 0)
-    assert schedule.default_status.value == "RUNNING"
