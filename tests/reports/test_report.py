@@ -325,7 +325,7 @@ def test_a_swap_that_was_cut_is_finished_before_the_figures_are_read(tmp_path: P
 
 def test_a_table_of_an_earlier_version_is_upgraded_first(tmp_path: Path) -> None:
     settings = Settings.from_environment({"LLM_TRACES_STATE": str(tmp_path)})
-    old = (Path(__file__).parents[1] / "data" / "llm_traces_schema_1.sql").read_text(
+    old = (Path(__file__).parents[1] / "data" / "llm_traces_schema_0.sql").read_text(
         encoding="utf-8"
     )
     with connect(settings) as database:
