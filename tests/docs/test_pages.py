@@ -64,6 +64,17 @@ def test_every_file_that_is_named_exists() -> None:
         assert [name for name in named if not (ROOT / name).exists()] == [], relative(path)
 
 
+def test_every_name_of_a_step_is_in_a_file_that_the_step_names() -> None:
+    """Of CONTRIBUTING.md: a step without files speaks of those of the step before."""
+    files: list[str] = []
+    for line in page("CONTRIBUTING.md").splitlines():
+        files = re.findall(r"`((?:sql|tests|llm_trace_pipeline)/[\w/]+\.\w+)`", line) or files
+        texts = [(ROOT / file).read_text(encoding="utf-8") for file in files]
+        if re.match(r"\d+\. ", line):
+            for name in re.findall(r"`(_?[A-Za-z]\w*)`", line):
+                assert any(re.search(rf"\b{name}\b", text) for text in texts), f"{name}: {files}"
+
+
 def test_every_make_target_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for text in TEXTS.values():
