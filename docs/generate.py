@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import click
 from dagster import AssetCheckSpec
 from pydantic import SecretStr
 
+from llm_trace_pipeline.cli.__main__ import llm_traces
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.rollup import DIMENSIONS
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE, define_table
@@ -54,6 +56,7 @@ def parts(database: Database) -> dict[str, str]:
         "columns of llm_usage_hourly": lambda: columns_of_rollup(database),
         "run config": run_config,
         "checks": checks,
+        "commands": commands,
     }
     return {name: make() for name, make in makers.items()}
 
@@ -164,6 +167,24 @@ def checks() -> str:
             *(row(spec, "all hours") for spec in RECONCILIATION_CHECKS),
         ),
     )
+
+
+def commands() -> str:
+    """Return the subcommands of ``llm-traces``, with their arguments."""
+
+    def row(command: click.Command) -> tuple[str, str]:
+        context = click.Context(command)
+        words = ["llm-traces", str(command.name)]
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                value = "" if parameter.is_flag else f" {parameter.make_metavar(context)}"
+                option = f"{parameter.opts[0]}{value}"
+                words.append(option if parameter.required else f"[{option}]")
+            else:
+                words.append(parameter.make_metavar(context))
+        return code(" ".join(words)), command.get_short_help_str(limit=200)
+
+    return table(("command", "what it does"), map(row, llm_traces.commands.values()))
 
 
 def main() -> None:
