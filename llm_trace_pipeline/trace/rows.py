@@ -1,6 +1,5 @@
 """The transformation: rows of the operational database become rows of ``llm_traces``."""
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
@@ -20,6 +19,7 @@ from llm_trace_pipeline.trace.payloads import KEEP_ALL, PayloadPolicy
 from llm_trace_pipeline.trace.prices import PACKAGED, PRICED_BY, PriceBook
 from llm_trace_pipeline.trace.responses import ResponseReading
 from llm_trace_pipeline.trace.tally import Tally, tally_of
+from llm_trace_pipeline.trace.usage import tokens_in
 
 MAX_MESSAGE_LENGTH = 1_000  # code points of an error message that are kept
 
@@ -116,7 +116,7 @@ def _read_step(*counts: int | None) -> ResponseReading:
         "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written},
         "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
-    return read_response(msgspec.json.encode({"usage": usage}))
+    return ResponseReading(*tokens_in([{"usage": usage}]))
 
 
 def _read_configs(texts: pa.StringArray) -> tuple[list[ConfigReading], pa.StringArray]:
