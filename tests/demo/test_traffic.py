@@ -1,7 +1,5 @@
 """The demo's traffic: the same however it is added, with every kind of trace in it."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -12,9 +10,9 @@ import pytest
 from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline.demo.customers import CHANGES_PLAN, ORGANIZATIONS
-from llm_trace_pipeline.demo.postgres import embedded_postgres, leave_postgres
 from llm_trace_pipeline.demo.responses import RECIPES
 from llm_trace_pipeline.demo.traffic import add_traffic, first_hour
+from tests.harness.operational import fresh_database
 
 START = datetime(2026, 3, 1, 13, tzinfo=UTC)
 END = START + timedelta(hours=3)
@@ -28,27 +26,18 @@ TABLES = (
 
 
 @pytest.fixture(scope="module")
-def data_dir() -> Iterator[Path]:
-    # Not tmp_path: its parents are closed to the account that the server runs as under root.
-    folder = Path(tempfile.mkdtemp(prefix="llm-traces-"))
-    yield folder
-    leave_postgres(folder)
-    shutil.rmtree(folder)
+def whole(postgres_url: str) -> Iterator[str]:
+    """A database whose hours were added at once."""
+    with fresh_database(postgres_url) as url:
+        assert add_traffic(url, START, END) > 2000
+        yield url
 
 
-@pytest.fixture(scope="module")
-def whole(data_dir: Path) -> str:
-    """Return a database whose hours were added at once."""
-    url = make_database(data_dir, "whole")
-    assert add_traffic(url, START, END) > 2000
-    return url
-
-
-def make_database(data_dir: Path, name: str) -> str:
-    url = embedded_postgres(data_dir)
-    with dbapi.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-    return url.replace("/postgres?", f"/{name}?")
+@pytest.fixture
+def empty(postgres_url: str) -> Iterator[str]:
+    """A database without any hour."""
+    with fresh_database(postgres_url) as url:
+        yield url
 
 
 def query(url: str, statement: str) -> list[tuple[Any, ...]]:
@@ -69,16 +58,15 @@ def contents(url: str) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
-def test_hours_added_in_parts_equal_hours_added_at_once(data_dir: Path, whole: str) -> None:
-    url = make_database(data_dir, "parts")
+def test_hours_added_in_parts_equal_hours_added_at_once(empty: str, whole: str) -> None:
     cut = START + timedelta(hours=1, minutes=25, seconds=17)
     lines: list[str] = []
-    first = add_traffic(url, START, cut, lines.append)
-    second = add_traffic(url, START, END, lines.append)
+    first = add_traffic(empty, START, cut, lines.append)
+    second = add_traffic(empty, START, END, lines.append)
     assert lines == ["hour 1 of 2", "hour 2 of 2", "hour 1 of 2", "hour 2 of 2"]
-    assert contents(url) == contents(whole)
+    assert contents(empty) == contents(whole)
     ((traces,),) = query(
-        url,
+        empty,
         "SELECT (SELECT count(*) FROM provider_traces)"
         " + (SELECT count(*) FROM provider_trace_metadata)",
     )
@@ -91,12 +79,11 @@ def test_adding_again_adds_nothing(whole: str) -> None:
     assert contents(whole) == before
 
 
-def test_two_who_add_at_once_add_everything_once(data_dir: Path, whole: str) -> None:
-    url = make_database(data_dir, "contested")
+def test_two_who_add_at_once_add_everything_once(empty: str, whole: str) -> None:
     with ThreadPoolExecutor(2) as pool:
-        added = list(pool.map(lambda _: add_traffic(url, START, END), range(2)))
+        added = list(pool.map(lambda _: add_traffic(empty, START, END), range(2)))
     assert min(added) == 0
-    assert contents(url) == contents(whole)
+    assert contents(empty) == contents(whole)
 
 
 def test_every_trace_lies_strictly_inside_its_hour(whole: str) -> None:
