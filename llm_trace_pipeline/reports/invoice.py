@@ -1,14 +1,14 @@
 """The invoice of a month: what each Stripe customer used and is to pay, as files.
 
-All of it is read from ``llm_traces``, while nobody loads; then every hour of the month is compared
-with its batch. An invoice with a hole is written too, since a large part of it may be all that is
-needed, but it names its holes.
+The rows are read from ``llm_traces`` while nobody loads. Then every hour of the month is compared
+with its batch. An invoice with holes is written too, since the rest of it may be all that is
+needed; it names its holes.
 """
 
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, localcontext
@@ -27,43 +27,46 @@ from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import repaired_for_reading
 from llm_trace_pipeline.clickhouse.tables import TABLE
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
-from llm_trace_pipeline.hours import HOUR, Window, floor, key_of
+from llm_trace_pipeline.hours import Window, floor, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.columns import COST_TYPE, EXACT_DIGITS
 from llm_trace_pipeline.upkeep.reconcile import Differences, compare_loaded, readable_manifests
 
-# The columns by which Stripe imports meter events from files.
-EVENT_SCHEMA = pa.schema(
-    [
-        pa.field("identifier", pa.string(), nullable=False),
-        pa.field("timestamp", pa.int64(), nullable=False),  # Unix seconds: the start of the UTC day
-        pa.field("event_name", pa.string(), nullable=False),
-        pa.field("payload_stripe_customer_id", pa.string(), nullable=False),
-        pa.field("payload_value", pa.uint64(), nullable=False),  # tokens, or calls
-    ]
-)
 CENTS_TYPE = pa.decimal128(38, 12)  # as many decimals as Stripe takes
+
+
+def _schema(nullable: tuple[str, ...] = (), **types: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, name in nullable) for name, kind in types.items()])
+
+
+# The columns by which Stripe imports meter events from files.
+EVENT_SCHEMA = _schema(
+    identifier=pa.string(),
+    timestamp=pa.int64(),  # Unix seconds: the start of the UTC day
+    event_name=pa.string(),
+    payload_stripe_customer_id=pa.string(),
+    payload_value=pa.uint64(),  # tokens, or calls
+)
 # Stripe's parameters of an invoice item first, then what the item is about.
-ITEM_SCHEMA = pa.schema(
-    [
-        pa.field("customer", pa.string(), nullable=False),
-        pa.field("currency", pa.string(), nullable=False),
-        pa.field("description", pa.string(), nullable=False),
-        pa.field("period_start", pa.int64(), nullable=False),  # Unix seconds, both included
-        pa.field("period_end", pa.int64(), nullable=False),
-        pa.field("quantity", pa.uint64(), nullable=False),  # tokens, or calls
-        pa.field("unit_amount_decimal", CENTS_TYPE),  # cents; NULL: 12 decimals cannot hold it
-        pa.field("amount_usd", COST_TYPE),  # NULL: no price
-        pa.field("list_amount_usd", COST_TYPE),  # also of calls by the customer's own key
-        pa.field("meter", pa.string(), nullable=False),
-        pa.field("plan", pa.string(), nullable=False),
-        pa.field("cost_source", pa.string(), nullable=False),
-        pa.field("provider", pa.string(), nullable=False),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("is_byok", pa.uint8(), nullable=False),
-        pa.field("price_version", pa.string(), nullable=False),
-    ]
+ITEM_SCHEMA = _schema(
+    nullable=("unit_amount_decimal", "amount_usd", "list_amount_usd"),
+    customer=pa.string(),
+    currency=pa.string(),
+    description=pa.string(),
+    period_start=pa.int64(),  # Unix seconds, both included
+    period_end=pa.int64(),
+    quantity=pa.uint64(),  # tokens, or calls
+    unit_amount_decimal=CENTS_TYPE,  # cents; NULL: 12 decimals cannot hold it
+    amount_usd=COST_TYPE,  # NULL: no price
+    list_amount_usd=COST_TYPE,  # also of calls by the customer's own key
+    meter=pa.string(),
+    plan=pa.string(),
+    cost_source=pa.string(),
+    provider=pa.string(),
+    model=pa.string(),
+    is_byok=pa.uint8(),
+    price_version=pa.string(),
 )
 _CALLS = "llm_calls"
 _METERS = {
@@ -111,24 +114,24 @@ class Month:
         """The start of the next month."""
         return (self.start + timedelta(days=31)).replace(day=1)
 
-    def hours(self, first_hour: datetime, now: datetime) -> list[datetime]:
-        """Return the hours that have ended and can be loaded: no others are invoiced."""
+    def window(self, first_hour: datetime, now: datetime) -> Window:
+        """Return the hours that have ended and can be loaded: no other hours are invoiced."""
         begin = max(self.start, first_hour)
-        return Window(begin, max(begin, floor(min(self.end, now)))).hours
+        return Window(begin, max(begin, floor(min(self.end, now))))
 
     def __str__(self) -> str:
-        """Return it as it was given."""
+        """Return the month as it was given, such as ``2026-03``."""
         return f"{self.start:%Y-%m}"
 
 
 @dataclass
 class Totals:
-    """What the rows of the files add up to."""
+    """The sums of the rows of the files."""
 
     customers: int = 0
     quantities: Counter[str] = field(default_factory=Counter)  # by meter, of all calls
-    to_bill: Counter[str] = field(default_factory=Counter)  # of what the meter events have to hold
-    metered: Counter[str] = field(default_factory=Counter)  # of the meter events
+    to_bill: Counter[str] = field(default_factory=Counter)  # by meter, what the events have to hold
+    metered: Counter[str] = field(default_factory=Counter)  # by meter, what the events hold
     amount_usd: Decimal = _NOTHING
     calls_without_customer: int = 0
     amount_without_customer_usd: Decimal = _NOTHING
@@ -162,7 +165,7 @@ class Totals:
             self.unpriced_calls += calls
 
     def as_said(self) -> dict[str, object]:
-        """Return them as totals.sql says them."""
+        """Return the sums in the shape of a row of ``totals.sql``."""
         calls, *tokens = (self.quantities[meter] for meter in _METERS)
         return {
             "calls": calls,
@@ -172,7 +175,7 @@ class Totals:
         }
 
     def describe(self) -> Iterator[str]:
-        """Say it, one line each."""
+        """Return the lines that an operator reads."""
         yield f"customers           {self.customers:,}"
         yield f"calls               {self.quantities[_CALLS]:,}"
         yield f"amount              {self.amount_usd:f} USD"
@@ -190,7 +193,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Invoice:
-    """The files of a month, and what they hold."""
+    """The files of a month, with their sums and the holes of the month."""
 
     month: Month
     first_hour: datetime  # that can be loaded: nothing before it is invoiced
@@ -206,18 +209,18 @@ def write_invoice(
     """Write the files of a month.
 
     Args:
-        settings: where the stores are.
+        settings: name the stores.
         month: such as ``2026-03``.
         folder: where the files go.
-        first_hour: the first one that can be loaded.
-        now: what has ended by then is to be loaded.
+        first_hour: the first hour that can be loaded.
+        now: the hours that have ended by then are expected to be loaded.
 
     Raises:
         SettingsError: the month is none that can be invoiced.
         PipelineError: the files do not add up to what ClickHouse says, and were not written.
     """
     of_month = Month.of(month, first_hour, now)
-    hours = of_month.hours(first_hour, now)
+    window = of_month.window(first_hour, now)
     store = BatchStore.of(settings)
     # This writes where a swap was cut, which shows rows twice, or where the table is an older one.
     with connect(settings) as database, repaired_for_reading(database, store) as exists:
@@ -226,34 +229,30 @@ def write_invoice(
                 f"{database.qualified(TABLE)} does not exist", "load the hours of the month first"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        # Beside the files that it replaces, all at once where they are all complete.
+        # Beside the files of an earlier invoice, which are replaced once all new ones are complete.
         with TemporaryDirectory(dir=folder, prefix=".invoice-") as beside:
-            totals = _write_files(database, of_month, hours, Path(beside))
-            # After the files: what another writer added while they were read is noticed.
-            holes = _holes(database, store, hours)
+            totals = _write_files(database, of_month, window, Path(beside))
+            # After the files: rows that another writer added while they were read are noticed.
+            holes = _holes(database, store, window.hours)
             paths = [path.replace(folder / path.name) for path in sorted(Path(beside).iterdir())]
     return Invoice(of_month, first_hour, now, totals, tuple(paths), holes)
 
 
-def _write_files(
-    database: Database, month: Month, hours: Sequence[datetime], folder: Path
-) -> Totals:
-    """Write all files of contiguous hours of a month into a folder.
+def _write_files(database: Database, month: Month, window: Window, folder: Path) -> Totals:
+    """Write all files of a window of a month into a folder.
 
     Raises:
         PipelineError: the rows do not add up to what ClickHouse says of the hours.
     """
     totals = Totals()
-    first = hours[0] if hours else month.start
-    window = Window(first, first + len(hours) * HOUR).parameters
     events, items = (
-        chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), window))
+        chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), window.parameters))
         for name in ("meter_events", "invoice_items")
     )
     with localcontext(prec=EXACT_DIGITS):
         _write(folder / f"{month}-invoice-items", ITEM_SCHEMA, _items(items, month, totals))
         _write(folder / f"{month}-meter-events", EVENT_SCHEMA, _events(events, totals))
-    [said] = database.rows(read_sql("invoice/totals.sql"), window)
+    [said] = database.rows(read_sql("invoice/totals.sql"), window.parameters)
     if totals.as_said() != said or totals.metered != totals.to_bill:
         raise PipelineError(
             f"the rows of {month} changed while they were read, or not all of them came: nothing "
@@ -296,12 +295,12 @@ def _events(rows: Iterable[Row], totals: Totals) -> Iterator[Row]:
 
 
 def event_identifier(meter: str, customer: str, day: date) -> str:
-    """Name a meter event, always the same; Stripe takes 100 characters."""
+    """Return the lasting name of a meter event, shorter than the 100 characters of Stripe."""
     return f"{meter}-{day}-{sha256(customer.encode()).hexdigest()[:32]}"
 
 
 def unit_cents(amount: Decimal | None, quantity: int) -> Decimal | None:
-    """Return the cents of one token or call; None where Stripe's 12 decimals cannot hold them."""
+    """Return the cents of one token or one call; None where 12 decimals cannot hold them."""
     if amount is None or not quantity:
         return None
     units = Fraction(amount) * 100 * 10**CENTS_TYPE.scale / quantity
@@ -309,7 +308,7 @@ def unit_cents(amount: Decimal | None, quantity: int) -> Decimal | None:
 
 
 def _write(path: Path, schema: pa.Schema, rows: Iterator[Row]) -> None:
-    """Write rows as CSV and as Parquet; a decimal is text with all of its digits in the CSV."""
+    """Write rows as CSV and as Parquet. In the CSV a decimal is a text with all its digits."""
     texts, tables = (path.with_suffix(suffix) for suffix in (".csv", ".parquet"))
     with (
         texts.open("w", newline="", encoding="utf-8") as text,
@@ -333,7 +332,7 @@ def _write(path: Path, schema: pa.Schema, rows: Iterator[Row]) -> None:
 
 
 def _holes(database: Database, store: BatchStore, hours: list[datetime]) -> Differences:
-    """Return which hours ClickHouse does not hold as their batches say, and what is wrong."""
+    """Return the hours that ClickHouse does not hold as their batches say, with the differences."""
     manifests, holes = readable_manifests(store, hours)
     for _, of_day in groupby(manifests.values(), key=lambda manifest: manifest.hour.date()):
         holes |= compare_loaded(database, list(of_day))
