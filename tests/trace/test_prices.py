@@ -1,4 +1,4 @@
-"""What calls cost: as the package computes each, by the user's price file, and what has none."""
+"""The costs of calls: the package's own amounts, the user's price file, calls without a price."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -148,7 +148,8 @@ def test_every_model_of_the_package_costs_what_the_package_computes() -> None:
             continue
         total, of_input, of_output = prices
         assert (row["input_cost_usd"], row["output_cost_usd"]) == (of_input, of_output), of
-        # Rounded once, where input and output are each; a few packaged prices have 18 decimals.
+        # The expected total is rounded once. The cost here is the sum of input and output, both
+        # rounded; a few packaged prices have 18 decimals.
         assert abs(row["cost_usd"] - total) <= TO_18, of
         cached, written = (row[f"{name}_cost_usd"] for name in ("cached_input", "cache_write"))
         assert 0 <= cached + written <= row["input_cost_usd"] + 2 * TO_18, of
