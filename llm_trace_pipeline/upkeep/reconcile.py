@@ -1,7 +1,8 @@
-"""Reconciliation: which hours the source, the batches and ClickHouse do not agree on.
+"""Reconciliation: the hours on which the source, the batches and ClickHouse do not agree.
 
-Nothing is repaired here, and no payload is read. What the source holds is told by its ledger, whose
-hash has every column that a load reads: ``updated_at`` is moved by application code only.
+Nothing is repaired here, and no payload is read. The ledger tells what the source holds: its hash
+has every column that a load reads. ``updated_at`` would not do, since only application code moves
+it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,20 +37,20 @@ _RECORD = "reconciliation.json"
 
 
 class Reconciliation(BaseModel):
-    """Which hours were not as they should be when all stores were compared."""
+    """The hours that were not as they should be when all stores were compared."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     at: AwareDatetime
     drifted: tuple[AwareDatetime, ...] = ()  # the source has other rows than the batch was made of
-    stale: tuple[AwareDatetime, ...] = ()  # billing or prices are not those of the batch any more
+    stale: tuple[AwareDatetime, ...] = ()  # billing or prices have changed since the batch
     damaged: tuple[AwareDatetime, ...] = ()  # ClickHouse holds other rows than the batch
     pruned: tuple[AwareDatetime, ...] = ()  # the source lost traces that the batch holds
-    loaded: tuple[AwareDatetime, ...] = ()  # every hour compared that has a batch
+    loaded: tuple[AwareDatetime, ...] = ()  # compared, and with a batch
     unreadable: tuple[AwareDatetime, ...] = ()  # the manifest is damaged: nothing can be compared
-    # How much of the billing history, and which prices, were compared with all batches, however
-    # old, and which of them held others: they are compared again until they do not.
+    # All batches, however old, were compared with so many versions of the billing history and with
+    # these prices. The restated hours held others; they are compared again until they follow.
     billing_versions: int = 0
     prices: str = ""
     restated: tuple[AwareDatetime, ...] = ()
@@ -57,10 +58,10 @@ class Reconciliation(BaseModel):
 
 
 def read_reconciliation(files: Files) -> Reconciliation | None:
-    """Return the result of the last reconciliation, None where there was none.
+    """Return the result of the last reconciliation; None: there was none.
 
     Raises:
-        BatchError: what was stored is damaged.
+        BatchError: its record is damaged.
     """
     try:
         return read_record(files, _RECORD, Reconciliation)
@@ -72,7 +73,7 @@ def read_reconciliation(files: Files) -> Reconciliation | None:
 
 
 def record_reconciliation(files: Files, found: Reconciliation) -> None:
-    """Keep what a reconciliation found, for the sensor that requests the hours."""
+    """Keep a reconciliation for the sensor that requests its hours."""
     if litter := files.glob(f"{_RECORD}.*"):  # of a write that was cut
         files.remove(litter)
     switch_record(files, _RECORD, found)
@@ -81,7 +82,7 @@ def record_reconciliation(files: Files, found: Reconciliation) -> None:
 def hours_to_reconcile(
     store: BatchStore, first: datetime, days: int, now: datetime
 ) -> list[datetime]:
-    """Return the closed hours of the last days, none before the first.
+    """Return the closed hours of the last days, from ``first`` on.
 
     The hour that closed last is left out while it has no batch: the schedule is about to load it.
     """
@@ -102,13 +103,13 @@ def reconcile(
 ) -> Reconciliation:
     """Compare contiguous hours of the source, of the batches and of ClickHouse.
 
-    Billing that was restated is looked for in all batches, since a plan may be restated for any
-    past; so is what new prices touch. Of such hours ClickHouse is compared too, until it follows.
+    Restated billing and new prices may concern any past, so all batches are compared with them,
+    however old. Of the hours found so, ClickHouse is compared too until it follows its batch.
 
     Args:
         source: the operational database.
         store: where the batches lie.
-        open_database: opens ClickHouse, which is held for its own part of the work only.
+        open_database: opens ClickHouse. It is held only while ClickHouse is compared.
         hours: the hours to compare.
         history: the billing history.
         kept_from: where the retention of ClickHouse begins.
@@ -131,7 +132,7 @@ def reconcile(
     # A load from the source, or with new billing and prices, puts the whole hour right.
     awaiting = stale.union(drifted)
     loaded = [each for each in others if each.hour not in awaiting]
-    # Their batches were written anew since the last time; was ClickHouse loaded from them?
+    # Since the last reconciliation these batches were written anew. ClickHouse may not follow yet.
     renewed, _ = readable_manifests(
         store,
         [
@@ -144,7 +145,7 @@ def reconcile(
     with open_database() as database:
         for group in (loaded, *([manifest] for manifest in renewed.values())):
             damaged |= compare_table(database, store, group)
-            # What is damaged is rolled up again once it is repaired.
+            # A damaged hour is rolled up again once it is repaired.
             sound = [each.hour for each in group if each.hour not in damaged]
             damaged |= compare_rollup(database, store, sound)
     return Reconciliation(
@@ -166,7 +167,7 @@ def reconcile(
 def readable_manifests(
     store: BatchStore, hours: Iterable[datetime]
 ) -> tuple[dict[datetime, Manifest], Differences]:
-    """Return the manifests of the hours that have a batch, and what is wrong with the others'."""
+    """Return the manifests of the hours that have a batch, and the faults of unreadable ones."""
     manifests: dict[datetime, Manifest] = {}
     unreadable: Differences = {}
     for hour in hours:
@@ -185,13 +186,11 @@ def earlier_hours_to_match(
     prices: PriceBook,
     last: Reconciliation,
 ) -> list[datetime]:
-    """Return the hours before the compared ones whose billing or prices may not hold any more.
+    """Return the hours before the compared hours whose billing or prices may have changed.
 
-    New prices may be those of any day.
-
-    A version that came to be known since the last reconciliation concerns what was made after its
-    ``valid_from``. Before that it concerns traces of organizations that were not known yet, which
-    the manifests count.
+    New prices may concern any hour. A billing version that is new since the last reconciliation
+    concerns the calls made after its ``valid_from``. It concerns earlier calls only where their
+    organization had no version yet; the manifests count those calls.
     """
     new = history.slice(last.billing_versions)
     earlier = [hour for hour in store.hours() if hours and hour < hours[0]]
@@ -216,9 +215,9 @@ def compare_source(
     hours: Sequence[datetime],
     manifests: dict[datetime, Manifest],
 ) -> tuple[Differences, Differences]:
-    """Return the hours that drifted, and those that the source lost traces of.
+    """Return the hours that drifted, and the hours whose traces the source lost.
 
-    Traces are lost when their ids are gone from the source: a trace that is soft-deleted, or whose
+    A trace is lost when its id is gone from the source. A trace that is soft-deleted, or whose
     ``created_at`` moved to another hour, is still there.
     """
     drifted: Differences = {}
@@ -237,7 +236,7 @@ def compare_source(
 
 
 def describe_drift(manifest: Manifest, ledger: Ledger) -> tuple[str, ...]:
-    """Return what of the source is not as when the batch was made."""
+    """Return the figures of the source that have changed since the batch was made."""
     compared = (
         ("source rows", ledger.rows, manifest.source_rows),
         ("soft-deleted rows", ledger.deleted, manifest.source_deleted),
@@ -250,10 +249,11 @@ def describe_drift(manifest: Manifest, ledger: Ledger) -> tuple[str, ...]:
 def has_lost_traces(
     snapshot: Snapshot, store: BatchStore, manifest: Manifest, ledger: Ledger
 ) -> bool:
-    """Whether the source lost traces that a batch holds; it is asked until the first is missed.
+    """Whether the source lost traces that a batch holds.
 
-    Hours from before the oldest trace of the source cost one query. Its age says less by itself:
-    the oldest hour also becomes empty where its only trace is moved.
+    The source is asked for the ids of the batch until one is missing, so a pruned hour costs one
+    query. The age of the source's oldest trace would say less: the oldest hour also becomes empty
+    where its only trace is moved.
     """
     try:
         return any(
@@ -261,7 +261,7 @@ def has_lost_traces(
             for rows in store.column_batches(manifest, ["id"])
             if (ids := rows.column("id").to_pylist())
         )
-    except BatchError:  # no id can be read; loading the hour is what repairs the batch
+    except BatchError:  # no id can be read; a load of the hour repairs the batch
         then = manifest.source_rows + manifest.source_deleted
         return then > ledger.rows + ledger.deleted
 
@@ -269,14 +269,14 @@ def has_lost_traces(
 def stale_hours(
     store: BatchStore, manifests: Iterable[Manifest], history: pa.Table, prices: PriceBook
 ) -> set[datetime]:
-    """Return the hours whose batch holds other billing or costs than would be given now.
+    """Return the hours whose batch holds other billing or costs than a load would give now.
 
-    Hours that the source lost are among them: both are renewed without reading the source.
+    Hours whose traces the source lost are among them: billing and costs are renewed from the batch.
     """
     billing = BillingMatcher(history)
     stale: set[datetime] = set()
     for manifest in manifests:
-        with suppress(BatchError):  # reported by whatever loads the hour
+        with suppress(BatchError):  # the load of the hour reports it
             if is_stale(store, manifest, billing, prices):
                 stale.add(manifest.hour)
     return stale
@@ -285,7 +285,7 @@ def stale_hours(
 def compare_table(
     database: Database, store: BatchStore, manifests: Sequence[Manifest]
 ) -> Differences:
-    """Return the hours of which ClickHouse does not hold exactly what their batches say."""
+    """Return the hours whose rows in ClickHouse are not exactly those of the batch."""
     if not manifests:
         return {}
     # This finishes a swap that was cut, which is no damage, and upgrades an older table.
@@ -296,7 +296,7 @@ def compare_table(
 
 
 def compare_loaded(database: Database, manifests: Sequence[Manifest]) -> Differences:
-    """Return the same of a table that is there, and that nobody loads into meanwhile."""
+    """Compare hours of a table that exists, while nobody loads into it."""
     found = hour_totals(
         database,
         TABLE,
