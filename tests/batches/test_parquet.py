@@ -23,6 +23,7 @@ from tests.harness.bucket import Bucket, Folder
 from tests.harness.operational import Operational, trace
 from tests.harness.pipeline import extract
 from tests.harness.rows import T0
+from tests.harness.statements import Stopped
 
 FOLDER = "llm_traces/2026-03-01/09"
 MANIFEST = f"{FOLDER}/manifest.json"
@@ -89,10 +90,6 @@ def test_a_batch_is_readable_as_it_is(
         assert [row[:3] for row in found] == expected
 
 
-class Stop(Exception):  # noqa: N818 -- it stands for a process that ends
-    """The process ends here."""
-
-
 @pytest.mark.parametrize("point", ["a row group", "a part", "the manifest", "the switch"])
 def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
     operational: Operational,
@@ -107,7 +104,7 @@ def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
     operational.insert("provider_traces", trace(id="b"))
 
     def stop(*_: object, **__: object) -> None:
-        raise Stop
+        raise Stopped
 
     with monkeypatch.context() as patch:
         patch.setattr(batch_store, "remove_litter", lambda *_: None)  # as a kill leaves it
@@ -121,7 +118,7 @@ def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
             patch.setattr(S3Files, "switch", stop)
         else:
             patch.setattr(Path, "replace", stop)
-        with pytest.raises(Stop):
+        with pytest.raises(Stopped):
             extract(source, store)
     assert store.manifest(T0) == old
     assert rows_of(store).column("id").to_pylist() == ["a"]
