@@ -171,7 +171,11 @@ def _charge(
     *,
     is_coarse: bool,
 ) -> tuple[dict[str, pa.Array], _Mask]:
-    """Return the columns of ``COST_COLUMNS``, and which calls have a cost."""
+    """Return the columns of ``COST_COLUMNS``, and which calls have a cost.
+
+    Amounts are machine integers of 1e-12 USD where all of these calls are coarse, and Python's
+    integers of 1e-24 USD else.
+    """
     kind: Any = np.int64 if is_coarse else object
     unit = _COARSE if is_coarse else 1
     prompt, completion, cached, written, reasoning = (
@@ -221,7 +225,7 @@ def _charge(
 
 
 def _rounded(amounts: _Integers, *, is_coarse: bool) -> _Integers:
-    """Round amounts of 1e-24 USD to 1e-18 USD, half to even; coarse amounts need no rounding."""
+    """Round amounts of 1e-24 USD to 1e-18 USD, half to even; coarse amounts stay as they are."""
     if is_coarse:
         return amounts
     whole, rest = amounts // _ROUNDED, amounts % _ROUNDED
@@ -231,7 +235,10 @@ def _rounded(amounts: _Integers, *, is_coarse: bool) -> _Integers:
 
 
 def _decimals(amounts: _Integers, is_priced: _Mask, *, is_coarse: bool) -> pa.Array:
-    """Return amounts as a column of USD, NULL for calls without a price."""
+    """Return amounts of 1e-18 USD, or coarse ones of 1e-12 USD, as a column of USD.
+
+    A call without a price has NULL.
+    """
     missing = pa.array(~is_priced)
     if is_coarse:
         # A decimal is 128 bits, little-endian. The amounts that stay are not negative.
