@@ -92,7 +92,7 @@ test-http: .venv/installed  ## the same over HTTP on the embedded engine, then w
 
 .PHONY: test-installs
 test-installs: .venv/installed  ## the wheel and the steps of the image, in fresh environments
-	UV_INDEX_URL="$(INDEX)" .venv/bin/pytest -m installs tests/whole
+	UV_INDEX_URL="$(INDEX)" .venv/bin/pytest -m installs tests/cli tests/whole
 
 .PHONY: soak
 soak: .venv/installed  ## random histories against the model (SEQUENCES=5000), kills (KILLS=500)

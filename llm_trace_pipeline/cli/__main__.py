@@ -17,7 +17,8 @@ _NAME = "llm-traces"
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Variables of the environment configure it; with none set, it runs embedded engines on "
-    "made-up traffic, and keeps all it makes in ./.data (LLM_TRACES_STATE).",
+    "made-up traffic, and keeps all it makes in ./.data (LLM_TRACES_STATE). Where a message names "
+    "a make target, the command of that name does the same.",
 )
 @click.pass_context
 def llm_traces(context: click.Context) -> None:

@@ -14,6 +14,7 @@ _FILES = next(
     if (folder / "dagster.yaml").is_file()
 )
 WORKSPACE = _FILES / "workspace.yaml"
+IS_CHECKOUT = _PACKAGE.parent == _FILES
 
 
 def use_instance(settings: Settings) -> None:

@@ -8,6 +8,7 @@ import click
 from llm_trace_pipeline.batches.history import read_history
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.hours import closed_hours, first_hour_of, load_hours
+from llm_trace_pipeline.cli.instance import IS_CHECKOUT
 from llm_trace_pipeline.cli.preflight import check_before_first_load
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.defs.stores import source_of
@@ -23,11 +24,11 @@ HOURS = 24
 
 _NEXT = """
 What next
-  make dev              the Dagster UI on http://localhost:3000, with the hourly schedule running
-  make sql Q="SELECT model, count() FROM llm_traces GROUP BY model ORDER BY 2 DESC LIMIT 10"
-  make backfill FROM={first} TO={last}
+  {call}dev              the Dagster UI on http://localhost:3000, with the hourly schedule running
+  {call}sql {q}"SELECT model, count() FROM llm_traces GROUP BY model ORDER BY 2 DESC LIMIT 10"
+  {call}backfill {first} {last}
 Your own data: set OPERATIONAL_DATABASE_URL (PostgreSQL), LLM_TRACES_START (the first hour) and
-CLICKHOUSE_ENDPOINT, CLICKHOUSE_USERNAME, CLICKHOUSE_PASSWORD; then make preflight, make run."""
+CLICKHOUSE_ENDPOINT, CLICKHOUSE_USERNAME, CLICKHOUSE_PASSWORD; then {call}preflight, {call}run."""
 
 
 def load_last_hours() -> None:
@@ -48,8 +49,14 @@ def load_last_hours() -> None:
     click.echo(f"Loading {len(hours)} hours through Dagster")
     load_hours(settings, hours)
     _print_report(settings, hours)
-    _compare(settings, hours)
-    click.echo(_NEXT.format(first=key_of(first), last=key_of(hours[0])))
+    compare_stores(settings, hours)
+    click.echo(_what_next(key_of(first), key_of(hours[0])))
+
+
+def _what_next(first: str, last: str) -> str:
+    if IS_CHECKOUT:
+        return _NEXT.format(call="make ", q="Q=", first=f"FROM={first}", last=f"TO={last}")
+    return _NEXT.format(call="llm-traces ", q="", first=first, last=last)
 
 
 def _add_demo_traffic(settings: Settings) -> None:
@@ -72,7 +79,7 @@ def _print_report(settings: Settings, hours: Sequence[datetime]) -> None:
         click.echo(database.pretty(read_sql("report/largest_organizations.sql"), window.parameters))
 
 
-def _compare(settings: Settings, hours: Sequence[datetime]) -> None:
+def compare_stores(settings: Settings, hours: Sequence[datetime]) -> None:
     """Compare the hours in source, batches and ClickHouse, and print their rows.
 
     Raises:

@@ -24,7 +24,7 @@ from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.demo.traffic import first_hour
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
-from tests.harness.processes import PATIENCE_SECONDS, free_port, wait_for
+from tests.harness.processes import PATIENCE_SECONDS, free_port, processes_of, wait_for
 from tests.harness.webserver import launch_run, query
 
 ROOT = Path(__file__).parents[2]
@@ -117,17 +117,6 @@ class Dagster:
 
 def hours_ago(hours: int) -> datetime:
     return datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - hours * HOUR
-
-
-def processes_of(state: Path) -> list[str]:
-    """Return the command lines of all processes that have this state folder."""
-    mark = f"LLM_TRACES_STATE={state}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
-    return found
 
 
 def is_up(dagster: Dagster, process: subprocess.Popen[bytes], log: Path) -> bool:

@@ -1,14 +1,10 @@
 """The commands of the pages: each is run here as it stands, or by the file that is named."""
 
-import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,7 @@ from llm_trace_pipeline.clickhouse.tables import ROLLUP
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
+from tests.harness.demo import begin_demo, passable_folder
 from tests.harness.pages import bare, block_that_sets, commands, page, rows_of_tables
 
 HOURS = 3  # of the demo here, to be quick
@@ -46,11 +43,7 @@ class Demo:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state = folder, folder / "state"
-        this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-        self.first = this_hour - HOURS * HOUR
-        self.state.mkdir()
-        begun = json.dumps({"first_hour": self.first.isoformat()})
-        (self.state / "demo.json").write_text(begun, encoding="utf-8")
+        self.first = begin_demo(self.state, HOURS)
 
     def run(self, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the pages in a shell."""
@@ -82,11 +75,8 @@ class Demo:
 
 @pytest.fixture(scope="module")
 def of_demo() -> Iterator[Demo]:
-    # Not tmp_path: its parents are closed to the account that PostgreSQL runs as under root.
-    folder = Path(tempfile.mkdtemp(prefix="llm-traces-docs-"))
-    folder.chmod(0o755)
-    yield Demo(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    with passable_folder("docs") as folder:
+        yield Demo(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,64 @@
+"""The command line: what it imports, what it takes, and how it ends."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_trace_pipeline.cli.__main__ import llm_traces, main
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("dagster", "chdb", "pyarrow", "pydantic", "clickhouse_connect", "adbc_driver_postgresql")
+HELP = """
+import sys
+sys.argv = ["llm-traces", *sys.argv[1:]]
+from llm_trace_pipeline.cli.__main__ import main
+main()
+print("imported:", *sorted({each.partition(".")[0] for each in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "--help"], ["erase", "-h"]])
+def test_help_is_answered_without_the_engines(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *arguments], check=True, capture_output=True, text=True
+    )
+    text, _, imported = done.stdout.partition("imported: ")
+    assert text.startswith("Usage: llm-traces ")
+    assert set(imported.split()).isdisjoint(HEAVY)
+
+
+def test_every_command_has_a_make_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    called = re.findall(r"^(\w+):.*\n\t@\$\(LLM_TRACES\) (\w+)", makefile, re.MULTILINE)
+    assert dict(called) == {name: name for name in llm_traces.commands if name != "erase"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["lod"], "No such command 'lod'. Usage: llm-traces [OPTIONS] [COMMAND] [ARGS]..."),
+        (["dev", "--prot", "1"], "No such option '--prot'. .* Usage: llm-traces dev [OPTIONS]"),
+        (["backfill"], "Missing argument 'FROM'. Usage: llm-traces backfill [OPTIONS] FROM TO"),
+        (["sql", "a", "b"], "Got unexpected extra argument .* Usage: llm-traces sql .*"),
+        (["dev", "--port", "x"], "PORT: must be a port such as 3000, not 'x'"),
+        (["sql", " "], "Q: a statement is needed; usage: make sql .*"),
+        (["invoice", ""], "MONTH: a month is needed; usage: make invoice .*"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_status_2(
+    arguments: list[str],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["llm-traces", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    pattern = re.escape(line).replace(r"\.\*", ".*")
+    assert re.fullmatch(f"{pattern}\n", said.err), said.err
