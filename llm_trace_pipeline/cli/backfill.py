@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import click
 
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.cli.hours import first_hour_of, load_hours
+from llm_trace_pipeline.cli.hours import load_hours
+from llm_trace_pipeline.demo.traffic import first_hour_of
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
 from llm_trace_pipeline.settings import Settings

@@ -14,10 +14,9 @@ from types import FrameType
 import click
 from adbc_driver_postgresql import dbapi
 
-from llm_trace_pipeline.cli.hours import first_hour_of
 from llm_trace_pipeline.cli.instance import WORKSPACE, use_instance
 from llm_trace_pipeline.demo.postgres import embedded_postgres
-from llm_trace_pipeline.demo.traffic import add_traffic
+from llm_trace_pipeline.demo.traffic import add_traffic, first_hour_of
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.settings import Settings
 

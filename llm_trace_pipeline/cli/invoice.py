@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from llm_trace_pipeline.cli.hours import first_hour_of
+from llm_trace_pipeline.demo.traffic import first_hour_of
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.hours import key_of, ranges
 from llm_trace_pipeline.reports.invoice import USAGE, Invoice, write_invoice

@@ -7,15 +7,15 @@ import click
 
 from llm_trace_pipeline.batches.history import read_history
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.cli.hours import closed_hours, first_hour_of, load_hours
+from llm_trace_pipeline.cli.hours import load_hours
 from llm_trace_pipeline.cli.instance import IS_CHECKOUT
 from llm_trace_pipeline.cli.preflight import check_before_first_load
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.demo.postgres import embedded_postgres
-from llm_trace_pipeline.demo.traffic import add_traffic
+from llm_trace_pipeline.demo.traffic import add_traffic, first_hour_of
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.hours import Window, key_of
+from llm_trace_pipeline.hours import HOUR, Window, floor, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.upkeep.reconcile import reconcile
@@ -42,7 +42,8 @@ def load_last_hours() -> None:
     if settings.is_demo:
         _add_demo_traffic(settings)
     first = first_hour_of(settings)
-    hours = closed_hours(HOURS, first)
+    this_hour = floor(datetime.now(UTC))
+    hours = Window(min(max(first, this_hour - HOURS * HOUR), this_hour), this_hour).hours
     if not hours:
         raise PipelineError(f"no hour since LLM_TRACES_START ({key_of(first)}) has ended yet")
     check_before_first_load(settings, hours)
@@ -90,7 +91,7 @@ def compare_stores(settings: Settings, hours: Sequence[datetime]) -> None:
         source_of(settings), store, lambda: connect(settings), hours, read_history(store.files)
     )
     # ClickHouse is not compared where a batch has earlier billing or prices.
-    if differing := sorted(set(hours).intersection(found.differences, found.stale)):
+    if differing := sorted(set(hours) & {*found.differences, *found.stale}):
         raise PipelineError(
             f"source, batch and ClickHouse differ in {', '.join(map(key_of, differing))}: traces "
             "may have come in since; load these hours again with make backfill"

@@ -2,12 +2,12 @@
 
 import dagster as dg
 
-from llm_trace_pipeline.demo.traffic import first_hour
+from llm_trace_pipeline.demo.traffic import first_hour_of
 from llm_trace_pipeline.settings import Settings
 
 _settings = Settings.from_environment()
 
-_first_hour = _settings.first_hour or first_hour(_settings.state_dir)
+_first_hour = first_hour_of(_settings)
 
 HOURLY = dg.HourlyPartitionsDefinition(start_date=_first_hour, timezone="UTC")
 # The first day counts, also where its first hours do not.

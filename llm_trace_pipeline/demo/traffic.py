@@ -16,11 +16,17 @@ from filelock import FileLock
 from llm_trace_pipeline.demo.customers import billing_details
 from llm_trace_pipeline.demo.rows import rows_of_hour
 from llm_trace_pipeline.hours import HOUR, floor
+from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
 
 _HOURS_BEFORE_NOW = 48
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ADVISORY_LOCK = 7_021_944_113  # any number that nothing else on the demo's server uses
+
+
+def first_hour_of(settings: Settings) -> datetime:
+    """Return the first hour that can be loaded: ``LLM_TRACES_START``, or the demo's."""
+    return settings.first_hour or first_hour(settings.state_dir)
 
 
 def first_hour(data_dir: Path) -> datetime:

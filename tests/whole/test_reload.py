@@ -312,6 +312,8 @@ def test_a_fresh_clickhouse_is_restored_from_the_batches_alone(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("3 of 31 hours have a batch\n")
+    for hour in hours:  # of two runs
+        assert done.stdout.count(f"llm_traces: hour {key_of(hour)}: 1 rows") == 1
     with connect(settings) as database:
         assert Pipeline(source, store, database).rows() == before
 
