@@ -23,14 +23,15 @@ help:  ## show this list
 	@grep -hE '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # One rule makes the environment; the stamp file keeps an interrupted install from counting as one.
-# pip installs the locked uv, which installs the other 150 packages in seconds; pip took a minute.
+# pip installs the locked uv, which installs the rest in seconds; pip took a minute.
 .venv/installed: requirements.lock pyproject.toml
 	@echo "Installing the locked packages into .venv"
 	@python3 -m venv .venv
 	@.venv/bin/pip install --quiet --no-deps --require-hashes \
 		-r <(awk '/^[^ ]/ {found = /^uv==/} found' requirements.lock)
-	@$(UV) pip install --quiet --python .venv --no-deps --require-hashes -r requirements.lock
-	@$(UV) pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@export UV_INDEX_URL="$(INDEX)" UV_PYTHON=.venv; \
+		.venv/bin/uv pip install --quiet --no-deps --require-hashes -r requirements.lock; \
+		.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .PHONY: .venv
