@@ -1,7 +1,8 @@
 """What happens around the statements of a load: a stop, another writer, small blocks."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -56,6 +57,13 @@ def stopping_after(
         for owner, name in to:
             context.setattr(owner, name, stopping(name, getattr(owner, name)))
         yield made
+
+
+def recording(
+    to: Sequence[tuple[Any, str]] = STATEMENTS,
+) -> AbstractContextManager[list[tuple[str, Any]]]:
+    """List the calls as ``stopping_after`` does, and stop none."""
+    return stopping_after(sys.maxsize, to)
 
 
 @contextmanager

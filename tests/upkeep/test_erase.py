@@ -33,7 +33,7 @@ from llm_trace_pipeline.upkeep.erase import erase
 from tests.harness.operational import Operational, trace
 from tests.harness.pipeline import Pipeline
 from tests.harness.rows import T0, Row, erasure
-from tests.harness.statements import Stopped, stopping_after
+from tests.harness.statements import Stopped, recording, stopping_after
 
 GONE, STAYS = "org-to-be-erased", "org-that-stays"
 TOO_DEEP = "[" * 2000 + "]" * 2000  # a response that cannot be read
@@ -282,7 +282,7 @@ def test_stopped_anywhere_and_repeated_it_ends_in_the_same_state(
 
     restore()
     before = deployment.state()
-    with stopping_after(10**6, to=STEPS) as steps:
+    with recording(STEPS) as steps:
         erase(deployment.settings, named)
     expected = deployment.state()
     assert expected["rows on disk"] == 0 < before["rows on disk"]

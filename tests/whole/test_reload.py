@@ -14,42 +14,27 @@ import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour, is_stale
 from llm_trace_pipeline.batches.history import capture_billing, read_history
-from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.errors import BatchError, SourceError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session
-from llm_trace_pipeline.sql import without_comments
 from llm_trace_pipeline.trace.billing import BillingMatcher
 from llm_trace_pipeline.trace.prices import PACKAGED
 from tests.harness.operational import Operational, billing, trace
 from tests.harness.pipeline import Pipeline
 from tests.harness.rows import T0
+from tests.harness.statements import recording
 from tests.harness.warehouse import ENDPOINT, drop_database
 
 
-def statements_of(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the list that every statement which may write goes into from now on."""
-    executed: list[str] = []
-    execute, insert_arrow = Database.execute, Database.insert_arrow
-
-    def record(self: Database, sql: str, *arguments: Any) -> None:
-        executed.append(without_comments(sql).split(maxsplit=1)[0])
-        execute(self, sql, *arguments)
-
-    def record_insert(self: Database, *arguments: Any) -> None:
-        executed.append("INSERT")
-        insert_arrow(self, *arguments)
-
-    assert database
-    monkeypatch.setattr(Database, "execute", record)
-    monkeypatch.setattr(Database, "insert_arrow", record_insert)
-    return executed
+def kinds_of(made: list[tuple[str, Any]]) -> set[str]:
+    """Return the first words of statements; rows that are sent are an INSERT."""
+    return {"INSERT" if name == "_insert_arrow" else sql.split()[0] for name, (sql,) in made}
 
 
 def test_an_unchanged_hour_keeps_its_batch_and_writes_nothing(
-    operational: Operational, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    operational: Operational, pipeline: Pipeline
 ) -> None:
     operational.insert("provider_traces", trace(id="a"), trace(T0 + HOUR, id="b"))
     first = pipeline.load()
@@ -60,13 +45,12 @@ def test_an_unchanged_hour_keeps_its_batch_and_writes_nothing(
     assert (again.batch_id, again.parts) == (first.batch_id, first.parts)
     assert again.source_hash != first.source_hash
 
-    executed = statements_of(pipeline.database, monkeypatch)
-    loader = HourLoader(pipeline.database, pipeline.store)
-    [result] = loader.load([again.hour])
-    assert not result.was_written
-    assert not {"INSERT", "RENAME", "DELETE"} & set(executed)
-    assert loader.load([again.hour], force=True)[0].was_written
-    assert "INSERT" in executed
+    with recording() as made:
+        assert not pipeline.load_batch().was_written
+    assert not {"INSERT", "RENAME", "DELETE"} & kinds_of(made)
+    with recording() as made:
+        assert pipeline.load_batch(force=True).was_written
+    assert "INSERT" in kinds_of(made)
 
 
 @pytest.mark.parametrize(
