@@ -19,6 +19,7 @@ from llm_trace_pipeline.errors import BatchError, SourceError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Session
+from llm_trace_pipeline.sql import without_comments
 from llm_trace_pipeline.trace.billing import BillingMatcher
 from llm_trace_pipeline.trace.prices import PACKAGED
 from tests.harness.operational import Operational, billing, trace
@@ -30,7 +31,9 @@ from tests.harness.warehouse import ENDPOINT, drop_database
 
 def kinds_of(made: list[tuple[str, Any]]) -> set[str]:
     """Return the first words of statements; rows that are sent are an INSERT."""
-    return {"INSERT" if name == "_insert_arrow" else sql.split()[0] for name, (sql,) in made}
+    return {
+        without_comments(sql).split()[0] if name == "execute" else "INSERT" for name, (sql,) in made
+    }
 
 
 def test_an_unchanged_hour_keeps_its_batch_and_writes_nothing(
