@@ -1,8 +1,7 @@
 """Erasure: remove traces from every batch and from ClickHouse.
 
-The erasure is recorded before anything is removed, so that no load brings the rows back; every step
-after that does only what is still to be done, so an erasure that was cut is finished by repeating
-it.
+The erasure is recorded before anything is removed, so that no load brings the rows back. Every step
+after that does only the work that is left, so an erasure that was cut is finished by repeating it.
 """
 
 import re
@@ -25,6 +24,7 @@ from llm_trace_pipeline.clickhouse.upsert import loading
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError
 from llm_trace_pipeline.hours import floor, key_of
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.trace.fast_responses import read_response
 from llm_trace_pipeline.trace.hashes import octets
@@ -55,7 +55,7 @@ _WAIT = {"mutations_sync": 2, "alter_sync": 2}
 
 @dataclass
 class Found:
-    """How many traces an erasure covers, by hour, in each store."""
+    """How many rows an erasure covers, by store and hour."""
 
     batches: dict[datetime, int] = field(default_factory=dict)
     clickhouse: dict[datetime, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Found:
     replaced: int = 0  # rows that no query shows, but that still lie in ClickHouse's active parts
 
     def describe(self) -> Iterator[str]:
-        """Say it, one line a store."""
+        """Return the lines that an operator reads, one or two a store."""
         for name, hours in (("batches", self.batches), ("ClickHouse", self.clickhouse)):
             yield f"{name}: {sum(hours.values())} traces in {len(hours)} hours"
         yield f"{ROLLUP}: {sum(self.rollup.values())} rows in {len(self.rollup)} hours"
@@ -72,23 +72,23 @@ class Found:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether nothing is left."""
+        """Whether the erasure covers no row."""
         return not (self.batches or self.clickhouse or self.rollup or self.replaced)
 
 
 @dataclass
 class Search:
-    """What searching the new files for an id gave."""
+    """The result of a search of the new files for an id."""
 
     files: int = 0
     file_bytes: int = 0
     decoded_bytes: int = 0
-    occurrences: list[str] = field(default_factory=list)  # hour, place and how often
+    occurrences: list[str] = field(default_factory=list)  # with hour, place and number
 
 
 @dataclass(frozen=True)
 class Erased:
-    """What an erasure did."""
+    """The outcome of an erasure."""
 
     written: list[datetime]  # the hours whose batches were written anew
     compared: list[datetime]  # the hours whose rows in ClickHouse were compared with their batches
@@ -97,7 +97,7 @@ class Erased:
 
 
 def count_traces(database: Database, store: BatchStore, erasure: Erasure) -> Found:
-    """Count what an erasure covers.
+    """Count the rows that an erasure covers.
 
     Raises:
         BatchError: a batch is damaged, so that nobody knows what it holds.
@@ -108,15 +108,15 @@ def count_traces(database: Database, store: BatchStore, erasure: Erasure) -> Fou
         if rows := _count_in_batch(store, manifest, erasure):
             found.batches[manifest.hour] = rows
     if has_table(database, TABLE):
-        found.clickhouse = _count_in_clickhouse(database, erasure)
+        found.clickhouse = _traces_by_hour(database, erasure)
         found.replaced = sum(
-            sum(_count_on_disk(node, table, erasure).values())
+            sum(_traces_on_disk(node, table, erasure).values())
             for node, table in loader_of(database, store).targets
         ) - sum(found.clickhouse.values())
     if has_table(database, ROLLUP):
-        found.rollup = _count_in_rollup(database, erasure)
+        found.rollup = _sums_by_hour(database, erasure)
         found.replaced += sum(
-            sum(_count_masked(node, table, erasure).values())
+            sum(_masked_sums(node, table, erasure).values())
             for loader in rollups_of(database, store)
             for node, table in loader.targets
         )
@@ -164,9 +164,10 @@ def remove_from_batches(store: BatchStore, erasure: Erasure) -> list[datetime]:
 def remove_from_clickhouse(
     database: Database, store: BatchStore, erasure: Erasure, kept_from: datetime | None
 ) -> list[datetime]:
-    """Delete the covered rows; return the hours whose rows were compared with their batches after.
+    """Delete the covered rows; return the hours that were compared with their batches afterwards.
 
-    A mutation writes the parts anew; a lightweight DELETE would leave the bytes where they are.
+    A mutation deletes the rows, since it writes the parts anew: a lightweight DELETE would leave the
+    bytes where they are.
 
     Raises:
         ClickHouseError: a statement failed, or an hour does not equal its batch.
@@ -178,7 +179,7 @@ def remove_from_clickhouse(
         retried(loader.recover)  # its journal holds rows too
         if not has_table(database, TABLE):
             return []
-        touched |= _count_in_clickhouse(database, erasure).keys()
+        touched |= _traces_by_hour(database, erasure).keys()
         if touched:
             for node, table in loader.targets:
                 node.execute_until_done(
@@ -186,10 +187,10 @@ def remove_from_clickhouse(
                     parameters,
                     _WAIT,
                 )
-        # Rows that an upsert masked are seen by no query, and by no ALTER TABLE … DELETE either:
-        # it takes a part without visible rows for one that it need not write anew.
+        # Neither a query nor ALTER TABLE … DELETE sees the rows that an upsert masked: a mutation
+        # leaves a part without visible rows as it is.
         for node, table in loader.targets:
-            _apply_mask(node, table, _count_on_disk(node, table, erasure))
+            _apply_mask(node, table, _traces_on_disk(node, table, erasure))
     manifests = [
         manifest
         for manifest in _batches(store, erasure)
@@ -216,17 +217,14 @@ def _remove_from_rollup(
     kept_from: datetime | None,
     touched: set[datetime],
 ) -> None:
-    """Roll up anew the hours that lost calls, and take what that masked from the disk."""
+    """Roll up anew the hours that lost calls, and take the rows masked by that from the disk."""
     if not has_table(database, ROLLUP):
         return
-    # Those that the roll-up still holds are known also where an erasure was cut before this, and
-    # are all there is to do before the retention's line: what was dropped must not come back.
-    condition, parameters = _condition(erasure, "hour")
-    held = database.rows(
-        f"SELECT DISTINCT hour FROM {database.qualified(ROLLUP)} WHERE {condition}", parameters
-    )
+    # The roll-up itself tells the hours that an erasure which was cut left there. Before the
+    # retention's line only those are rolled up: a dropped hour must not come back.
+    held = _count(database, ROLLUP, erasure, key="hour", time="hour")
     kept = {hour for hour in touched if not (kept_from and hour < kept_from)}
-    hours = sorted(kept.union(row["hour"] for row in held))
+    hours = sorted(kept.union(held))
     for result in roll_up(database, store, hours, kept_from):
         if result.differences:
             raise ClickHouseError(
@@ -238,11 +236,11 @@ def _remove_from_rollup(
         for loader in rollups_of(database, store):
             retried(loader.recover)  # its journal holds rows too
             for node, table in loader.targets:
-                _apply_mask(node, table, _count_masked(node, table, erasure))
+                _apply_mask(node, table, _masked_sums(node, table, erasure))
 
 
 def _apply_mask(node: Database, table: str, partitions: Iterable[str]) -> None:
-    """Take rows from the disk that a lightweight DELETE masked."""
+    """Take the rows that a lightweight DELETE masked from the disk."""
     for partition in partitions:
         node.execute_until_done(
             f"ALTER TABLE {node.qualified(table)} "
@@ -253,7 +251,7 @@ def _apply_mask(node: Database, table: str, partitions: Iterable[str]) -> None:
 
 
 def search(store: BatchStore, erasure: Erasure) -> Search:
-    """Search the batches that lost rows for the id that was erased: files, and decoded columns."""
+    """Search the batches that lost rows for the erased id: their files and their decoded texts."""
     name = erasure.agent_id or erasure.organization_id
     found = Search()
     for manifest in _batches(store, erasure):
@@ -280,7 +278,7 @@ def search(store: BatchStore, erasure: Erasure) -> Search:
 
 
 def find(settings: Settings, erasure: Erasure) -> Found:
-    """Count what an erasure covers in the stores that the settings name.
+    """Count the rows that an erasure covers in the stores that the settings name.
 
     Raises:
         PipelineError: nothing was ever loaded into these stores, or one of them cannot be read.
@@ -297,7 +295,7 @@ def find(settings: Settings, erasure: Erasure) -> Found:
 
 
 def erase(settings: Settings, erasure: Erasure) -> Erased:
-    """Record an erasure, remove what it covers, and prove that nothing of it is left.
+    """Record an erasure, remove the rows that it covers, and prove that none is left.
 
     Raises:
         PipelineError: something could not be removed; repeating the erasure continues it.
@@ -366,7 +364,7 @@ def _count_in_batch(store: BatchStore, manifest: Manifest, erasure: Erasure) -> 
 
 
 def _condition(erasure: Erasure, column: str = "created_at") -> tuple[str, dict[str, Any]]:
-    """Return what ``Erasure.covers`` says, in SQL, and its parameters."""
+    """Return ``Erasure.covers`` as an SQL condition, and its parameters."""
     condition = (
         f"organization_id = {{organization:String}} AND {column} < {{before:DateTime64(6, 'UTC')}}"
     )
@@ -380,48 +378,52 @@ def _condition(erasure: Erasure, column: str = "created_at") -> tuple[str, dict[
     return condition, parameters
 
 
-def _count_in_clickhouse(database: Database, erasure: Erasure) -> dict[datetime, int]:
-    condition, parameters = _condition(erasure)
-    counted = database.rows(
-        "SELECT toStartOfHour(created_at, 'UTC') AS hour, count() AS rows "
-        f"FROM {database.qualified(TABLE)} WHERE {condition} GROUP BY hour ORDER BY hour",
-        parameters,
-    )
-    return {row["hour"]: row["rows"] for row in counted}
-
-
-def _count_on_disk(database: Database, table: str, erasure: Erasure) -> dict[str, int]:
-    """Return the rows by partition, those that a lightweight DELETE only masked included."""
-    condition, parameters = _condition(erasure)
-    counted = database.rows(
-        f"SELECT _partition_id AS id, count() AS rows FROM {database.qualified(table)} "
-        f"WHERE {condition} GROUP BY id ORDER BY id SETTINGS apply_deleted_mask = 0",
-        parameters,
-    )
-    return {row["id"]: row["rows"] for row in counted}
-
-
-def _count_in_rollup(database: Database, erasure: Erasure) -> dict[datetime, int]:
-    """Return the rows of the hours that are covered whole: others may go on having some."""
-    condition, parameters = _condition(erasure, "hour")
-    parameters["before"] = floor(parameters["before"])
-    counted = database.rows(
-        f"SELECT hour, count() AS rows FROM {database.qualified(ROLLUP)} WHERE {condition} "
-        "GROUP BY hour ORDER BY hour",
-        parameters,
-    )
-    return {row["hour"]: row["rows"] for row in counted}
-
-
-def _count_masked(node: Database, table: str, erasure: Erasure) -> dict[str, int]:
-    """Return the rows of a roll-up by partition that a lightweight DELETE masked."""
+def _count(  # noqa: PLR0913 -- the parts of one statement
+    node: Database,
+    table: str,
+    erasure: Erasure,
+    *,
+    key: str,
+    counted: str = "count()",
+    time: str = "created_at",
+    with_masked: bool = False,
+) -> dict[Any, int]:
+    """Return how many rows of a table the erasure covers, by a key of theirs."""
     if not has_table(node, table):
         return {}
-    condition, parameters = _condition(erasure, "hour")
-    counted = node.rows(
-        "SELECT _partition_id AS id, countIf(_row_exists = 0) AS rows "
-        f"FROM {node.qualified(table)} WHERE {condition} "
-        "GROUP BY id HAVING rows > 0 ORDER BY id SETTINGS apply_deleted_mask = 0",
-        parameters,
+    condition, parameters = _condition(erasure, time)
+    statement = render(
+        "clickhouse/covered_rows.sql",
+        key=key,
+        counted=counted,
+        table=node.qualified(table),
+        condition=condition,
+        mask="0" if with_masked else "1",
     )
-    return {row["id"]: row["rows"] for row in counted}
+    return {row["key"]: row["rows"] for row in node.rows(statement, parameters)}
+
+
+def _traces_by_hour(database: Database, erasure: Erasure) -> dict[datetime, int]:
+    return _count(database, TABLE, erasure, key="toStartOfHour(created_at, 'UTC')")
+
+
+def _traces_on_disk(node: Database, table: str, erasure: Erasure) -> dict[str, int]:
+    """Return the traces by partition, with those that a lightweight DELETE masked."""
+    return _count(node, table, erasure, key="_partition_id", with_masked=True)
+
+
+def _sums_by_hour(database: Database, erasure: Erasure) -> dict[datetime, int]:
+    """Return the rows of the roll-up for the hours that are covered whole.
+
+    Where the erasure ends within an hour, the hour may go on having rows.
+    """
+    whole = erasure.model_copy(update={"before": floor(erasure.before)})
+    return _count(database, ROLLUP, whole, key="hour", time="hour")
+
+
+def _masked_sums(node: Database, table: str, erasure: Erasure) -> dict[str, int]:
+    """Return the rows of a roll-up, by partition, that a lightweight DELETE masked."""
+    counted = "countIf(_row_exists = 0)"
+    return _count(
+        node, table, erasure, key="_partition_id", counted=counted, time="hour", with_masked=True
+    )
