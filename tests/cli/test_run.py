@@ -13,7 +13,7 @@ from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from tests.harness.jobs import Jobs
-from tests.harness.operational import Operational, trace
+from tests.harness.operational import Operational, billing, trace
 from tests.harness.rows import T0
 
 HOURS = [T0, T0 + HOUR, T0 + 2 * HOUR]
@@ -69,16 +69,7 @@ def test_an_hour_with_earlier_billing_is_named(
     loaded: Settings, operational: Operational, source: Source, store: BatchStore
 ) -> None:
     """ClickHouse is not compared there, so that nothing can be said of it."""
-    operational.insert(
-        "organization_billing_details",
-        {
-            "organization_id": "org-1",
-            "plan_type": "pro",
-            "cost_source": "quota",
-            "created_at": HOURS[1],
-            "updated_at": HOURS[1],
-        },
-    )
+    operational.insert("organization_billing_details", billing("org-1", "pro", HOURS[1]))
     capture_billing(source, store.files)
     with pytest.raises(PipelineError, match=f"differ in {key_of(T0)}, {key_of(HOURS[1])}: "):
         compare_stores(loaded, HOURS)
