@@ -40,7 +40,9 @@ def run() -> None:
 
 
 @llm_traces.command()
-@click.option("--port", default="3000", show_default=True, help="Port of the UI on this machine.")
+@click.option(
+    "--port", metavar="PORT", default="3000", show_default=True, help="Port of the UI here."
+)
 def dev(port: str) -> None:
     """Serve the Dagster UI, with the hourly schedule running."""
     from llm_trace_pipeline.cli.dev import serve_dagster
@@ -144,13 +146,13 @@ def erase(organization: str, agent: str | None, before: str | None, *, dry_run: 
 
 
 def main() -> None:
-    """Run the command; an error that an operator can act on is one line, and exit status 2."""
+    """Run the command. An error that an operator can act on is one line, and exit status 2."""
     try:
         llm_traces(prog_name=_NAME, standalone_mode=False)
     except PipelineError as error:
         sys.exit(_ended_by(str(error)))
     except click.UsageError as error:
-        usage = error.ctx.get_usage() if error.ctx else f"Usage: {_NAME} COMMAND"
+        usage = error.ctx.get_usage() if error.ctx else ""
         sys.exit(_ended_by(" ".join(f"{error.format_message()} {usage}".split())))
     except click.Abort:  # by Ctrl-C
         sys.exit(130)

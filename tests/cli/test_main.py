@@ -36,6 +36,20 @@ def test_every_command_has_a_make_target() -> None:
     assert dict(called) == {name: name for name in llm_traces.commands if name != "erase"}
 
 
+def test_ctrl_c_ends_a_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm_trace_pipeline.cli.sql.print_result", interrupted)
+    monkeypatch.setattr("sys.argv", ["llm-traces", "sql", "SELECT 1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", "\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
