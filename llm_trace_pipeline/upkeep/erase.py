@@ -166,8 +166,8 @@ def remove_from_clickhouse(
 ) -> list[datetime]:
     """Delete the covered rows; return the hours that were compared with their batches afterwards.
 
-    A mutation deletes the rows, since it writes the parts anew: a lightweight DELETE would leave the
-    bytes where they are.
+    A mutation deletes the rows, since it writes the parts anew: a lightweight DELETE would leave
+    the bytes where they are.
 
     Raises:
         ClickHouseError: a statement failed, or an hour does not equal its batch.
