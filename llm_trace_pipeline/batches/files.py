@@ -191,8 +191,9 @@ class LocalFiles:
         lock = FileLock(path, LOCK_SECONDS, fallback_to_soft=False)
         while not lock.is_locked:
             try:
-                # A retention may remove the folder meanwhile.
-                with suppress(FileNotFoundError):
+                # A retention may remove the folder meanwhile: before the lock's file is made, or
+                # between the attempt to make the folder and the look at what is in the way.
+                with suppress(FileNotFoundError, FileExistsError):
                     lock.acquire()
             except Timeout:
                 raise BatchError(
