@@ -29,6 +29,7 @@ from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.tables import define_table
@@ -237,7 +238,9 @@ def end_to_end(hour: Hour) -> Figures:
 
 def _extract(hour: Hour, store: BatchStore, connections: int) -> Manifest:
     source = Source(hour.url, connections)
-    manifest = extract_hour(source, store, capture_billing(source, store.files).history, START)
+    manifest = extract_hour(
+        source, store, Rules(capture_billing(source, store.files).history), START
+    )
     assert manifest.is_complete
     return manifest
 

@@ -17,6 +17,7 @@ from bench.ledger import DAYS, START, TRACES, ensure_rows
 from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.source.postgres import Source, SourceOfHours
@@ -50,7 +51,7 @@ def _measure(title: str, source: Source) -> None:
         store = BatchStore(LocalFiles(folder))
         history = capture_billing(source, store.files).history
         started = time.perf_counter()
-        rows = sum(extract_hour(source, store, history, hour).rows for hour in HOURS)
+        rows = sum(extract_hour(source, store, Rules(history), hour).rows for hour in HOURS)
         if isinstance(source, SourceOfHours):
             source.close()
         seconds.append(time.perf_counter() - started)

@@ -1,30 +1,46 @@
-"""From the operational PostgreSQL to one Parquet batch per hour."""
+"""The extraction: one hour of the operational PostgreSQL becomes one Parquet batch."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 
-from llm_trace_pipeline.batches.enrich import is_stale, keep_prices
-from llm_trace_pipeline.batches.erasures import read_erasures
+from llm_trace_pipeline.batches.enrich import is_stale
+from llm_trace_pipeline.batches.erasures import Erasure, read_erasures, without_erased
 from llm_trace_pipeline.batches.manifest import Manifest, Part
-from llm_trace_pipeline.batches.parts import PartPath
+from llm_trace_pipeline.batches.parts import PartPath, PartWriter
+from llm_trace_pipeline.batches.rules import Rules, keep_prices
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.hours import Window, key_of
-from llm_trace_pipeline.source.postgres import Ledger, Snapshot, Source
-from llm_trace_pipeline.trace.billing import BillingMatcher
+from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapshot
+from llm_trace_pipeline.trace.rows import transform
 from llm_trace_pipeline.trace.tally import EXAMPLES, Tally
 
 ROWS_PER_STREAM = 5_000  # fewer are read by one connection
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What an extraction knows of its hour before it reads a payload."""
+
+    hour: datetime
+    rules: Rules
+    current: Manifest | None
+    census: Census
+    erasures: tuple[Erasure, ...]
+    connections: int
+
+
 def extract_hour(
     source: Source,
     store: BatchStore,
-    history: pa.Table,
+    rules: Rules,
     hour: datetime,
     *,
     only_changed: bool = False,
@@ -32,86 +48,38 @@ def extract_hour(
 ) -> Manifest:
     """Write one hour's batch: every trace of [hour, hour + 1 h), read in one snapshot.
 
-    Rows that equal the current batch's leave that batch in place. A batch that is not complete is
-    described, but does not take the place of the current one.
+    Where the rows equal those of the current batch, that batch stays in place. A batch that is not
+    complete is described, but does not take the place of the current one.
 
     Args:
         source: the operational database.
         store: where the batch goes.
-        history: the billing history to match against.
+        rules: the billing history, the prices and the payloads to keep.
         hour: start of the hour.
         only_changed: read no payload if ledger, billing and prices are as the current batch says.
         accept_loss: take what the source has, although it lost traces that it once had.
+
+    Returns:
+        The manifest that holds now, or that of an incomplete batch.
 
     Raises:
         SourceError: the source lacks a table or column, or traces that it must have had.
         BatchError: another process writes this hour.
     """
-    billing = BillingMatcher(history)
-    with ExitStack() as stack:
-        writer = stack.enter_context(store.writing(hour))
-        current = store.manifest(hour)
-        # What another process has just loaded must not give way to what was seen before.
-        snapshot = stack.enter_context(source.snapshot(current.written_at if current else None))
-        if (
-            only_changed
-            and current
-            and is_of_ledger(current, snapshot.ledger_of(hour))
-            and store.is_intact(current)
-            and not is_stale(store, current, billing, source.prices)
-        ):
-            return current
-        census = snapshot.census(hour)
-        if not (census.rows + census.deleted or current or accept_loss):
-            _refuse_steps_without_traces(snapshot, hour)
-        erasures = read_erasures(store.files)
-        streams = 1 if census.rows < ROWS_PER_STREAM else source.connections
-
-        folded: list[dict[str, Any]] = []
-        too_wide: list[str] = []
-
-        def write() -> tuple[list[Part], Tally]:
-            writers = [writer.part_writer(stream) for stream in range(streams)]
-            tally = snapshot.write_traces(hour, folded, too_wide, erasures, billing, writers)
-            return [part for each in writers for part in each.parts], tally
-
-        try:
-            parts, tally = write()
-        except SourceError:
-            # Whatever it was: rows that cannot be sent are left without payloads, no others.
-            with suppress(SourceError):  # the connection is lost: the first error says why
-                too_wide = snapshot.too_wide(hour)
-            if not too_wide:
-                raise
-            parts, tally = write()
-        # Which rows share an id is asked only where some may: where one came twice, or where one
-        # that did not come, being deleted or erased, may be the one that counts.
-        if (census.deleted or tally.erased or tally.has_duplicates) and (
-            folded := snapshot.folded(Window.of([hour]))
-        ):
-            parts, tally = write()
-        source_hash = str(tally.source_hash)
-        if tally.rows + tally.erased != census.rows + census.deleted:  # not all rows came
-            source_hash = snapshot.ledger_of(hour).source_hash
-        manifest = Manifest(
-            hour=hour,
-            batch_id=writer.batch_id,
-            written_at=datetime.now(UTC),
-            parts=tuple(parts),
-            source_rows=census.rows,
-            source_deleted=census.deleted,
-            source_folded=sum(not row["is_deleted"] for row in folded),
-            source_erased=tally.erased,
-            source_hash=source_hash,
-            source_newest_change=census.newest_change,
-            **tally.figures(),
-        )
-        if not manifest.is_complete:
-            return manifest
-        if current and not accept_loss:
-            _refuse_lost_traces(snapshot, store, current, writer, manifest)
-        keep_prices(store.files, source.prices)
-        return writer.publish(manifest)
+    with store.writing(hour) as writer:
+        current = writer.current
+        # A batch that another process has just published must not give way to an earlier snapshot.
+        with source.snapshot(current.written_at if current else None) as snapshot:
+            if current and only_changed and _is_up_to_date(snapshot, store, rules, current):
+                return current
+            plan = _plan(source, snapshot, store, rules, writer)
+            manifest = _read(plan, snapshot, writer)
+            if not manifest.is_complete:  # a check of the asset tells
+                return manifest
+            if not accept_loss:
+                _refuse_losses(plan, snapshot, store, manifest)
+            keep_prices(store.files, rules.prices)
+            return writer.publish(manifest)
 
 
 def is_of_ledger(manifest: Manifest, ledger: Ledger) -> bool:
@@ -120,15 +88,115 @@ def is_of_ledger(manifest: Manifest, ledger: Ledger) -> bool:
     return made_from == (ledger.rows, ledger.deleted, ledger.source_hash)
 
 
-def _refuse_lost_traces(
+def _is_up_to_date(snapshot: Snapshot, store: BatchStore, rules: Rules, current: Manifest) -> bool:
+    return (
+        is_of_ledger(current, snapshot.ledger_of(current.hour))
+        and store.is_intact(current)
+        and not is_stale(store, current, rules)
+    )
+
+
+def _plan(
+    source: Source, snapshot: Snapshot, store: BatchStore, rules: Rules, writer: HourWriter
+) -> _Plan:
+    census = snapshot.census(writer.hour)
+    return _Plan(
+        hour=writer.hour,
+        rules=rules,
+        current=writer.current,
+        census=census,
+        erasures=read_erasures(store.files),
+        connections=1 if census.rows < ROWS_PER_STREAM else source.connections,
+    )
+
+
+def _read(plan: _Plan, snapshot: Snapshot, writer: HourWriter) -> Manifest:
+    """Read the hour into part files; again where rows have to be left out or cannot be sent."""
+    write = partial(_write_traces, plan, snapshot, writer)
+    folded: Sequence[FoldedRow] = ()
+    too_wide: Sequence[str] = ()
+    try:
+        parts, tally = write()
+    except SourceError:
+        # Whatever it was: rows that cannot be sent are left without payloads, no others.
+        with suppress(SourceError):  # the connection is lost: the first error says why
+            too_wide = snapshot.too_wide(plan.hour)
+        if not too_wide:
+            raise
+        parts, tally = write(too_wide=too_wide)
+    # Which rows share an id is asked only where some may: where one came twice, or where one that
+    # did not come, being deleted or erased, may be the one that counts.
+    if (plan.census.deleted or tally.erased or tally.has_duplicates) and (
+        folded := snapshot.folded(plan.hour)
+    ):
+        parts, tally = write(folded=folded, too_wide=too_wide)
+    source_hash = str(tally.source_hash)
+    if tally.rows + tally.erased != plan.census.rows + plan.census.deleted:  # not all rows came
+        source_hash = snapshot.ledger_of(plan.hour).source_hash
+    return Manifest(
+        hour=plan.hour,
+        batch_id=writer.batch_id,
+        written_at=datetime.now(UTC),
+        parts=tuple(parts),
+        source_rows=plan.census.rows,
+        source_deleted=plan.census.deleted,
+        source_folded=sum(not row.is_deleted for row in folded),
+        source_erased=tally.erased,
+        source_hash=source_hash,
+        source_newest_change=plan.census.newest_change,
+        **tally.figures(),
+    )
+
+
+def _write_traces(
+    plan: _Plan,
     snapshot: Snapshot,
-    store: BatchStore,
-    current: Manifest,
     writer: HourWriter,
-    manifest: Manifest,
+    folded: Sequence[FoldedRow] = (),
+    too_wide: Sequence[str] = (),
+) -> tuple[list[Part], Tally]:
+    """Write the traces of the hour into part files.
+
+    A connection's stream is read, transformed and written by a thread of its own: the drivers,
+    Arrow and the codec all work outside the interpreter's lock.
+    """
+    with (
+        snapshot.traces(plan.hour, plan.connections, folded, too_wide) as streams,
+        ThreadPoolExecutor(len(streams)) as pool,
+    ):
+        writers = [writer.part_writer(number) for number in range(len(streams))]
+        total = Tally()
+        for tally in pool.map(partial(_write_stream, plan), streams, writers):
+            total.add(tally)
+    return [part for each in writers for part in each.parts], total
+
+
+def _write_stream(plan: _Plan, stream: Iterator[pa.RecordBatch], writer: PartWriter) -> Tally:
+    rules, tally = plan.rules, Tally()
+    with writer:
+        for stored in stream:
+            kept = without_erased(stored, plan.erasures)
+            batch, counted = transform(kept, rules.billing, rules.payloads, rules.prices)
+            writer.write(batch)
+            tally.add(counted)
+            tally.erased += stored.num_rows - kept.num_rows
+            tally.add_source_hashes(stored.column("row_hash"))
+    return tally
+
+
+def _refuse_losses(plan: _Plan, snapshot: Snapshot, store: BatchStore, manifest: Manifest) -> None:
+    """Refuse a batch that lacks traces which the source once had."""
+    if plan.current:
+        _refuse_lost_traces(snapshot, store, plan.current, manifest)
+    elif not plan.census.rows + plan.census.deleted:
+        _refuse_steps_without_traces(snapshot, plan.hour)
+
+
+def _refuse_lost_traces(
+    snapshot: Snapshot, store: BatchStore, current: Manifest, manifest: Manifest
 ) -> None:
     """Refuse to replace a batch by one that the source lost traces for."""
-    gone = set(_ids(store.intact_paths(current))) - set(_ids(writer.paths(manifest.parts)))
+    gone = set(_ids(store.intact_paths(current))) - set(_ids(store.paths(manifest)))
     lost = sorted(gone - snapshot.present(sorted(gone)))
     missing, examples = len(lost), f", such as {', '.join(lost[:EXAMPLES])}" if lost else ""
     if not missing and not store.is_intact(current):
@@ -147,12 +215,10 @@ def _refuse_lost_traces(
 
 def _refuse_steps_without_traces(snapshot: Snapshot, hour: datetime) -> None:
     """Refuse an hour in which the agent server worked but left no trace."""
-    [found] = snapshot.rows_in("unaccounted_steps", Window.of([hour]))
-    was_pruned = found["has_traces"] and not found["has_earlier_traces"]
-    if found["steps_without_trace"] and not was_pruned:
+    if steps := snapshot.untraced_steps(hour):
         raise SourceError(
             f"hour {key_of(hour)}: provider_traces and provider_trace_metadata are empty, "
-            f"but {found['steps_without_trace']} steps of this hour have no trace. Does the agent "
+            f"but {steps} steps of this hour have no trace. Does the agent "
             "server still write traces to this database? If these are lost for good, materialize "
             "trace_batches with the run config accept_loss: true"
         )

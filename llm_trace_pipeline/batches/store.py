@@ -15,7 +15,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from llm_trace_pipeline.batches.files import Files, files_of
-from llm_trace_pipeline.batches.manifest import Manifest, Part, is_newer
+from llm_trace_pipeline.batches.manifest import Manifest, is_newer
 from llm_trace_pipeline.batches.parts import PartPath, PartWriter
 from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_litter, switch_record
 from llm_trace_pipeline.errors import BatchError
@@ -70,7 +70,7 @@ class BatchStore:
         Raises:
             BatchError: a file is missing or is not what was written.
         """
-        paths = self._paths(manifest)
+        paths = self.paths(manifest)
         for part, path in zip(manifest.parts, paths, strict=True):
             if not path.is_intact(part):
                 raise BatchError(
@@ -82,8 +82,12 @@ class BatchStore:
                 )
         return paths
 
-    def _paths(self, manifest: Manifest) -> list[PartPath]:
-        return _paths(self.files, manifest.hour, manifest.parts)
+    def paths(self, manifest: Manifest) -> list[PartPath]:
+        """Return where the files of a batch lie, or of one that is about to be published."""
+        folder = _folder(manifest.hour)
+        return [
+            PartPath(manifest.hour, self.files, f"{folder}/{part.name}") for part in manifest.parts
+        ]
 
     def row_groups(
         self, manifest: Manifest, columns: list[str] | None = None
@@ -108,14 +112,14 @@ class BatchStore:
         Raises:
             BatchError: a part is missing or cannot be read.
         """
-        for path in self._paths(manifest):
+        for path in self.paths(manifest):
             with path.open() as file:
                 for batch in file.iter_batches(columns=list(columns)):
                     yield _completed(batch, columns)
 
     def intact_paths(self, manifest: Manifest) -> list[PartPath]:
         """Return the files of a batch that are there and undamaged."""
-        paths = zip(self._paths(manifest), manifest.parts, strict=True)
+        paths = zip(self.paths(manifest), manifest.parts, strict=True)
         return [path for path, part in paths if path.is_intact(part)]
 
     def is_intact(self, manifest: Manifest) -> bool:
@@ -131,9 +135,10 @@ class BatchStore:
         """
         folder = _folder(hour)
         with self.files.locked(folder):
-            remove_litter(self.files, folder, self._named_by(self.manifest(hour)))
+            current = self.manifest(hour)
+            remove_litter(self.files, folder, self._named_by(current))
             try:
-                yield HourWriter(self, hour)
+                yield HourWriter(self, hour, current)
             finally:  # a batch that was refused is litter too
                 remove_litter(self.files, folder, self._named_by(self.manifest(hour)))
 
@@ -161,31 +166,34 @@ class BatchStore:
 class HourWriter:
     """Makes one new batch of an hour."""
 
-    def __init__(self, store: BatchStore, hour: datetime) -> None:
-        """Write into the hour's folder, which the caller holds."""
-        self._store = store
-        self._hour = hour
+    def __init__(self, store: BatchStore, hour: datetime, current: Manifest | None) -> None:
+        """Write into the hour's folder, which the caller holds.
+
+        Args:
+            store: where the folder lies.
+            hour: start of the hour.
+            current: the manifest of the batch that the hour has.
+        """
+        self.store = store
+        self.hour = hour
+        self.current = current
         self.batch_id = uuid4().hex
 
     def part_writer(self, stream: int) -> PartWriter:
         """Return the writer of one of the streams that together make the batch."""
-        return PartWriter(self._store.files, f"{_folder(self._hour)}/{self.batch_id}-{stream}")
-
-    def paths(self, parts: Sequence[Part]) -> list[PartPath]:
-        """Return where part files of this hour lie."""
-        return _paths(self._store.files, self._hour, parts)
+        return PartWriter(self.store.files, f"{_folder(self.hour)}/{self.batch_id}-{stream}")
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Switch the hour to a batch; return the manifest that holds now.
 
         Where the rows are those of the current batch, its files stay and the new ones are litter.
         """
-        current = self._store.manifest(manifest.hour)
-        if current and manifest.has_content_of(current) and self._store.is_intact(current):
+        current = self.current
+        if current and manifest.has_content_of(current) and self.store.is_intact(current):
             kept = {name: getattr(current, name) for name in ("batch_id", "written_at", "parts")}
             manifest = manifest.model_copy(update=kept)
         if manifest != current:
-            switch_record(self._store.files, f"{_folder(self._hour)}/{MANIFEST}", manifest)
+            switch_record(self.store.files, f"{_folder(self.hour)}/{MANIFEST}", manifest)
         return manifest
 
 
@@ -214,7 +222,3 @@ def _folder(hour: datetime) -> str:
 def _hours_of(keys: Sequence[str]) -> list[datetime]:
     folders = {key.removesuffix(f"/{MANIFEST}") for key in keys}
     return sorted(datetime.strptime(folder, _HOUR_FOLDER).replace(tzinfo=UTC) for folder in folders)
-
-
-def _paths(files: Files, hour: datetime, parts: Sequence[Part]) -> list[PartPath]:
-    return [PartPath(hour, files, f"{_folder(hour)}/{part.name}") for part in parts]

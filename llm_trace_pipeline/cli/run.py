@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import click
 
 from llm_trace_pipeline.batches.history import read_history
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.hours import load_hours
 from llm_trace_pipeline.cli.instance import IS_CHECKOUT
@@ -87,9 +88,8 @@ def compare_stores(settings: Settings, hours: Sequence[datetime]) -> None:
         PipelineError: the stores differ in an hour.
     """
     store = BatchStore.of(settings)
-    found = reconcile(
-        source_of(settings), store, lambda: connect(settings), hours, read_history(store.files)
-    )
+    rules = Rules.of(settings, read_history(store.files))
+    found = reconcile(source_of(settings), store, lambda: connect(settings), hours, rules)
     # ClickHouse is not compared where a batch has earlier billing or prices.
     if differing := sorted(set(hours) & {*found.differences, *found.stale}):
         raise PipelineError(

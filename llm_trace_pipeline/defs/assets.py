@@ -102,25 +102,24 @@ def trace_batches(
     store = stores.batches()
     hours = _hours(context)
     stack = ExitStack()
-    prices = stores.prices()
     if config.enrich_only:
-        known = read_history(store.files)
+        rules = stores.rules(read_history(store.files))
 
         def make(hour: datetime) -> Manifest:
-            return enrich_hour(store, known, prices, hour)
+            return enrich_hour(store, rules, hour)
     else:
         source = SourceOfHours(stores.source(), Window.of(hours))
         stack.callback(source.close)
         wait_until_replayed(source, hours[-1] + HOUR)
         # Billing is read here too: where this asset runs alone, a changed plan must be known.
-        history = capture_billing(source, store.files).history
+        rules = stores.rules(capture_billing(source, store.files).history)
         done = hours_done_before(context)
 
         def make(hour: datetime) -> Manifest:
             return extract_hour(
                 source,
                 store,
-                history,
+                rules,
                 hour,
                 only_changed=config.only_changed or hour in done,
                 accept_loss=config.accept_loss,

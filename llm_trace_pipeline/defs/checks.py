@@ -181,7 +181,7 @@ def reconciliation(
         context.log.info("Left to the job reconcile_hours.")
         return
     store, source = stores.batches(), stores.source()
-    history = capture_billing(source, store.files).history
+    rules = stores.rules(capture_billing(source, store.files).history)
     settings, now = stores.settings, datetime.now(UTC)
     kept_from, batches_kept_from = (
         line_before(days, now) for days in (settings.retention_days, settings.batch_retention_days)
@@ -190,7 +190,7 @@ def reconciliation(
     first = max([start, *(line for line in (kept_from, batches_kept_from) if line)])
     hours = hours_to_reconcile(store, first, settings.reconcile_days, now)
     loading = hours_being_loaded(context.instance)
-    found = reconcile(source, store, stores.clickhouse, hours, history, kept_from)
+    found = reconcile(source, store, stores.clickhouse, hours, rules, kept_from)
     found = without_hours(found, loading | hours_being_loaded(context.instance))
     record_reconciliation(store.files, found)
     yield from check_reconciliation(found, len(hours))

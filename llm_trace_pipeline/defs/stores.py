@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+import pyarrow as pa
 from pydantic import PrivateAttr
 
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.demo.postgres import embedded_postgres
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
-from llm_trace_pipeline.trace.payloads import PayloadPolicy
-from llm_trace_pipeline.trace.prices import PriceBook
 
 
 def source_of(settings: Settings) -> Source:
@@ -21,8 +21,6 @@ def source_of(settings: Settings) -> Source:
     return Source(
         url.get_secret_value() if url else embedded_postgres(settings.state_dir),
         settings.extract_connections,
-        PayloadPolicy.of(settings),
-        PriceBook.of(settings),
     )
 
 
@@ -48,9 +46,9 @@ class Stores(dg.ConfigurableResource):  # type: ignore[type-arg]  # takes no typ
         """Return the operational database."""
         return source_of(self.settings)
 
-    def prices(self) -> PriceBook:
-        """Return the prices of calls."""
-        return PriceBook.of(self.settings)
+    def rules(self, history: pa.Table) -> Rules:
+        """Return the rules by which rows get billing and costs, and how much text they keep."""
+        return Rules.of(self.settings, history)
 
     def batches(self) -> BatchStore:
         """Return the Parquet batches."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.source.postgres import Session, Source
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.source.session import Session
 from llm_trace_pipeline.sql import read_sql
 
 WAIT_SECONDS = 600.0

@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.source.postgres import OPTIONAL_TABLES, Session, Source, files_that_name
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.source.session import Session, files_that_name
+from llm_trace_pipeline.source.snapshot import OPTIONAL_TABLES
 from llm_trace_pipeline.source.standby import UnknownLagError, ask_lag
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA

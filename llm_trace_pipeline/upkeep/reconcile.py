@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
@@ -19,6 +18,7 @@ from llm_trace_pipeline.batches.extract import is_of_ledger
 from llm_trace_pipeline.batches.files import Files
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.records import read_record, switch_record
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import repaired_for_reading
@@ -27,9 +27,9 @@ from llm_trace_pipeline.clickhouse.tables import TABLE
 from llm_trace_pipeline.clickhouse.traces import describe_differences, hour_totals
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import HOUR, Window, floor
-from llm_trace_pipeline.source.postgres import EMPTY_LEDGER, Ledger, Snapshot, Source
-from llm_trace_pipeline.trace.billing import MATCH_FIRST_KNOWN, MATCH_NONE, BillingMatcher
-from llm_trace_pipeline.trace.prices import PriceBook
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.source.snapshot import EMPTY_LEDGER, Ledger, Snapshot
+from llm_trace_pipeline.trace.billing import MATCH_FIRST_KNOWN, MATCH_NONE
 
 Differences = dict[datetime, tuple[str, ...]]
 
@@ -98,7 +98,7 @@ def reconcile(
     store: BatchStore,
     open_database: Callable[[], AbstractContextManager[Database]],
     hours: Sequence[datetime],
-    history: pa.Table,
+    rules: Rules,
     kept_from: datetime | None = None,
 ) -> Reconciliation:
     """Compare contiguous hours of the source, of the batches and of ClickHouse.
@@ -111,7 +111,7 @@ def reconcile(
         store: where the batches lie.
         open_database: opens ClickHouse. It is held only while ClickHouse is compared.
         hours: the hours to compare.
-        history: the billing history.
+        rules: the billing history and the prices.
         kept_from: where the retention of ClickHouse begins.
 
     Raises:
@@ -126,9 +126,9 @@ def reconcile(
     compared = [hour for hour in hours if hour not in differences]
     drifted, pruned = compare_source(source, store, compared, manifests) if compared else ({}, {})
     others = [manifest for hour, manifest in manifests.items() if hour not in drifted]
-    earlier = earlier_hours_to_match(store, hours, history, source.prices, last)
+    earlier = earlier_hours_to_match(store, hours, rules, last)
     matched, _ = readable_manifests(store, earlier)
-    stale = stale_hours(store, [*matched.values(), *others], history, source.prices)
+    stale = stale_hours(store, [*matched.values(), *others], rules)
     # A load from the source, or with new billing and prices, puts the whole hour right.
     awaiting = stale.union(drifted)
     loaded = [each for each in others if each.hour not in awaiting]
@@ -157,8 +157,8 @@ def reconcile(
         pruned=tuple(pruned),
         loaded=tuple(sorted({*manifests, *stale, *renewed})),
         unreadable=unreadable,
-        billing_versions=history.num_rows,
-        prices=source.prices.version,
+        billing_versions=rules.history.num_rows,
+        prices=rules.prices.version,
         restated=tuple(sorted({*stale.intersection(earlier), *renewed.keys() & damaged.keys()})),
         differences={**differences, **drifted, **damaged, **pruned},
     )
@@ -182,8 +182,7 @@ def readable_manifests(
 def earlier_hours_to_match(
     store: BatchStore,
     hours: Sequence[datetime],
-    history: pa.Table,
-    prices: PriceBook,
+    rules: Rules,
     last: Reconciliation,
 ) -> list[datetime]:
     """Return the hours before the compared hours whose billing or prices may have changed.
@@ -192,9 +191,9 @@ def earlier_hours_to_match(
     concerns the calls made after its ``valid_from``. It concerns earlier calls only where their
     organization had no version yet; the manifests count those calls.
     """
-    new = history.slice(last.billing_versions)
+    new = rules.history.slice(last.billing_versions)
     earlier = [hour for hour in store.hours() if hours and hour < hours[0]]
-    if prices.version != last.prices:
+    if rules.prices.version != last.prices:
         return earlier
     if not new.num_rows:
         return [hour for hour in earlier if hour in last.restated]
@@ -266,18 +265,15 @@ def has_lost_traces(
         return then > ledger.rows + ledger.deleted
 
 
-def stale_hours(
-    store: BatchStore, manifests: Iterable[Manifest], history: pa.Table, prices: PriceBook
-) -> set[datetime]:
+def stale_hours(store: BatchStore, manifests: Iterable[Manifest], rules: Rules) -> set[datetime]:
     """Return the hours whose batch holds other billing or costs than a load would give now.
 
     Hours whose traces the source lost are among them: billing and costs are renewed from the batch.
     """
-    billing = BillingMatcher(history)
     stale: set[datetime] = set()
     for manifest in manifests:
         with suppress(BatchError):  # the load of the hour reports it
-            if is_stale(store, manifest, billing, prices):
+            if is_stale(store, manifest, rules):
                 stale.add(manifest.hour)
     return stale
 

@@ -218,7 +218,7 @@ def test_large_rows_make_row_groups_and_parts_bounded_by_bytes(
 ) -> None:
     monkeypatch.setattr(part_files, "ROW_GROUP_BYTES", 200_000)
     monkeypatch.setattr(part_files, "PART_BYTES", 1_000_000)
-    monkeypatch.setattr("llm_trace_pipeline.source.postgres.BATCH_BYTES", 50_000)
+    monkeypatch.setattr("llm_trace_pipeline.source.session.BATCH_BYTES", 50_000)
     text = '"' + "x" * 10_000 + '"'
     operational.insert(
         "provider_traces", *(trace(id=f"{n}", request_json=text) for n in range(300))

@@ -8,6 +8,9 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.batches.erasures import Erasure
+from llm_trace_pipeline.batches.extract import extract_hour
+from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.defs.stores import source_of
@@ -39,7 +42,8 @@ def load(
     settings = settings.model_copy(update=changes)
     with connect(settings) as database:
         pipeline = Pipeline(source_of(settings), store, database)
-        manifest = pipeline.extract()
+        rules = Rules.of(settings, capture_billing(pipeline.source, store.files).history)
+        manifest = extract_hour(pipeline.source, store, rules, T0)
         pipeline.load_batch(force=force)
         table = pipeline.rows()
     rows = [

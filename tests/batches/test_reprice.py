@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from genai_prices.types import ModelPrice
 
-from llm_trace_pipeline.batches.enrich import enrich_hour, keep_prices
+from llm_trace_pipeline.batches.enrich import enrich_hour
 from llm_trace_pipeline.batches.history import read_history
 from llm_trace_pipeline.batches.manifest import MANIFEST_VERSION, Manifest
+from llm_trace_pipeline.batches.rules import Rules, keep_prices
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.source.postgres import Session, Source
+from llm_trace_pipeline.source.session import Session
 from llm_trace_pipeline.trace import prices as prices_module
 from llm_trace_pipeline.trace.prices import PACKAGE_VERSION, PACKAGED, PriceBook
 from llm_trace_pipeline.upkeep.reconcile import reconcile, record_reconciliation
@@ -50,19 +51,18 @@ def costs(pipeline: Pipeline) -> dict[str, tuple[Decimal | None, str]]:
 
 def stale_hours(pipeline: Pipeline, prices: PriceBook) -> tuple[datetime, ...]:
     """Reconcile a later hour than those that are loaded, and keep what was found."""
-    source = Source(pipeline.source.url, prices=prices)
-    history = read_history(pipeline.store.files)
+    rules = Rules(read_history(pipeline.store.files), prices)
 
     def opened() -> nullcontext[Database]:
         return nullcontext(pipeline.database)
 
-    found = reconcile(source, pipeline.store, opened, [H2], history)
+    found = reconcile(pipeline.source, pipeline.store, opened, [H2], rules)
     record_reconciliation(pipeline.store.files, found)
     return found.stale
 
 
 def reprice(pipeline: Pipeline, prices: PriceBook, hour: datetime) -> Manifest:
-    manifest = enrich_hour(pipeline.store, read_history(pipeline.store.files), prices, hour)
+    manifest = enrich_hour(pipeline.store, Rules(read_history(pipeline.store.files), prices), hour)
     pipeline.load_batch(hour)
     return manifest
 

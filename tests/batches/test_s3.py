@@ -15,6 +15,7 @@ import pytest
 from llm_trace_pipeline.batches.enrich import enrich_hour
 from llm_trace_pipeline.batches.files import LocalFiles, S3Files
 from llm_trace_pipeline.batches.history import capture_billing, read_history
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.preflight import check_both_ends
 from llm_trace_pipeline.clickhouse.client import Database, connect
@@ -23,7 +24,6 @@ from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
-from llm_trace_pipeline.trace.prices import PACKAGED
 from llm_trace_pipeline.upkeep.erase import erase
 from llm_trace_pipeline.upkeep.preflight_target import check_batches
 from llm_trace_pipeline.upkeep.reconcile import (
@@ -146,7 +146,7 @@ def test_billing_is_renewed_and_reconciliations_are_kept(
     )
     history = capture_billing(pipeline.source, pipeline.store.files).history
     assert read_history(pipeline.store.files) == history
-    enrich_hour(pipeline.store, history, PACKAGED, T0)
+    enrich_hour(pipeline.store, Rules(history), T0)
     pipeline.load_batch()
     assert pipeline.rows("id, billing_plan_type") == [{"id": "a", "billing_plan_type": "pro"}]
     for number in range(2):

@@ -18,8 +18,8 @@ from dagster import (
 )
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
-from llm_trace_pipeline.batches.enrich import prices_key
 from llm_trace_pipeline.batches.erasures import record_erasure
+from llm_trace_pipeline.batches.rules import prices_key
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.definitions import defs

@@ -5,6 +5,7 @@ from datetime import datetime
 from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.traces import HourLoader, LoadResult
@@ -52,4 +53,4 @@ class Pipeline:
 def extract(source: Source, store: BatchStore, hour: datetime = T0, **options: bool) -> Manifest:
     """Read the billing versions of a source, and make the batch of an hour."""
     history = capture_billing(source, store.files).history
-    return extract_hour(source, store, history, hour, **options)
+    return extract_hour(source, store, Rules(history), hour, **options)

@@ -20,6 +20,7 @@ from llm_trace_pipeline.batches.erasures import record_erasure
 from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.history import capture_billing, read_history
 from llm_trace_pipeline.batches.parts import PartWriter
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.rollup import roll_up
@@ -29,8 +30,8 @@ from llm_trace_pipeline.defs.runs import hours_of_run
 from llm_trace_pipeline.defs.sensors import requests_for
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.source.postgres import Session, Source
-from llm_trace_pipeline.trace.prices import PACKAGED
+from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.source.session import Session
 from llm_trace_pipeline.upkeep.erase import remove_from_batches, remove_from_clickhouse
 from llm_trace_pipeline.upkeep.reconcile import Reconciliation, reconcile
 from tests.harness.bucket import Folder
@@ -296,7 +297,7 @@ class World:
                 manifest = extract_hour(
                     self._source,
                     self._store,
-                    history,
+                    Rules(history),
                     hour,
                     only_changed=only_changed,
                     accept_loss=accept_loss,
@@ -332,7 +333,7 @@ class World:
         try:
             with stopping_after(1 + b % CALLS, to=STOPPED_CALLS):
                 history = capture_billing(self._source, self._store.files).history
-                extract_hour(self._source, self._store, history, hour)
+                extract_hour(self._source, self._store, Rules(history), hour)
                 is_loading = True
                 [result] = self._loader.load([hour])
                 assert result.differences == ()
@@ -380,7 +381,7 @@ class World:
     def _enrich(self, a: int, _b: int, _c: int) -> None:
         if hours := sorted(self.model.batches):
             hour = hours[a % len(hours)]
-            enrich_hour(self._store, read_history(self._store.files), PACKAGED, hour)
+            enrich_hour(self._store, Rules(read_history(self._store.files)), hour)
             self.model.enrich(hour)
             self._load([hour])
 
@@ -418,7 +419,9 @@ class World:
 
         history = capture_billing(self._source, self._store.files).history
         self.model.capture()
-        self._found_last = reconcile(self._source, self._store, open_database, HOURS, history)
+        self._found_last = reconcile(
+            self._source, self._store, open_database, HOURS, Rules(history)
+        )
 
     def _tick(self, _a: int = 0, _b: int = 0, _c: int = 0) -> bool:
         """Do what the sensor requests; return whether it requested anything."""
@@ -434,7 +437,7 @@ class World:
                 continue
             if config == {"enrich_only": True}:
                 for hour in hours:
-                    enrich_hour(self._store, read_history(self._store.files), PACKAGED, hour)
+                    enrich_hour(self._store, Rules(read_history(self._store.files)), hour)
                     self.model.enrich(hour)
             else:
                 assert request.asset_selection == [AssetKey(LLM_TRACES), AssetKey(LLM_USAGE_HOURLY)]

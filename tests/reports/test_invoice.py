@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_trace_pipeline.batches.enrich import enrich_hour, keep_prices, prices_key, renewed
+from llm_trace_pipeline.batches.enrich import enrich_hour, renewed
+from llm_trace_pipeline.batches.rules import Rules, keep_prices, prices_key
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.invoice import print_invoice, write_files
 from llm_trace_pipeline.clickhouse.client import Database, connect
@@ -28,7 +29,7 @@ from llm_trace_pipeline.reports.invoice import (
 )
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
-from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA, BillingMatcher
+from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.trace.prices import PACKAGE_VERSION, PACKAGED, PriceBook
 from tests.harness.rows import Row, make_rows, publish
@@ -90,7 +91,7 @@ class Books:
         """Make priced rows the batch of the hour; return them."""
         if rows:
             batch = pa.RecordBatch.from_pylist(rows, ARROW_SCHEMA)
-            rows = renewed(batch, BillingMatcher(NO_HISTORY), prices).to_pylist()
+            rows = renewed(batch, Rules(NO_HISTORY, prices)).to_pylist()
         publish(self.store, hour, rows)
         return rows
 
@@ -316,7 +317,7 @@ def test_an_old_invoice_comes_out_again_with_the_kept_price_file(
 
     def reprice(prices: PriceBook) -> dict[str, bytes]:
         keep_prices(books.store.files, prices)
-        enrich_hour(books.store, NO_HISTORY, prices, LAST)
+        enrich_hour(books.store, Rules(NO_HISTORY, prices), LAST)
         books.load(LAST)
         return books.write()
 

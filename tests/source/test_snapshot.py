@@ -3,7 +3,6 @@
 import pytest
 
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.hours import Window
 from llm_trace_pipeline.source.postgres import Source
 from tests.harness.operational import Operational, trace
 from tests.harness.pipeline import Pipeline
@@ -16,7 +15,7 @@ def test_a_snapshot_holds_whatever_it_is_asked(operational: Operational, source:
         ledger = snapshot.ledger_of(T0)
         operational.insert("provider_traces", trace(id="after"))
         assert snapshot.census(T0).rows == ledger.rows == 1
-        assert snapshot.folded(Window.of([T0])) == []
+        assert snapshot.folded(T0) == []
         assert snapshot.present(["before", "after"]) == {"before"}
         assert snapshot.ledger_of(T0) == ledger
 

@@ -19,6 +19,7 @@ from llm_trace_pipeline.batches.erasures import Erasure, read_erasures, record_e
 from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.history import read_history
 from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter
 from llm_trace_pipeline.cli.__main__ import main
 from llm_trace_pipeline.cli.erase import erase_traces
@@ -27,7 +28,6 @@ from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
-from llm_trace_pipeline.trace.prices import PACKAGED
 from llm_trace_pipeline.upkeep import erase as command
 from llm_trace_pipeline.upkeep.erase import erase
 from tests.harness.operational import Operational, trace
@@ -149,7 +149,7 @@ def test_an_erased_organization_is_gone_and_stays_gone(
     again = [*deployment.load_hours(*hours), deployment.load(LATER)]
     assert [each.is_complete for each in again] == [True] * 4
     assert deployment.ids() == [*left[:2], "later-gone", "later-stays", left[2]]
-    enriched = enrich_hour(deployment.store, read_history(deployment.store.files), PACKAGED, T0)
+    enriched = enrich_hour(deployment.store, Rules(read_history(deployment.store.files)), T0)
     assert (enriched.is_complete, enriched.source_erased) == (True, 3)
     deployment.operational.execute(
         f"DELETE FROM provider_traces WHERE organization_id = '{GONE}'"

@@ -9,6 +9,7 @@ import pytest
 
 from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.rollup import roll_up
@@ -51,15 +52,16 @@ def test_the_reader_is_all_that_the_pipeline_needs(
     )
     operational.insert("steps", {"id": "step-1", "created_at": T0})
     history = capture_billing(reader, store.files).history
-    assert extract_hour(reader, store, history, T0).rows == 2
+    assert extract_hour(reader, store, Rules(history), T0).rows == 2
     operational.execute(f"UPDATE provider_traces SET created_at = '{T0 + 2 * HOUR}' WHERE id = 'c'")
-    assert extract_hour(reader, store, history, T0).rows == 1
-    assert extract_hour(reader, store, history, T0 + HOUR).rows == 0  # asks for unaccounted steps
+    assert extract_hour(reader, store, Rules(history), T0).rows == 1
+    # An empty hour is asked for steps that no trace belongs to.
+    assert extract_hour(reader, store, Rules(history), T0 + HOUR).rows == 0
     with connect(settings) as database:
         [result] = HourLoader(database, store).load([T0])
         roll_up(database, store, [T0])
     assert result.differences == ()
-    found = reconcile(reader, store, lambda: connect(settings), [T0, T0 + HOUR], history)
+    found = reconcile(reader, store, lambda: connect(settings), [T0, T0 + HOUR], Rules(history))
     assert (found.drifted, found.damaged, found.pruned) == ((), (), ())
     indexed = [each for each in check_source(reader, T0 + HOUR) if each.is_fatal]
     assert indexed == []
@@ -102,7 +104,7 @@ def test_a_statement_is_bounded_and_has_a_name(
     reader: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = "SELECT current_setting('application_name') AS name"
-    monkeypatch.setattr("llm_trace_pipeline.source.postgres.STATEMENT_TIMEOUT", "200ms")
+    monkeypatch.setattr("llm_trace_pipeline.source.session.STATEMENT_TIMEOUT", "200ms")
     with reader.session() as session:
         assert session.rows(shown) == [{"name": "llm_trace_pipeline"}]
         with pytest.raises(SourceError, match="canceling statement due to statement timeout"):

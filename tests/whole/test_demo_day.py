@@ -9,6 +9,7 @@ from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.history import capture_billing
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.traces import HourLoader
@@ -117,7 +118,7 @@ def test_a_day_of_the_demo_equals_an_independent_query(
     loader = HourLoader(database, store)
     hours = [START + HOUR * n for n in range(HOURS)]
     for number, hour in enumerate(hours):
-        extract_hour(source, store, history, hour)
+        extract_hour(source, store, Rules(history), hour)
         [result] = loader.load([hour], frozenset(hours[number + 1 :]))
         assert result.differences == ()
         assert result.repaired_hours == ()

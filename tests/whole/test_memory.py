@@ -15,6 +15,7 @@ LOAD = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.extract import extract_hour
@@ -28,7 +29,8 @@ source = Source(settings.operational_database_url.get_secret_value(), connection
 store = BatchStore.of(settings)
 hour = datetime(2026, 3, 1, 9, tzinfo=UTC)
 if sys.argv[1] == "extract":
-    manifest = extract_hour(source, store, capture_billing(source, store.files).history, hour)
+    rules = Rules(capture_billing(source, store.files).history)
+    manifest = extract_hour(source, store, rules, hour)
 else:
     manifest = store.manifest(hour)
     with connect(settings) as database:

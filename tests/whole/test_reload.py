@@ -14,14 +14,13 @@ import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour, is_stale
 from llm_trace_pipeline.batches.history import capture_billing, read_history
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.errors import BatchError, SourceError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.source.postgres import Session
+from llm_trace_pipeline.source.session import Session
 from llm_trace_pipeline.sql import without_comments
-from llm_trace_pipeline.trace.billing import BillingMatcher
-from llm_trace_pipeline.trace.prices import PACKAGED
 from tests.harness.operational import Operational, billing, trace
 from tests.harness.pipeline import Pipeline
 from tests.harness.rows import T0
@@ -199,11 +198,11 @@ def test_enriching_changes_billing_and_nothing_else(
         history = capture_billing(pipeline.source, pipeline.store.files).history
         current = pipeline.store.manifest(T0)
         assert current is not None
-        stale = is_stale(pipeline.store, current, BillingMatcher(history), PACKAGED)
+        stale = is_stale(pipeline.store, current, Rules(history))
         assert stale == (plan == "max")  # an older version holds until the next one begins
         with monkeypatch.context() as patch:
             patch.setattr(Session, "__init__", None)  # the operational database is not read
-            manifest = enrich_hour(pipeline.store, history, PACKAGED, T0)
+            manifest = enrich_hour(pipeline.store, Rules(history), T0)
         assert manifest.is_complete
         pipeline.load_batch(manifest.hour)
         assert plans() == {"a": (first, "as_of"), "b": ("max", "as_of"), "c": own}
@@ -211,7 +210,7 @@ def test_enriching_changes_billing_and_nothing_else(
     # Restated for good: the versions that said otherwise are corrected where they stand.
     operational.execute("UPDATE organization_billing_details SET plan_type = 'restated'")
     history = capture_billing(pipeline.source, pipeline.store.files).history
-    manifest = enrich_hour(pipeline.store, history, PACKAGED, T0)
+    manifest = enrich_hour(pipeline.store, Rules(history), T0)
     pipeline.load_batch(manifest.hour)
     assert plans() == {"a": ("restated", "as_of"), "b": ("restated", "as_of"), "c": own}
     assert pipeline.rows(untouched) == before
@@ -224,7 +223,7 @@ def test_enriching_changes_billing_and_nothing_else(
 
 def test_an_hour_without_batch_cannot_be_enriched(pipeline: Pipeline) -> None:
     with pytest.raises(BatchError, match="hour 2026-03-01-09:00 has no batch to enrich"):
-        enrich_hour(pipeline.store, read_history(pipeline.store.files), PACKAGED, T0)
+        enrich_hour(pipeline.store, Rules(read_history(pipeline.store.files)), T0)
 
 
 HOURLY_JOB = """

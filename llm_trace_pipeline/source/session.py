@@ -1,0 +1,167 @@
+"""A session of the operational PostgreSQL: one connection, inside one read-only transaction."""
+
+import re
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+
+import adbc_driver_manager
+import pyarrow as pa
+from adbc_driver_postgresql import dbapi
+
+from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.sql import ROOT, without_comments
+
+# A record batch from PostgreSQL ends with the row that exceeds this size. A row has less than 1 GB
+# (too_wide.sql), so that no column of a batch comes near the 2 GB that Arrow's offsets can address.
+BATCH_BYTES = 8 * 2**20
+
+# No statement may hold the database's old row versions for ever. The slowest one known, the ledger
+# of 30 days and 10 million traces, takes three minutes.
+STATEMENT_TIMEOUT = "1h"
+
+_UNDEFINED = {"42P01": "table", "42703": "column"}
+
+
+@contextmanager
+def open_session(url: str) -> Iterator["Session"]:
+    """Hold one connection in a read-only transaction.
+
+    Args:
+        url: libpq URL.
+
+    Raises:
+        SourceError: the database cannot be reached.
+    """
+    try:
+        connection = dbapi.connect(url, autocommit=True)
+    except adbc_driver_manager.Error as error:
+        # The message about a URL that libpq cannot parse quotes parts of it, passwords included.
+        _, is_answer, reason = str(error).partition("connection to server")
+        reason = f"connection to server{reason}" if is_answer else "it is no valid libpq URL"
+        raise SourceError(f"cannot connect to OPERATIONAL_DATABASE_URL: {reason.strip()}") from None
+    with closing(connection):
+        session = Session(connection)
+        session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        session.run("SET LOCAL TimeZone = 'UTC'")
+        session.run("SET LOCAL application_name = 'llm_trace_pipeline'")
+        session.run(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'")
+        yield session
+
+
+class Session:
+    """One connection inside its read-only transaction."""
+
+    def __init__(self, connection: dbapi.Connection) -> None:
+        """Use an open connection."""
+        self._connection = connection
+        self._cursor = connection.cursor(
+            adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}
+        )
+
+    def run(self, sql: str) -> None:
+        """Execute a statement that returns nothing."""
+        with _translated(), self._connection.cursor() as cursor:
+            cursor.adbc_statement.set_sql_query(sql)
+            cursor.adbc_statement.execute_update()
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Keep the transaction, and so its snapshot, usable where a statement fails."""
+        self.run("SAVEPOINT usable")
+        try:
+            yield
+        except SourceError:
+            with suppress(SourceError):  # the connection is lost: the first error says why
+                self.run("ROLLBACK TO SAVEPOINT usable")
+                self.run("RELEASE SAVEPOINT usable")
+            raise
+        self.run("RELEASE SAVEPOINT usable")  # inside it, the snapshot cannot be exported
+
+    def set(self, **values: str) -> None:
+        """Set values that statements read by ``current_setting('llm_traces.<name>')``.
+
+        A bound parameter would make the driver gather the whole result in memory (862 MB for an
+        hour of 385 MB, against 155 MB): it streams by COPY, which takes none.
+        """
+        for name, value in values.items():
+            with _translated(), self._connection.cursor() as cursor:
+                cursor.execute("SELECT set_config($1, $2, false)", (f"llm_traces.{name}", value))
+                cursor.fetchall()
+
+    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """Execute a query and hand out its batches; a thread reads the next batch meanwhile.
+
+        Raises:
+            SourceError: the query failed, at its start or on the way.
+        """
+        with closing(self._stream(sql)) as stream, ThreadPoolExecutor(1) as reader:
+            upcoming = reader.submit(next, stream, None)
+            while (batch := upcoming.result()) is not None:
+                upcoming = reader.submit(next, stream, None)
+                yield batch
+
+    def _stream(self, sql: str) -> Generator[pa.RecordBatch, None, None]:
+        with _translated():
+            self._cursor.execute(sql)
+            reader = self._cursor.fetch_record_batch()
+        with closing(reader):
+            while True:
+                with _translated():
+                    try:
+                        batch = reader.read_next_batch()
+                    except StopIteration:
+                        return
+                yield _without_extensions(batch)
+
+    def table(self, sql: str, *values: object) -> pa.Table:
+        """Execute a query whose result is small, with values for $1 and so on."""
+        with _translated():
+            self._cursor.execute(sql, values or None)
+            return self._cursor.fetch_arrow_table()
+
+    def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+        """Execute a query whose result is small, with values for $1 and so on; a dict per row."""
+        rows: list[dict[str, Any]] = self.table(sql, *values).to_pylist()
+        return rows
+
+
+def _without_extensions(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the columns as their storage types: json comes as an extension of string."""
+    columns = [
+        column.storage if isinstance(column, pa.ExtensionArray) else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn an error of the driver into one line; a missing table or column is named in it."""
+    try:
+        yield
+    except (adbc_driver_manager.Error, pa.ArrowException, OSError) as error:
+        # An error that comes with a later batch is pyarrow's, without a code.
+        code = getattr(error, "sqlstate", None)
+        message = re.sub(r"\s*Query was:.*", "", str(error), flags=re.DOTALL).strip()
+        kind = _UNDEFINED.get(code or "")
+        named = re.search(r'(?:relation|column) "?([\w.]+)"? does not exist', message)
+        if kind and named:
+            raise SourceError(
+                f"the operational database has no {kind} {named[1]}, which is read by "
+                f"{files_that_name(named[1])}: edit it there if yours is called otherwise",
+                code,
+            ) from None
+        raise SourceError(f"the operational database: {message}", code) from None
+
+
+def files_that_name(identifier: str) -> str:
+    """Return the files under ``sql/operational`` whose statements read a table or column."""
+    bare = identifier.rpartition(".")[2]
+    files = [
+        str(path.relative_to(ROOT.parent))
+        for path in sorted((ROOT / "operational").glob("*.sql"))
+        if re.search(rf"\b{re.escape(bare)}\b", without_comments(path.read_text(encoding="utf-8")))
+    ]
+    return " and ".join(files) or "sql/operational"
