@@ -199,30 +199,3 @@ def test_dagster_shows_a_wrong_first_hour_as_the_last_line() -> None:
         "llm_trace_pipeline.errors.SettingsError: LLM_TRACES_START: must be an hour such as "
         "2026-03-01-09:00 (UTC), not '2026-03-01'"
     )
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["run"],
-        ["dev"],
-        ["backfill", "2026-03-01-00:00", "2026-03-01-01:00"],
-        ["sql", "SELECT 1"],
-        ["preflight"],
-    ],
-    ids=lambda command: command[0],
-)
-def test_a_command_ends_with_that_line_alone(command: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "llm_trace_pipeline.cli", *command],
-        env=without_ours(LLM_TRACES_STATE=str(tmp_path), CLICKHOUSE_ENDPOINT="tcp://localhost"),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "CLICKHOUSE_ENDPOINT: must be http(s)://host:port, or chdb:///path for the embedded "
-        "engine\n"
-    )
-    assert list(tmp_path.iterdir()) == []

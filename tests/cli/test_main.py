@@ -1,5 +1,6 @@
 """The command line: what it imports, what it takes, and how it ends."""
 
+import os
 import re
 import subprocess
 import sys
@@ -48,6 +49,36 @@ def test_ctrl_c_ends_a_command_without_a_traceback(
         main()
     assert ended.value.code == 130
     assert capsys.readouterr() == ("", "\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["dev"],
+        ["backfill", "2026-03-01-00:00", "2026-03-01-01:00"],
+        ["sql", "SELECT 1"],
+        ["preflight"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_wrong_setting_is_one_line_and_nothing_is_made(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    settings = {"LLM_TRACES_STATE": str(tmp_path), "CLICKHOUSE_ENDPOINT": "tcp://localhost"}
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_trace_pipeline.cli", *arguments],
+        env=os.environ | settings,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "CLICKHOUSE_ENDPOINT: must be http(s)://host:port, or chdb:///path for the embedded "
+        "engine\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,6 @@
 """Erasure on real engines: what was erased is gone and stays gone, whatever stops it."""
 
-import os
-import re
 import shutil
-import subprocess
-import sys
 import threading
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,12 +12,10 @@ import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour
 from llm_trace_pipeline.batches.erasures import Erasure, read_erasures, record_erasure
-from llm_trace_pipeline.batches.files import LocalFiles
 from llm_trace_pipeline.batches.history import read_history
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter
-from llm_trace_pipeline.cli.__main__ import main
 from llm_trace_pipeline.cli.erase import erase_traces
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.errors import PipelineError
@@ -349,43 +343,6 @@ def test_rows_that_come_back_meanwhile_are_an_error(deployment: Deployment) -> N
         pytest.raises(PipelineError, match="not everything is erased"),
     ):
         erase(deployment.settings, asked())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "Missing option '--organization'. Usage: .*"),
-        (["--organization", ""], "--organization: is empty"),
-        (["--organization", "o", "--agent", ""], "--agent: is empty"),
-        (["--organization", "o", "--before", ""], "--before: must be a day .*"),
-        (["--organization", "o", "--before", "2026-02-30"], "--before: must be .*'2026-02-30'"),
-        (["--organization", "o", "--before", "2999-01-01"], "--before: 2999-01-01 lies ahead; .*"),
-    ],
-)
-def test_a_wrong_argument_is_one_line(
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["llm-traces", "erase", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert re.fullmatch(f"{message}\n", capsys.readouterr().err)
-
-
-def test_a_place_where_nothing_was_loaded_is_an_error(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "llm_trace_pipeline.cli", "erase", "--organization", GONE],
-        env=os.environ | {"LLM_TRACES_STATE": str(tmp_path / "elsewhere")},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"nothing was ever loaded into {tmp_path}/elsewhere/batches or ")
-    assert not read_erasures(BatchStore(LocalFiles(tmp_path / "elsewhere/batches")).files)
 
 
 def test_the_command_erases(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
