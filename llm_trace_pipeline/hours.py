@@ -56,6 +56,12 @@ def midnight(at: datetime) -> datetime:
     return floor(at).replace(hour=0)
 
 
+def closed_hours(first: datetime, span: timedelta, now: datetime) -> list[datetime]:
+    """Return the hours that ended within a span before now, none before the first hour."""
+    this_hour = floor(now)
+    return Window(min(max(first, this_hour - span), this_hour), this_hour).hours
+
+
 def key_of(hour: datetime) -> str:
     """Return the key of an hour's partition, such as ``2026-03-01-09:00``."""
     return f"{hour.astimezone(UTC):{_KEY_FORMAT}}"

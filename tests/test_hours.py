@@ -12,6 +12,7 @@ from llm_trace_pipeline.hours import (
     HOURS_PER_RUN,
     Window,
     by_day,
+    closed_hours,
     floor,
     key_of,
     midnight,
@@ -127,3 +128,17 @@ def test_ranges_cover_the_wanted_hours_and_no_forbidden_one(
         covered += hours
     assert len(covered) == len(set(covered))
     assert wanted <= set(covered)
+
+
+@pytest.mark.parametrize(
+    ("first", "closed"),
+    [
+        pytest.param(H9 - 9 * HOUR, [-3, -2, -1], id="a_span_of_three"),
+        pytest.param(H9 - 2 * HOUR, [-2, -1], id="fewer_since_the_first"),
+        pytest.param(H9, [], id="the_first_is_running"),
+        pytest.param(H9 + HOUR, [], id="the_first_lies_ahead"),
+    ],
+)
+def test_the_hours_that_ended_in_a_span(first: datetime, closed: list[int]) -> None:
+    now = H9 + HOUR - timedelta(microseconds=1)
+    assert closed_hours(first, 3 * HOUR, now) == hours(*closed)

@@ -16,7 +16,7 @@ from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.demo.postgres import embedded_postgres
 from llm_trace_pipeline.demo.traffic import add_traffic, first_hour_of
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.hours import HOUR, Window, floor, key_of
+from llm_trace_pipeline.hours import HOUR, Window, closed_hours, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.upkeep.reconcile import reconcile
@@ -43,8 +43,7 @@ def load_last_hours() -> None:
     if settings.is_demo:
         _add_demo_traffic(settings)
     first = first_hour_of(settings)
-    this_hour = floor(datetime.now(UTC))
-    hours = Window(min(max(first, this_hour - HOURS * HOUR), this_hour), this_hour).hours
+    hours = closed_hours(first, HOURS * HOUR, datetime.now(UTC))
     if not hours:
         raise PipelineError(f"no hour since LLM_TRACES_START ({key_of(first)}) has ended yet")
     check_before_first_load(settings, hours)

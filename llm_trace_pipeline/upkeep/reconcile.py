@@ -26,7 +26,7 @@ from llm_trace_pipeline.clickhouse.rollup import compare_rollup
 from llm_trace_pipeline.clickhouse.tables import TABLE
 from llm_trace_pipeline.clickhouse.traces import describe_differences, hour_totals
 from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.hours import HOUR, Window, floor
+from llm_trace_pipeline.hours import HOUR, Window, closed_hours
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.snapshot import EMPTY_LEDGER, Ledger, Snapshot
 from llm_trace_pipeline.trace.billing import MATCH_FIRST_KNOWN, MATCH_NONE
@@ -86,8 +86,7 @@ def hours_to_reconcile(
 
     The hour that closed last is left out while it has no batch: the schedule is about to load it.
     """
-    this_hour = floor(now)
-    hours = Window(min(max(first, this_hour - timedelta(days=days)), this_hour), this_hour).hours
+    hours = closed_hours(first, timedelta(days=days), now)
     if hours and store.manifest(hours[-1]) is None:
         hours.pop()
     return hours
