@@ -15,23 +15,28 @@ from pathlib import Path
 
 from adbc_driver_postgresql import dbapi
 
-from llm_trace_pipeline.demo.chance import chance, corpus, random_uuid
-from llm_trace_pipeline.demo.customers import ORGANIZATIONS, Organization, billing_details
 from llm_trace_pipeline.demo.postgres import embedded_postgres
-from llm_trace_pipeline.demo.requests import TOOLS, Call, Tokens, json_text
-from llm_trace_pipeline.demo.responses import RECIPES, Recipe, streamed
+from llm_trace_pipeline.demo.responses import (
+    ERRORS,
+    RECIPES,
+    Recipe,
+    draw_call,
+    fill,
+    json_text,
+    step_counts,
+)
+from llm_trace_pipeline.demo.rows import ORGANIZATIONS, billing_details, organization_id
+from llm_trace_pipeline.demo.text import chance, corpus, random_uuid
 from llm_trace_pipeline.demo.traffic import insert
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
 
-VERSION = 3  # of the databases; another one makes them anew
+VERSION = 4  # of the databases; another one makes them anew
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 
 _AGENTS_PER_ORGANIZATION = 20
 _GIANT_CHARACTERS = (21_000_000, 48_000_000)  # 20 to 50 MB of JSON
-_PIECE_CHARACTERS = 1_000_000  # of a text of 4 million, so that no two long passages are alike
-_ROOM_FOR_TOOLS = 1_000  # in the text; their schemas are as long again
 _PROCESSES = 2
 
 # Nothing here needs to survive a power cut, and no checkpoint shall fall into a measurement. The
@@ -79,12 +84,12 @@ class DataSet:
 DATA_SETS = {
     data_set.name: data_set
     for data_set in (
-        DataSet("wide", 50_000, 7_600, 4_550),
-        DataSet("huge", 500_000, 7_600, 4_550, runs=3),
-        DataSet("narrow", 500_000, 900, 100),
+        DataSet("wide", 50_000, 7_600, 5_250),
+        DataSet("huge", 500_000, 7_600, 5_250, runs=3),
+        DataSet("narrow", 500_000, 900, 240),
         # 100 TB a day are a billion of these; see docs/performance.md.
-        DataSet("heavy", 4_000, 100_000, 73_000, runs=3),
-        DataSet("giant", 10_200, 700_000, 100, giants=200, runs=2),
+        DataSet("heavy", 4_000, 100_000, 77_500, runs=3),
+        DataSet("giant", 10_200, 700_000, 240, giants=200, runs=2),
     )
 }
 
@@ -176,7 +181,7 @@ def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, list[dict[st
         "steps": [],
         "step_metrics": [],
     }
-    weights = [1 / (organization.rank + 1) for organization in ORGANIZATIONS]
+    weights = [1 / (number + 1) for number in ORGANIZATIONS]
     for number in numbers:
         organization = rng.choices(ORGANIZATIONS, weights)[0]
         recipe = rng.choices(RECIPES, [recipe.weight for recipe in RECIPES])[0]
@@ -186,8 +191,10 @@ def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, list[dict[st
             length = rng.randrange(*_GIANT_CHARACTERS)
         else:
             length = int(data_set.passage * rng.uniform(0.5, 1.5))
-        call = _call(rng, recipe, at, organization, length, data_set.passage // 4)
-        trace, step = _trace_and_step(call, recipe, organization)
+        system = corpus()[organization * 10_000 :][: min(length // 5, 2_000)]
+        answered = int(data_set.passage / 4 * rng.uniform(0.5, 1.5))
+        call = draw_call(rng, recipe, system, length - len(system), answered)
+        trace, step = _trace_and_step(rng, at, organization, recipe, call)
         rows["provider_traces"].append(trace)
         rows["steps"].append(step)
         metrics = {"llm_request_ns": int(rng.lognormvariate(21.5, 0.7))}
@@ -197,88 +204,41 @@ def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, list[dict[st
     return rows
 
 
-def _call(
-    rng: random.Random,
-    recipe: Recipe,
-    at: datetime,
-    organization: Organization,
-    asked: int,
-    answered: int,
-) -> Call:
-    system = organization.rank * 10_000  # where in the text an organization's prompt stands
-    turns = rng.choice((1, 3, 5, 7))
-    prompt, completion = asked // 4, answered // 4
-    return Call(
-        rng=rng,
-        key=random_uuid(rng).hex,
-        at=at,
-        model=recipe.model,
-        system=corpus()[system : system + min(asked // 5, 2_000)],
-        messages=[_passage(rng, (asked - min(asked // 5, 2_000)) // turns) for _ in range(turns)],
-        reply=_passage(rng, int(answered * rng.uniform(0.5, 1.5))),
-        tool=rng.choice(TOOLS) if asked > _ROOM_FOR_TOOLS and chance(rng, 0.5) else None,
-        tokens=Tokens(prompt, completion, prompt // 2, prompt // 10, completion // 3),
-    )
-
-
 def _trace_and_step(
-    call: Call, recipe: Recipe, organization: Organization
+    rng: random.Random, at: datetime, organization: int, recipe: Recipe, call: dict[str, object]
 ) -> tuple[dict[str, object], dict[str, object]]:
-    rng, tokens = call.rng, call.tokens
-    if chance(rng, 0.02):
-        response = recipe.dialect.failure(call)
-    else:
-        is_streamed = recipe.streams and chance(rng, 0.35)
-        body = streamed if is_streamed else recipe.dialect.body
-        response = body(call, recipe.dialect.usage(tokens))
     agent = rng.randrange(_AGENTS_PER_ORGANIZATION)
-    owner = {"organization_id": organization.id, "created_at": call.at, "updated_at": call.at}
+    owner = {"organization_id": organization_id(organization), "created_at": at, "updated_at": at}
     step_id = f"step-{random_uuid(rng)}"
     config = {
         "model": recipe.model,
-        "model_endpoint_type": recipe.endpoint_type,
+        "model_endpoint_type": recipe.endpoint_type or recipe.provider,
         "provider_name": recipe.provider,
         "provider_category": "base",
         "context_window": 128000,
     }
+    response = rng.choice(ERRORS) if chance(rng, 0.02) else recipe.response
     trace = owner | {
         "id": f"provider_trace-{random_uuid(rng)}",
         "step_id": step_id,
-        "agent_id": f"agent-{organization.rank}-{agent}",
+        "agent_id": f"agent-{organization}-{agent}",
         "agent_tags": '["production", "eu"]' if agent % 2 else None,
         "call_type": "agent_step",
         "run_id": f"run-{random_uuid(rng)}",
         "source": "memgpt-server",
-        "org_id": organization.id,
-        "user_id": f"user-{organization.rank}",
+        "org_id": organization_id(organization),
+        "user_id": f"user-{organization}",
         "is_deleted": False,
-        "request_json": json_text(recipe.dialect.request(call)),
-        "response_json": json_text(response),
+        "request_json": fill(recipe.request, call),
+        "response_json": fill(response, call),
         "llm_config": json_text(config),
     }
     step = owner | {
         "id": step_id,
-        "project_id": f"project-{organization.rank}-{agent % 4}",
+        "project_id": f"project-{organization}-{agent % 4}",
         "trace_id": random_uuid(rng).hex,
         "provider_name": recipe.provider,
         "provider_category": "base",
         "model": recipe.model,
-        "prompt_tokens": tokens.prompt,
-        "completion_tokens": tokens.completion,
-        "total_tokens": tokens.total,
-        "cached_input_tokens": tokens.cached,
-        "cache_write_tokens": tokens.written,
-        "reasoning_tokens": tokens.reasoning,
     }
-    return trace, step
-
-
-def _passage(rng: random.Random, length: int) -> str:
-    text = corpus()
-    pieces: list[str] = []
-    while length > 0:
-        size = min(length, _PIECE_CHARACTERS)
-        start = rng.randrange(len(text) - size)
-        pieces.append(text[start : start + size])
-        length -= size
-    return "".join(pieces)
+    return trace, step | step_counts(call)

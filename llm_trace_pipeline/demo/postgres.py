@@ -1,9 +1,8 @@
 """The demo's operational database: an embedded PostgreSQL under the state folder.
 
-The server belongs to all processes that called `embedded_postgres`. Every one of them holds a
-shared file lock, which the kernel releases however the process ends. A process that leaves and is
-the last holder stops the server. A killed process therefore neither stops the server under the
-others nor keeps it running for good.
+All processes that called `embedded_postgres` hold a shared file lock, which the kernel releases
+however a process ends. The last holder to leave stops the server. A killed process therefore
+neither stops the server under the others nor keeps it running for good.
 """
 
 import atexit
@@ -175,13 +174,11 @@ def _make_folder(path: Path) -> None:
 def _make_reachable(cluster: Path) -> None:
     """Let the server's account pass to the cluster and read the programs, and nothing else."""
     programs = _installation()
-    for folder in {*cluster.parents, *programs.parents}:
-        _allow(folder, stat.S_IXOTH)
-    for path in (programs, *programs.rglob("*")):
-        _allow(path, stat.S_IROTH | (stat.S_IXOTH if path.stat().st_mode & stat.S_IXUSR else 0))
-
-
-def _allow(path: Path, bits: int) -> None:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & bits != bits:
-        path.chmod(mode | bits)
+    folders = {*cluster.parents, *programs.parents}
+    for path in (*folders, programs, *programs.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        bits = stat.S_IXOTH if mode & stat.S_IXUSR else 0
+        if path not in folders:
+            bits |= stat.S_IROTH
+        if mode & bits != bits:
+            path.chmod(mode | bits)

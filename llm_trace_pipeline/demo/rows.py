@@ -1,202 +1,142 @@
-"""The demo's calls: who asks which model, when, and what the server stores of it.
+"""The demo's rows: 25 organizations with their billing, and what the server stores of their calls.
 
 The rows of an hour depend on that hour alone, so any part of it can be added later. Every step is
 created at the time of its first trace: one cut in time is then a cut in all tables.
 """
 
 import math
-import random
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from itertools import accumulate
+from random import Random
 
-from llm_trace_pipeline.demo.chance import chance, fixed_uuid, generator, passage, random_uuid
-from llm_trace_pipeline.demo.customers import ORGANIZATIONS, Agent, agents
-from llm_trace_pipeline.demo.requests import TOOLS, Call, Json, Tokens, json_text
-from llm_trace_pipeline.demo.responses import (
-    CANCELLED,
-    RECIPES,
-    Recipe,
-    server_error,
-    streamed,
-    summarized,
-)
+from llm_trace_pipeline.demo import responses
+from llm_trace_pipeline.demo.responses import Json, fill, json_text
+from llm_trace_pipeline.demo.text import chance, fixed_uuid, passage, random_uuid, seeded
 
-_HOUR_US = 3_600_000_000
-_MEAN_TRACES = 770  # an hour, over a day
-_BUSIEST_HOUR = 15  # UTC
-_HUGE_HOUR = 15  # one call of this hour carries a long document
-_CALL_TYPES = {"agent_step": 86, "summarization": 8, "tool_generation": 4, None: 2}  # per cent
-_NO_TOKENS = Tokens(0, 0, None, None, None)
-_TABLES = ("provider_traces", "provider_trace_metadata", "steps", "step_metrics")
-_ORGANIZATION_WEIGHTS = list(accumulate((each.rank + 1) ** -1.1 for each in ORGANIZATIONS))
-_RECIPE_WEIGHTS = list(accumulate(recipe.weight for recipe in RECIPES))
+# Organizations are numbered from the one with the most calls to the one with the fewest.
+ORGANIZATIONS = range(25)
+CHANGES_PLAN = 1
+WITHOUT_BILLING = (11, 20)
+_OWN_KEYS = (3, 8, 14)  # the organizations that bring their own keys to the providers
+_PLANS = ("team", "pro", "enterprise", "free")
+_TAGS = (None, "[]", '["production"]', '["support","eu"]', '["batch","internal","v2"]')
+# The billing details that come with a request are not those of the organization.
+_OWN_BILLING = '{"plan_type":"enterprise","cost_source":"credits","customer_id":"cus_of_request"}'
+
+_MEAN_CALLS = 770  # an hour, over a day
+_BUSIEST_HOUR = 15  # UTC; one call of this hour carries a long document
+_ORGANIZATION_WEIGHTS = [(number + 1) ** -1.1 for number in ORGANIZATIONS]
+_RECIPE_WEIGHTS = [recipe.weight for recipe in responses.RECIPES]
+
+
+def organization_id(number: int) -> str:
+    """Return the id of an organization in the traces."""
+    return f"org-{fixed_uuid('organization', number)}"
+
+
+def billing_details(first_hour: datetime) -> list[Json]:
+    """Return the rows of the billing table for a demo that begins with this hour.
+
+    `CHANGES_PLAN` has two rows: on the demo's second day it gets another plan.
+    """
+    rows: dict[int, Json] = {}
+    for number in set(ORGANIZATIONS).difference(WITHOUT_BILLING):
+        plan = _PLANS[number % len(_PLANS)]
+        customer = f"cus_{fixed_uuid('customer', number).hex[:14]}"
+        rows[number] = {
+            "organization_id": organization_id(number),
+            "plan_type": plan,
+            "cost_source": "quota" if number % 3 else "credits",
+            "stripe_customer_id": None if plan == "free" else customer,
+            "created_at": first_hour - timedelta(days=90 + number),
+        }
+    changes_at = (first_hour + timedelta(days=1)).replace(hour=13, minute=37)
+    change = {"plan_type": "enterprise", "updated_at": changes_at}
+    return [*rows.values(), rows[CHANGES_PLAN] | change]
 
 
 def rows_of_hour(hour: datetime) -> dict[str, list[Json]]:
     """Return the rows of an hour, by the name of their table; JSON is text."""
-    rng = generator(f"hour {hour:%Y-%m-%dT%H}")
+    rng = seeded(f"hour {hour:%Y-%m-%dT%H}")
     wave = 1 + 0.5 * math.cos((hour.hour - _BUSIEST_HOUR) / 24 * math.tau)
-    count = round(_MEAN_TRACES * wave * rng.uniform(0.95, 1.05))
-    rows: dict[str, list[Json]] = {table: [] for table in _TABLES}
-    runs: dict[str, tuple[str, str]] = {}
+    count = round(_MEAN_CALLS * wave * rng.uniform(0.95, 1.05))
+    rows: dict[str, list[Json]] = {}
     # Never at the very start or end of the hour, and no two at once.
-    for number, offset in enumerate(sorted(rng.sample(range(1, _HOUR_US), count))):
-        organization = rng.choices(ORGANIZATIONS, cum_weights=_ORGANIZATION_WEIGHTS)[0]
-        agent = rng.choice(agents()[organization.rank])
-        if agent.id not in runs or chance(rng, 0.3):
-            runs[agent.id] = (f"run-{random_uuid(rng)}", random_uuid(rng).hex)
-        is_huge = hour.hour == _HUGE_HOUR and number == count // 2
-        recipe = rng.choices(RECIPES, cum_weights=_RECIPE_WEIGHTS)[0]
-        call = _call(rng, agent, recipe, hour + timedelta(microseconds=offset), is_huge)
-        _add_step(rows, agent, runs[agent.id], recipe, call)
+    for number, microseconds in enumerate(sorted(rng.sample(range(1, 3_600_000_000), count))):
+        is_long = hour.hour == _BUSIEST_HOUR and number == count // 2
+        asked = 360_000 if is_long else int(rng.lognormvariate(6.7, 0.7))
+        for table, row in _rows_of_call(rng, hour + timedelta(microseconds=microseconds), asked):
+            rows.setdefault(table, []).append(row)
     return rows
 
 
-def _add_step(
-    rows: dict[str, list[Json]], agent: Agent, run: tuple[str, str], recipe: Recipe, call: Call
-) -> None:
-    """Add a step with its traces and its metrics, as far as the server kept them."""
-    rng, run_id, trace_id = call.rng, *run
+def _rows_of_call(rng: Random, at: datetime, asked: int) -> Iterator[tuple[str, Json]]:
+    """Yield the names of tables and the rows that the server keeps of a call in them."""
+    [recipe] = rng.choices(responses.RECIPES, _RECIPE_WEIGHTS)
+    [number] = rng.choices(ORGANIZATIONS, _ORGANIZATION_WEIGHTS)
+    agent = (number, rng.randrange(5))
+    system = passage(seeded(f"agent {agent}"), 500)
+    call = responses.draw_call(rng, recipe, system, asked, int(rng.lognormvariate(5.6, 0.7)))
+    failure = rng.choice((*responses.ERRORS, responses.CANCELLED)) if chance(rng, 0.03) else None
+    category = "byok" if number in _OWN_KEYS else "base"
+    is_in_agent = not chance(rng, 0.02)
+    has_step = is_in_agent and not chance(rng, 0.01)
     step_id = f"step-{random_uuid(rng)}"
-    has_step = not chance(rng, 0.01)
-    fails = chance(rng, 0.03)
-    trace = _trace(agent, call) | {"run_id": run_id}
-    trace["step_id"] = step_id if has_step or chance(rng, 0.5) else None
-    if has_step and chance(rng, 0.03):
-        rows["provider_trace_metadata"].append(trace)
-    else:
-        response = _failure(recipe, call) if fails else _answer(recipe, call, trace["call_type"])
-        trace |= _payloads(agent, recipe, call) | {"response_json": json_text(response)}
-        rows["provider_traces"].append(trace)
-        if fails and response != CANCELLED and chance(rng, 0.5):
-            fails = False
-            rows["provider_traces"].append(trace | _second_try(recipe, call))
-    if not has_step:
-        return
-    step = _step(agent, recipe, call, _NO_TOKENS if fails else call.tokens)
-    rows["steps"].append(step | {"id": step_id, "trace_id": trace_id})
-    if not chance(rng, 0.06):
-        nanoseconds = int(rng.lognormvariate(21.5, 0.7))  # about 2 s
-        metrics = {"id": step_id, "llm_request_ns": None if chance(rng, 0.03) else nanoseconds}
-        times = {name: step[name] for name in ("created_at", "updated_at")}
-        rows["step_metrics"].append(metrics | times)
-
-
-def _trace(agent: Agent, call: Call) -> Json:
-    """Return the columns that both trace tables have."""
-    rng = call.rng
-    [call_type] = rng.choices(list(_CALL_TYPES), list(_CALL_TYPES.values()))
-    return {
+    run = (*agent, int(at.timestamp()) // 600)  # of an agent's calls in 10 minutes
+    times = {"created_at": at, "updated_at": at}
+    trace: Json = times | {
         "id": f"provider_trace-{random_uuid(rng)}",
-        "agent_id": agent.id if call_type else None,
-        "agent_tags": None if agent.tags is None else json_text(agent.tags),
-        "call_type": call_type,
-        "source": "lettuce-py" if chance(rng, 0.1) else "memgpt-server",
-        "org_id": None if chance(rng, 0.05) else agent.organization.id,
-        "user_id": agent.user_id,
-        "organization_id": agent.organization.id,
-        "created_at": call.at,
-        "updated_at": call.at,
+        "agent_id": f"agent-{fixed_uuid('agent', *agent)}" if is_in_agent else None,
+        "agent_tags": _TAGS[sum(agent) % len(_TAGS)],
+        "call_type": recipe.call_type if is_in_agent else None,
+        "run_id": f"run-{fixed_uuid('run', *run)}",
+        "step_id": step_id if is_in_agent else None,
+        "source": "memgpt-server",
+        "org_id": None if chance(rng, 0.05) else organization_id(number),
+        "user_id": f"user-{fixed_uuid('user', *agent)}",
+        "organization_id": organization_id(number),
         "is_deleted": chance(rng, 0.005),
     }
-
-
-def _answer(recipe: Recipe, call: Call, call_type: str | None) -> Json:
-    if call_type == "summarization" and recipe.provider == "anthropic":
-        return summarized(call)
-    is_streamed = recipe.streams and chance(call.rng, 0.35)
-    body = streamed if is_streamed else recipe.dialect.body
-    return body(call, recipe.dialect.usage(call.tokens))
-
-
-def _failure(recipe: Recipe, call: Call) -> Json:
-    if chance(call.rng, 0.15):
-        return CANCELLED
-    return (server_error if chance(call.rng, 0.6) else recipe.dialect.failure)(call)
-
-
-def _second_try(recipe: Recipe, call: Call) -> Json:
-    """Return the columns that differ in the trace of a second try, which succeeds."""
-    later = call.at + timedelta(microseconds=call.rng.randrange(500_000, 20_000_000))
-    later = min(later, call.at.replace(minute=59, second=59, microsecond=999_999))
-    return {
-        "id": f"provider_trace-{random_uuid(call.rng)}",
-        "created_at": later,
-        "updated_at": later,
-        "response_json": json_text(recipe.dialect.body(call, recipe.dialect.usage(call.tokens))),
-    }
-
-
-def _payloads(agent: Agent, recipe: Recipe, call: Call) -> Json:
-    """Return the columns of JSON, but for the response; a metadata-only trace has none of them."""
-    rng, organization = call.rng, agent.organization
-    config: Json = {
+    config = {
         "model": recipe.model,
-        "model_endpoint_type": recipe.endpoint_type,
-        "model_endpoint": f"https://api.{recipe.provider}.example/v1",
+        "model_endpoint_type": recipe.endpoint_type or recipe.provider,
         "provider_name": recipe.provider,
-        "provider_category": "byok" if organization.is_byok else "base",
-        "context_window": 128000,
+        "provider_category": category,
         "handle": f"{recipe.provider}/{recipe.model}",
-        "temperature": 1.0,
-        "max_tokens": 8192,
-        "enable_reasoner": "r" in recipe.dialect.reports,
+        "context_window": 128000,
     }
-    if organization.is_byok and chance(rng, 0.3):
-        config["provider_category"] = None  # the step alone tells
-    billing = {
-        "plan_type": "enterprise",
-        "cost_source": "credits",
-        "customer_id": f"cus_{fixed_uuid('request', organization.rank).hex[:14]}",
-    }
-    return {
-        "request_json": json_text(recipe.dialect.request(call)),
-        "llm_config": None if chance(rng, 0.02) else json_text(config),
-        "billing_context": json_text(billing) if chance(rng, 0.01) else None,
-    }
-
-
-def _step(agent: Agent, recipe: Recipe, call: Call, tokens: Tokens) -> Json:
-    return {
-        "organization_id": agent.organization.id,
-        "project_id": agent.project_id,
+    if has_step and chance(rng, 0.03):
+        failure = None
+        yield "provider_trace_metadata", trace
+    else:
+        trace |= {
+            "request_json": fill(recipe.request, call),
+            "response_json": fill(failure or recipe.response, call),
+            "llm_config": None if chance(rng, 0.02) else json_text(config),
+            "billing_context": _OWN_BILLING if chance(rng, 0.01) else None,
+        }
+        yield "provider_traces", trace
+    if failure in responses.ERRORS and chance(rng, 0.5):
+        failure = None  # of a second try of the step
+        later = at + timedelta(microseconds=rng.randrange(500_000, 20_000_000))
+        later = min(later, at.replace(minute=59, second=59, microsecond=999_999))
+        again: Json = {"id": f"provider_trace-{random_uuid(rng)}", "created_at": later}
+        again |= {"updated_at": later, "response_json": fill(recipe.response, call)}
+        yield "provider_traces", trace | again
+    if not has_step:
+        return
+    step = responses.step_counts({} if failure else call) | {
+        "id": step_id,
+        "organization_id": organization_id(number),
+        "project_id": str(fixed_uuid("project", number, agent[1] // 2)),
+        "trace_id": fixed_uuid("trace", *run).hex,
         "provider_name": recipe.provider,
-        "provider_category": "byok" if agent.organization.is_byok else "base",
-        "model": call.model,
-        "prompt_tokens": tokens.prompt,
-        "completion_tokens": tokens.completion,
-        "total_tokens": tokens.total,
-        "cached_input_tokens": tokens.cached,
-        "cache_write_tokens": tokens.written,
-        "reasoning_tokens": tokens.reasoning,
-        "created_at": call.at,
-        "updated_at": call.at + timedelta(microseconds=call.rng.randrange(900_000)),
+        "provider_category": category,
+        "model": recipe.model,
+        "created_at": at,
+        "updated_at": at + timedelta(microseconds=rng.randrange(900_000)),
     }
-
-
-def _call(rng: random.Random, agent: Agent, recipe: Recipe, at: datetime, is_huge: bool) -> Call:
-    asked = int(rng.lognormvariate(6.6, 0.7))
-    if chance(rng, 0.003):
-        asked = rng.randrange(20_000, 90_000)
-    if is_huge:
-        asked = rng.randrange(300_000, 420_000)
-    turns = rng.choice((1, 1, 3, 3, 5, 7))
-    messages = [passage(rng, asked // turns) for _ in range(turns)]
-    reply = passage(rng, int(rng.lognormvariate(5.6, 0.7)))
-    reports = recipe.dialect.reports
-    prompt = (len(agent.system) + asked) // 4 + rng.randrange(50, 600)
-    cached = int(prompt * rng.choice((0, 0, 0.5, 0.8))) if "c" in reports else None
-    written = int(prompt * rng.choice((0, 0.1, 0.19))) if "w" in reports else None
-    reasoning = rng.choice((0, rng.randrange(50, 2000))) if "r" in reports else None
-    completion = len(reply) // 4 + rng.randrange(1, 40) + (reasoning or 0)
-    return Call(
-        rng=rng,
-        key=random_uuid(rng).hex,
-        at=at,
-        model=recipe.model,
-        system=agent.system,
-        messages=messages,
-        reply=reply,
-        tool=rng.choice(TOOLS) if chance(rng, 0.4) else None,
-        tokens=Tokens(prompt, completion, cached, written, reasoning),
-    )
+    yield "steps", step
+    if not chance(rng, 0.06):
+        nanoseconds = None if chance(rng, 0.03) else int(rng.lognormvariate(21.5, 0.7))  # about 2 s
+        yield "step_metrics", times | {"id": step_id, "llm_request_ns": nanoseconds}

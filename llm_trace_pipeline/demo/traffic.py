@@ -13,15 +13,10 @@ import pyarrow as pa
 from adbc_driver_postgresql import dbapi
 from filelock import FileLock
 
-from llm_trace_pipeline.demo.customers import billing_details
-from llm_trace_pipeline.demo.rows import rows_of_hour
+from llm_trace_pipeline.demo.rows import billing_details, rows_of_hour
 from llm_trace_pipeline.hours import HOUR, floor
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
-
-_HOURS_BEFORE_NOW = 48
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ADVISORY_LOCK = 7_021_944_113  # any number that nothing else on the demo's server uses
 
 
 def first_hour_of(settings: Settings) -> datetime:
@@ -37,7 +32,7 @@ def first_hour(data_dir: Path) -> datetime:
     path = data_dir / "demo.json"
     with FileLock(data_dir / "demo.lock"):
         if not path.exists():
-            hour = floor(datetime.now(UTC)) - _HOURS_BEFORE_NOW * HOUR
+            hour = floor(datetime.now(UTC)) - 48 * HOUR
             new = path.with_suffix(".new")
             new.write_text(json.dumps({"first_hour": hour.isoformat()}), encoding="utf-8")
             new.replace(path)
@@ -63,18 +58,19 @@ def add_traffic(
     """
     added = 0
     with dbapi.connect(url) as connection, connection.cursor() as cursor:
-        # The session holds the lock: a second process waits here, and then finds nothing to add.
-        _fetch_value(cursor, "SELECT pg_advisory_lock($1)", _ADVISORY_LOCK)
+        # The session holds the lock, a number that nothing else here uses: a second process waits,
+        # and then finds nothing to add.
+        _fetch_value(cursor, "SELECT pg_advisory_lock(7021944113)")
         cursor.execute("SET synchronous_commit = off")
         cursor.executescript(read_sql("demo/schema.sql"))
         if not _fetch_value(cursor, "SELECT count(*) FROM organization_billing_details"):
             insert(connection, "organization_billing_details", billing_details(start))
         newest = max(
-            _fetch_value(cursor, f"SELECT max(created_at) FROM {table}") or _EPOCH
+            _fetch_value(cursor, f"SELECT max(created_at) FROM {table}") or start
             for table in ("provider_traces", "provider_trace_metadata")
         )
         connection.commit()
-        begin = floor(max(start, newest))
+        begin = floor(newest)
         hours = [begin + n * HOUR for n in range(-((begin - until) // HOUR))]
         for number, hour in enumerate(hours, start=1):
             report(f"hour {number} of {len(hours)}")
@@ -101,7 +97,7 @@ def insert(connection: dbapi.Connection, table: str, rows: Sequence[Mapping[str,
         cursor.adbc_ingest(table, pa.Table.from_pylist(rows, columns), "append")
 
 
-def _fetch_value(cursor: dbapi.Cursor, query: str, *parameters: object) -> Any:  # noqa: ANN401 - a value of SQL
-    cursor.execute(query, parameters or None)
+def _fetch_value(cursor: dbapi.Cursor, query: str) -> Any:  # noqa: ANN401 - a value of SQL
+    cursor.execute(query)
     row = cursor.fetchone()
     return row[0] if row else None
