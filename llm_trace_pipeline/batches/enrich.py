@@ -1,11 +1,12 @@
 """Billing and prices anew: a batch from the old batch, where either came to be known later."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_trace_pipeline.batches.manifest import MANIFEST_VERSION, Manifest
+from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.rewrite import rewrite
 from llm_trace_pipeline.batches.rules import Rules, keep_prices
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.errors import BatchError
@@ -13,7 +14,6 @@ from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.trace.billing import MATCH_REQUEST
 from llm_trace_pipeline.trace.columns import BILLING_COLUMNS, COST_COLUMNS
 from llm_trace_pipeline.trace.prices import PRICED_BY
-from llm_trace_pipeline.trace.tally import Tally, tally_of
 
 # The version of a price alone makes no row stale: another one may name the same amounts.
 _COMPARED = [*BILLING_COLUMNS, *COST_COLUMNS]
@@ -45,33 +45,14 @@ def enrich_hour(store: BatchStore, rules: Rules, hour: datetime) -> Manifest:
         BatchError: the hour has no batch, or it is damaged, or another process writes it.
     """
     with store.writing(hour) as writer:
-        current = writer.current
-        if current is None:
+        if writer.current is None:
             raise BatchError(
                 f"hour {key_of(hour)} has no batch to enrich; materialize trace_batches for "
                 "it without enrich_only"
             )
-        tally = Tally()
-        with writer.part_writer(0) as parts:
-            for rows in store.row_groups(current):
-                batch = renewed(rows, rules)
-                parts.write(batch)
-                tally.add(tally_of(batch))
-        figures = tally.figures()
-        for name in ("unreadable", "unreadable_ids"):  # known from reading the source only
-            figures.pop(name)
+        manifest = rewrite(writer, writer.current, lambda rows: renewed(rows, rules))
         keep_prices(store.files, rules.prices)
-        return writer.publish(
-            current.model_copy(
-                update={
-                    "version": MANIFEST_VERSION,
-                    "batch_id": writer.batch_id,
-                    "written_at": datetime.now(UTC),
-                    "parts": tuple(parts.parts),
-                    **figures,
-                }
-            )
-        )
+        return writer.publish(manifest)
 
 
 def renewed(rows: pa.RecordBatch, rules: Rules) -> pa.RecordBatch:

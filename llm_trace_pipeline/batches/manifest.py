@@ -25,7 +25,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: Literal[1, 2] = MANIFEST_VERSION  # a batch of version 1 has no costs
+    version: Literal[2] = MANIFEST_VERSION
     hour: datetime
     batch_id: str
     written_at: datetime
@@ -40,7 +40,7 @@ class Manifest(BaseModel):
     source_rows: int  # stored in the source and not deleted, before folding
     source_deleted: int
     source_folded: int  # not deleted, but given way to another row of the same id
-    source_erased: int = 0  # not deleted there, but covered by an erasure
+    source_erased: int  # not deleted there, but covered by an erasure
     source_hash: str
     source_newest_change: datetime | None
     unreadable: int
@@ -48,9 +48,9 @@ class Manifest(BaseModel):
     billing_matches: dict[str, int]
     organizations_without_billing: int
     organizations_without_billing_ids: tuple[str, ...]  # examples
-    cost_usd: Decimal = Decimal(0)
-    unpriced: int = 0  # rows whose cost is not known
-    unpriced_models: tuple[str, ...] = ()  # examples, as provider/model
+    cost_usd: Decimal
+    unpriced: int  # rows whose cost is not known
+    unpriced_models: tuple[str, ...]  # examples, as provider/model
 
     @property
     def expected_rows(self) -> int:

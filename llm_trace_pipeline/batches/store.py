@@ -21,7 +21,6 @@ from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_lit
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 
 _HOURS = "llm_traces/????-??-??/??"
 _HOUR_FOLDER = "llm_traces/%Y-%m-%d/%H"
@@ -101,8 +100,7 @@ class BatchStore:
             with path.open() as file:
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group, columns=columns)
-                    for batch in rows.combine_chunks().to_batches():
-                        yield _completed(batch, columns)
+                    yield from rows.combine_chunks().to_batches()
 
     def column_batches(
         self, manifest: Manifest, columns: Sequence[str]
@@ -114,8 +112,7 @@ class BatchStore:
         """
         for path in self.paths(manifest):
             with path.open() as file:
-                for batch in file.iter_batches(columns=list(columns)):
-                    yield _completed(batch, columns)
+                yield from file.iter_batches(columns=list(columns))
 
     def intact_paths(self, manifest: Manifest) -> list[PartPath]:
         """Return the files of a batch that are there and undamaged."""
@@ -195,24 +192,6 @@ class HourWriter:
         if manifest != current:
             switch_record(self.store.files, f"{_folder(self.hour)}/{MANIFEST}", manifest)
         return manifest
-
-
-def _completed(rows: pa.RecordBatch, columns: Sequence[str] | None) -> pa.RecordBatch:
-    """Add the columns that a batch from before them lacks: NULL, or ''."""
-    names = list(columns or ARROW_SCHEMA.names)
-    if rows.schema.names == names:
-        return rows
-    fields = [ARROW_SCHEMA.field(name) for name in names]
-    blank = {True: None, False: ""}
-    return pa.RecordBatch.from_arrays(
-        [
-            rows.column(each.name)
-            if each.name in rows.schema.names
-            else pa.repeat(pa.scalar(blank[each.nullable], each.type), rows.num_rows)
-            for each in fields
-        ],
-        schema=pa.schema(fields),
-    )
 
 
 def _folder(hour: datetime) -> str:

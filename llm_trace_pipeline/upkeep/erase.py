@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from llm_trace_pipeline.batches.erasures import Erasure, record_erasure
 from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.rewrite import rewrite
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
@@ -28,7 +29,6 @@ from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.trace.fast_responses import read_response
 from llm_trace_pipeline.trace.hashes import octets
-from llm_trace_pipeline.trace.tally import Tally, tally_of
 from llm_trace_pipeline.upkeep.retention import line_before
 
 KEPT = (
@@ -136,28 +136,12 @@ def remove_from_batches(store: BatchStore, erasure: Erasure) -> list[datetime]:
     for hour in store.begun_hours():
         if hour < erasure.before:
             with store.writing(hour) as writer:
-                current = store.manifest(hour)
-                if current is None or not _count_in_batch(store, current, erasure):
-                    continue
-                tally, gone = Tally(), _Gone(current)
-                with writer.part_writer(0) as parts:
-                    for rows in store.row_groups(current):
-                        covered = erasure.covers(rows)
-                        gone.add(rows.filter(covered))
-                        kept = rows.filter(pc.invert(covered))
-                        if kept.num_rows:
-                            parts.write(kept)
-                            tally.add(tally_of(kept))
-                update = {
-                    **tally.figures(),
-                    "batch_id": writer.batch_id,
-                    "written_at": datetime.now(UTC),
-                    "parts": tuple(parts.parts),
-                    "source_erased": current.source_erased + gone.rows,
-                    **gone.unreadable(),
-                }
-                writer.publish(current.model_copy(update=update))
-                written.append(hour)
+                current = writer.current
+                if current and _count_in_batch(store, current, erasure):
+                    removal = _Removal(erasure, current)
+                    manifest = rewrite(writer, current, removal.kept)
+                    writer.publish(manifest.model_copy(update=removal.figures()))
+                    written.append(hour)
     return written
 
 
@@ -315,16 +299,27 @@ def erase(settings: Settings, erasure: Erasure) -> Erased:
     return Erased(written, compared, left, search(store, erasure))
 
 
-class _Gone:
-    """What of a batch was removed, as far as the manifest's figures do not follow from the rest."""
+class _Removal:
+    """The removal of covered rows from a batch, and the figures of it that need the removed rows.
 
-    def __init__(self, current: Manifest) -> None:
+    These are the number of erased rows and of unreadable responses. Every other figure of the
+    manifest follows from the remaining rows.
+    """
+
+    def __init__(self, erasure: Erasure, current: Manifest) -> None:
+        self._erasure = erasure
         self._current = current
+        self._removed = 0
         self._unreadable: set[str] = set()
-        self.rows = 0
 
-    def add(self, rows: pa.RecordBatch) -> None:
-        self.rows += rows.num_rows
+    def kept(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the rows of a row group that the erasure does not cover."""
+        covered = self._erasure.covers(rows)
+        self._count(rows.filter(covered))
+        return rows.filter(pc.invert(covered))
+
+    def _count(self, rows: pa.RecordBatch) -> None:
+        self._removed += rows.num_rows
         if not self._current.unreadable:
             return
         for trace_id, size, response in zip(
@@ -339,15 +334,19 @@ class _Gone:
             if is_example or (is_whole and not read_response(response).is_readable):
                 self._unreadable.add(trace_id)
 
-    def unreadable(self) -> dict[str, Any]:
-        """Return what the manifest says of the responses among the rest that were not readable."""
+    def figures(self) -> dict[str, Any]:
+        """Return the figures, by the names of a manifest's fields."""
         examples = tuple(
             trace_id
             for trace_id in self._current.unreadable_ids
             if trace_id not in self._unreadable
         )
         left = max(len(examples), self._current.unreadable - len(self._unreadable))
-        return {"unreadable": left, "unreadable_ids": examples}
+        return {
+            "source_erased": self._current.source_erased + self._removed,
+            "unreadable": left,
+            "unreadable_ids": examples,
+        }
 
 
 def _batches(store: BatchStore, erasure: Erasure) -> Iterator[Manifest]:

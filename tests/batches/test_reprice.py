@@ -1,6 +1,5 @@
 """New prices: the hours that they touch are priced anew from their batches, and no others."""
 
-import shutil
 from contextlib import nullcontext
 from datetime import datetime
 from decimal import Decimal
@@ -11,12 +10,10 @@ from genai_prices.types import ModelPrice
 
 from llm_trace_pipeline.batches.enrich import enrich_hour
 from llm_trace_pipeline.batches.history import read_history
-from llm_trace_pipeline.batches.manifest import MANIFEST_VERSION, Manifest
+from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.rules import Rules, keep_prices
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.hours import HOUR
-from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.session import Session
 from llm_trace_pipeline.trace import prices as prices_module
 from llm_trace_pipeline.trace.prices import PACKAGE_VERSION, PACKAGED, PriceBook
@@ -136,29 +133,3 @@ def test_a_new_version_of_the_package_makes_stale_what_it_prices_otherwise_only(
 
 def book_of_package(price: int) -> ModelPrice:
     return ModelPrice(input_mtok=Decimal(price), output_mtok=Decimal(price))
-
-
-def test_a_batch_from_before_costs_is_loaded_as_it_is_and_then_priced(
-    pipeline: Pipeline, settings: Settings
-) -> None:
-    folder = Path(settings.trace_batch_uri) / f"llm_traces/{T0:%Y-%m-%d/%H}"
-    shutil.copytree(Path(__file__).parents[1] / "data" / "batch_of_manifest_1", folder)
-    loader = HourLoader(pipeline.database, pipeline.store)
-    [result] = loader.load([T0])
-    assert (result.differences, result.expected.version) == ((), 1)
-    assert costs(pipeline) == {"listed": UNKNOWN, "unknown": UNKNOWN}
-    untouched = pipeline.rows("id, organization_id, total_tokens, request_json, payload_hash")
-
-    # What has no price now is as it was: the hour is stale for its other call.
-    assert stale_hours(pipeline, PACKAGED) == (T0,)
-    manifest = reprice(pipeline, PACKAGED, T0)
-    assert (manifest.version, manifest.unpriced, manifest.unpriced_models) == (
-        MANIFEST_VERSION,
-        1,
-        ("vllm/our-own",),
-    )
-    assert costs(pipeline) == {"listed": LISTED, "unknown": UNKNOWN}
-    assert (
-        pipeline.rows("id, organization_id, total_tokens, request_json, payload_hash") == untouched
-    )
-    assert stale_hours(pipeline, PACKAGED) == ()
