@@ -34,12 +34,9 @@ _holders: dict[tuple[Path, int], int] = {}
 
 
 def embedded_postgres(data_dir: Path) -> str:
-    """Start or join the embedded PostgreSQL under ``data_dir/postgres``.
+    """Start or join the embedded PostgreSQL under ``data_dir/postgres``; return its libpq URL.
 
     The server runs until the last process that joined it ends or calls `leave_postgres`.
-
-    Returns:
-        The libpq URL of the server.
 
     Raises:
         PipelineError: the server does not start; the message quotes its log.

@@ -40,10 +40,7 @@ def first_hour(data_dir: Path) -> datetime:
 
 
 def add_traffic(
-    url: str,
-    start: datetime,
-    until: datetime,
-    report: Callable[[str], None] = lambda _line: None,
+    url: str, start: datetime, until: datetime, report: Callable[[str], None] = lambda _line: None
 ) -> int:
     """Add the traffic of [start, until) that the database does not have yet.
 
