@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from textwrap import dedent
 
 from docs.generate import PAGES, ROOT
 
@@ -15,13 +16,14 @@ def page(path: str) -> str:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Return the code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    """Return the code blocks of a language, also those within steps."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", text, re.DOTALL | re.MULTILINE)
+    return [dedent(block) for _, block in found]
 
 
 def prose(text: str) -> str:
     """Return a page without its code blocks."""
-    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def rows_of_tables(text: str, first_header: str) -> list[list[str]]:
