@@ -11,7 +11,7 @@ from genai_prices.types import ModelPrice
 from llm_trace_pipeline.batches.enrich import enrich_hour
 from llm_trace_pipeline.batches.history import read_history
 from llm_trace_pipeline.batches.manifest import Manifest
-from llm_trace_pipeline.batches.rules import Rules, keep_prices
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.source.session import Session
@@ -88,20 +88,20 @@ def test_a_new_price_file_reaches_the_hours_it_touches_and_old_amounts_come_out_
     first = book(price_file, 1)
     assert stale_hours(pipeline, first) == (H1,)
     assert stale_hours(pipeline, first) == (H1,)  # until it is priced
+    name = f"{first.file_version.removeprefix('file:')}.toml"
+    assert list(tmp_path.rglob(name)) == []  # looking at prices keeps nothing
     manifest = reprice(pipeline, first, H1)
     assert (manifest.cost_usd, manifest.unpriced) == (Decimal("0.00002"), 0)
     assert stale_hours(pipeline, first) == ()
     priced = costs(pipeline)
     assert priced == {"listed": LISTED, "own": (Decimal("0.00002"), first.file_version)}
 
-    keep_prices(pipeline.store.files, first)
     second = book(price_file, 3)
     assert stale_hours(pipeline, second) == (H1,)
     reprice(pipeline, second, H1)
     assert costs(pipeline)["own"] == (Decimal("0.00004"), second.file_version)
 
     # An old amount comes out again, to the last digit, with the file that its version names.
-    name = f"{first.file_version.removeprefix('file:')}.toml"
     [kept] = tmp_path.rglob(name)
     reprice(pipeline, PriceBook.of_file(kept), H1)
     assert costs(pipeline) == priced

@@ -101,6 +101,7 @@ def publish(store: BatchStore, hour: datetime, rows: list[Row]) -> Manifest:
             source_rows=len(rows),
             source_deleted=0,
             source_folded=0,
+            source_erased=0,
             source_hash="0",
             source_newest_change=None,
             **tally_of(batch).figures(),

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_trace_pipeline.batches.enrich import enrich_hour, renewed
-from llm_trace_pipeline.batches.rules import Rules, keep_prices, prices_key
+from llm_trace_pipeline.batches.rules import Rules, prices_key
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.invoice import print_invoice, write_files
 from llm_trace_pipeline.clickhouse.client import Database, connect
@@ -316,7 +316,6 @@ def test_an_old_invoice_comes_out_again_with_the_kept_price_file(
     path = tmp_path / "prices.toml"
 
     def reprice(prices: PriceBook) -> dict[str, bytes]:
-        keep_prices(books.store.files, prices)
         enrich_hour(books.store, Rules(NO_HISTORY, prices), LAST)
         books.load(LAST)
         return books.write()

@@ -1,5 +1,12 @@
 """What is read of the operational database, and what it may lack."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import chain
+from unittest.mock import patch
+
+import pyarrow as pa
 import pytest
 
 from llm_trace_pipeline.errors import SourceError
@@ -18,6 +25,44 @@ def test_a_snapshot_holds_whatever_it_is_asked(operational: Operational, source:
         assert snapshot.folded(T0) == []
         assert snapshot.present(["before", "after"]) == {"before"}
         assert snapshot.ledger_of(T0) == ledger
+
+
+def test_connections_share_an_hour_of_one_moment_and_hand_out_every_trace_once(
+    operational: Operational, source: Source
+) -> None:
+    ids = [f"{number}" for number in range(60)]
+    operational.insert(
+        "provider_traces", *(trace(T0 + int(each) * timedelta(minutes=1), id=each) for each in ids)
+    )
+
+    def ids_of(stream: Iterator[pa.RecordBatch]) -> list[str]:
+        return [each for batch in stream for each in batch.column("id").to_pylist()]
+
+    with source.snapshot() as snapshot:
+        operational.insert("provider_traces", trace(id="later"))
+        with (
+            snapshot.traces(T0, connections=3) as streams,
+            ThreadPoolExecutor(len(streams)) as pool,
+        ):
+            found = list(pool.map(ids_of, streams))
+    assert len(found) == 3
+    assert sorted(chain(*found)) == sorted(ids)
+
+
+def test_a_snapshot_can_be_asked_after_a_stream_that_failed(
+    operational: Operational, source: Source
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    with source.snapshot() as snapshot:
+        with (
+            patch.object(snapshot, "statement", return_value="SELECT 1 / 0 AS nothing"),
+            snapshot.traces(T0) as [stream],
+            pytest.raises(SourceError, match="division by zero"),
+        ):
+            next(stream)
+        assert snapshot.census(T0).rows == 1
+        with snapshot.traces(T0) as [stream]:
+            assert sum(batch.num_rows for batch in stream) == 1
 
 
 @pytest.mark.parametrize(
