@@ -32,8 +32,8 @@ from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.tables import define_table
-from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.columns import PAYLOAD_COLUMNS
@@ -248,7 +248,7 @@ def _extract(hour: Hour, store: BatchStore, connections: int) -> Manifest:
 def _load(database: Database, store: BatchStore) -> None:
     manifest = store.manifest(START)
     assert manifest is not None
-    [result] = HourLoader(database, store).load([manifest.hour])
+    [result] = loader_of(database, store).load([manifest.hour])
     assert not result.differences, result.differences
 
 

@@ -22,11 +22,10 @@ from functools import partial
 from clickhouse_connect.driver.client import Client
 
 from llm_trace_pipeline.batches.manifest import Manifest
-from llm_trace_pipeline.batches.parts import PartPath
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Cluster, Database, Shard, retried
+from llm_trace_pipeline.clickhouse.loads import Figures, Hour, Loader, loading, window_of
 from llm_trace_pipeline.clickhouse.tables import (
-    IN_WINDOW,
     SHARDING_KEY,
     TABLE,
     catch_up,
@@ -34,8 +33,8 @@ from llm_trace_pipeline.clickhouse.tables import (
     has_table,
     local_name,
 )
-from llm_trace_pipeline.clickhouse.traces import HourLoader, HourTotals, own_rows
-from llm_trace_pipeline.clickhouse.upsert import loading, window_of
+from llm_trace_pipeline.clickhouse.traces import Traces, figures_of, own_rows
+from llm_trace_pipeline.clickhouse.upsert import Swap
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.sql import read_sql
@@ -93,32 +92,45 @@ def _first_client(cluster: Cluster, hosts: Sequence[str], shard: int) -> Client:
     )
 
 
-class _BatchesOfShard:
-    """The rows of some batches that belong to a shard, in the way that its load asks for them."""
+class TracesOfShard(Traces):
+    """What a shard's own table is to hold of some hours: the rows of its organizations."""
 
-    def __init__(self, store: BatchStore, shard: Database, manifests: Sequence[Manifest]) -> None:
-        self.files = store.files
-        self._store = store
-        self._whole = {manifest.hour: manifest for manifest in manifests}
-        self._own = {manifest.hour: self._count(shard, manifest) for manifest in manifests}
+    def __init__(self, shard: Database, store: BatchStore, hours: Sequence[Hour]) -> None:
+        """Read which of the batches' rows are the shard's own.
 
-    def _count(self, shard: Database, manifest: Manifest) -> Manifest:
+        Args:
+            shard: a replica of the shard.
+            store: where the batches lie.
+            hours: the hours with their batches.
+
+        Raises:
+            BatchError: a batch is missing or damaged.
+            ClickHouseError: the shard does not say which organizations are its own.
+        """
+        super().__init__(shard, store, LOCAL_TABLE)
+        self._own = {
+            each.hour: self._own_part_of(each.batch) for each in hours if each.batch is not None
+        }
+
+    def _own_part_of(self, manifest: Manifest) -> Hour:
         tally = Tally()
         for batch in self._store.column_batches(manifest, _COUNTED):
-            rows = own_rows(shard, batch)
+            rows = own_rows(self._database, batch)
             if rows.num_rows:
                 tally.add(tally_of(rows))
-        return manifest.model_copy(update=tally.figures())
+        own = figures_of(manifest.model_copy(update=tally.figures()))
+        return Hour(manifest.hour, own, manifest if own["rows"] else None)
 
-    def manifest(self, hour: datetime) -> Manifest | None:
-        # Other hours are compared over all shards.
-        return self._own.get(hour)
+    def expected(self, hours: Sequence[datetime]) -> list[Hour]:
+        """Return the shard's part of the hours' batches."""
+        return [self._own[hour] for hour in hours]
 
-    def part_paths(self, manifest: Manifest) -> list[PartPath]:
-        return self._store.part_paths(self._whole[manifest.hour]) if manifest.rows else []
+    def expected_around(self, hours: Sequence[datetime]) -> list[Hour]:  # noqa: ARG002 -- none
+        """Return nothing: other hours are compared over all shards together."""
+        return []
 
 
-class ClusterLoader(HourLoader):
+class ClusterLoader(Loader):
     """Loads hours into all shards; what it compares is what the Distributed table shows."""
 
     def __init__(
@@ -129,8 +141,8 @@ class ClusterLoader(HourLoader):
         Raises:
             ClickHouseError: the cluster is not known, or no replica of a shard answers.
         """
-        super().__init__(database, store, TABLE, keep_from)
-        self._batches = store
+        super().__init__(database, TABLE, Traces(database, store), store.files, keep_from)
+        self._store = store
         self._shards = shards_of(database, cluster)
 
     @property
@@ -145,17 +157,18 @@ class ClusterLoader(HourLoader):
             ClickHouseError: a statement failed, or one of an earlier load does not end.
         """
         for shard in self._shards:
-            HourLoader(shard, self._batches, LOCAL_TABLE).recover()
+            Swap(shard, LOCAL_TABLE, self.time_column).recover()
             catch_up(shard, LOCAL_TABLE)
 
-    def _load(self, manifests: Sequence[Manifest]) -> tuple[dict[datetime, HourTotals], set[str]]:
-        """Replace a window on one shard after the other, and read it back from all together."""
-        hours = [manifest.hour for manifest in manifests]
-        for manifest in manifests:  # a damaged batch must not reach some shards only
-            self._batches.part_paths(manifest)
+    def _load(self, hours: Sequence[Hour]) -> tuple[dict[datetime, Figures], set[str]]:
+        """Replace contiguous hours on one shard after the other, and read them back from all."""
+        for each in hours:  # a damaged batch must not reach some shards only
+            if each.batch:
+                self._store.part_paths(each.batch)
         for number, shard in enumerate(self._shards, start=1):
-            batches = _BatchesOfShard(self._batches, shard, manifests)
-            for result in HourLoader(shard, batches, LOCAL_TABLE).load_held(hours, force=True):
+            contents = TracesOfShard(shard, self._store, hours)
+            loader = Loader(shard, LOCAL_TABLE, contents, self._files)
+            for result in loader.load_held([each.hour for each in hours], force=True):
                 if result.differences:
                     raise ClickHouseError(
                         f"hour {key_of(result.expected.hour)}: shard {number} differs "
@@ -163,13 +176,12 @@ class ClusterLoader(HourLoader):
                         "pause who else writes there, then materialize llm_traces and "
                         "llm_usage_hourly again",
                     )
-        partitions = self._partitions(self._table, IN_WINDOW, window_of(manifests).parameters)
-        return self._totals(manifests), partitions
+        window = window_of(hours)
+        partitions = self._swap.partitions_of(window)
+        return self._contents.found(window), partitions
 
 
-def loader_of(
-    database: Database, store: BatchStore, keep_from: datetime | None = None
-) -> HourLoader:
+def loader_of(database: Database, store: BatchStore, keep_from: datetime | None = None) -> Loader:
     """Return what loads hours into ``llm_traces``, on one server or in a cluster.
 
     Args:
@@ -182,7 +194,7 @@ def loader_of(
     """
     if database.cluster:
         return ClusterLoader(database, database.cluster, store, keep_from)
-    return HourLoader(database, store, keep_from=keep_from)
+    return Loader(database, TABLE, Traces(database, store), store.files, keep_from)
 
 
 @contextmanager

@@ -6,29 +6,23 @@ follows whatever changed there. In a cluster each shard rolls up its own organiz
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.clickhouse.client import Database, retried
+from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.loads import Figures, Hour, Loaded, Loader, window_of
 from llm_trace_pipeline.clickhouse.tables import (
     IN_WINDOW,
     ROLLUP,
     TABLE,
     catch_up,
     define_table,
+    in_window,
     local_name,
 )
-from llm_trace_pipeline.clickhouse.traces import HourLoader
-from llm_trace_pipeline.clickhouse.upsert import (
-    Batches,
-    WindowLoader,
-    WindowResult,
-    loading,
-    window_of,
-)
+from llm_trace_pipeline.clickhouse.traces import Traces
+from llm_trace_pipeline.clickhouse.upsert import Swap
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import Window, by_day
 from llm_trace_pipeline.sql import quote_identifier, render
@@ -47,77 +41,37 @@ LATENCY_TOLERANCE = 0.01  # of a quantile; the histogram's own error is below 0.
 
 _QUANTILES = ("p50 of latency", "p95 of latency")
 
-Figures = dict[str, Any]  # whole numbers, but for costs (Decimal) and quantiles
-
-
-@dataclass(frozen=True)
-class HourUse:
-    """What the calls of an hour add up to."""
-
-    hour: datetime
-    figures: Figures
-
-
-RollupResult = WindowResult[HourUse, Figures]
-
 NOTHING: Figures = dict.fromkeys(("rows", *SUMS, "content hash", *_QUANTILES), 0)
 
 
-class RollupLoader(WindowLoader[HourUse, Figures]):
-    """Rolls up one table of traces."""
+class Rollup:
+    """What a roll-up is to hold: what a table of traces adds up to now."""
 
     time_column = "hour"
-    _asset = ROLLUP
-    _nothing = NOTHING
 
-    def __init__(
-        self,
-        database: Database,
-        store: Batches,
-        traces: str = TABLE,
-        table: str = ROLLUP,
-        keep_from: datetime | None = None,
-    ) -> None:
-        """Roll up ``traces`` into ``table``; for the others see WindowLoader."""
-        super().__init__(database, store, table, keep_from)
+    def __init__(self, database: Database, store: BatchStore, traces: str, table: str) -> None:
+        """Compare the roll-up ``table`` with the table ``traces``.
+
+        Args:
+            database: where both lie.
+            store: tells which hours were ever loaded.
+            traces: the table of traces.
+            table: the roll-up.
+        """
+        self._database = database
+        self._store = store
         self._traces = traces
+        self._table = table
 
-    def recover(self) -> None:
-        """Finish a swap of the traces that was cut, which shows rows twice; then one's own.
-
-        Raises:
-            ClickHouseError: a statement failed, or one of an earlier load does not end.
-        """
-        HourLoader(self._database, self._store, self._traces).recover()
-        super().recover()
-        for table in (self._traces, self._table):
-            catch_up(self._database, table)
-
-    def compare(self, hours: Sequence[datetime]) -> dict[datetime, tuple[str, ...]]:
-        """Return the hours of which the table does not hold what the traces add up to, and how.
+    def expected(self, hours: Sequence[datetime]) -> list[Hour]:
+        """Return what the traces of the hours add up to.
 
         Raises:
-            ClickHouseError: a statement failed.
+            ClickHouseError: the traces cannot be read.
         """
-
-        def differences() -> dict[datetime, tuple[str, ...]]:
-            self.recover()
-            define_table(self._database, self._table)
-            expected = self._expected(hours)
-            found = self._totals(expected)
-            return {
-                each.hour: tuple(f"{ROLLUP}: {text}" for text in differs)
-                for each in expected
-                if (differs := self._differences(each, found[each.hour]))
-            }
-
-        with loading(self._store.files):
-            return retried(differences)
-
-    def _expected(self, hours: Sequence[datetime]) -> list[HourUse]:
         define_table(self._database, self._traces)
         window = Window.of(hours)
-        of_window = {"table": self._name(self._traces), "filter": IN_WINDOW}
+        of_window = {"table": self._database.qualified(self._traces), "filter": IN_WINDOW}
         found = self._figures(render("clickhouse/roll_up.sql", **of_window), window)
         measured = self._database.rows(
             render("clickhouse/exact_latency.sql", **of_window), window.parameters
@@ -125,11 +79,16 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
         exact = {row["hour"]: row["latency"] for row in measured}
         for hour, figures in found.items():
             figures |= dict(zip(_QUANTILES, exact.get(hour, (0, 0)), strict=True))
-        return [HourUse(hour, found.get(hour, NOTHING)) for hour in hours]
+        return [Hour(hour, found.get(hour, NOTHING)) for hour in hours]
 
-    def _expected_around(self, hours: Sequence[datetime]) -> list[HourUse]:
+    def expected_around(self, hours: Sequence[datetime]) -> list[Hour]:
+        """Return what the traces of those of the hours add up to that were ever loaded.
+
+        Raises:
+            ClickHouseError: the traces cannot be read.
+        """
         loaded = [hour for hour in hours if self._was_loaded(hour)]
-        return self._expected(loaded) if loaded else []
+        return self.expected(loaded) if loaded else []
 
     def _was_loaded(self, hour: datetime) -> bool:
         try:
@@ -137,17 +96,24 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
         except BatchError:  # the hour has a manifest, if one that cannot be read
             return True
 
-    def _fill(self, expected: Sequence[HourUse]) -> None:
-        rows = render("clickhouse/roll_up.sql", table=self._name(self._traces), filter=IN_WINDOW)
-        names = ", ".join(quote_identifier(name) for name in COLUMNS)
-        self._database.execute(
-            f"INSERT INTO {self._name(self._staging)} ({names}) SELECT {names} FROM ({rows})",
-            window_of(expected).parameters,
-        )
+    def found(self, window: Window) -> dict[datetime, Figures]:
+        """Return what the roll-up holds of every hour of a window.
 
-    def _found(self, window: Window) -> dict[datetime, Figures]:
-        table = self._name(self._table)
-        return self._figures(f"SELECT * FROM {table} WHERE {self._in_window}", window)
+        Raises:
+            ClickHouseError: the roll-up cannot be read.
+        """
+        table = self._database.qualified(self._table)
+        rows = f"SELECT * FROM {table} WHERE {in_window(self.time_column)}"
+        found = self._figures(rows, window)
+        return {hour: found.get(hour, NOTHING) for hour in window.hours}
+
+    def found_around(self, window: Window) -> dict[datetime, Figures]:
+        """Return what the roll-up holds of every hour of a window: all figures cost little.
+
+        Raises:
+            ClickHouseError: the roll-up cannot be read.
+        """
+        return self.found(window)
 
     def _figures(self, rows: str, window: Window) -> dict[datetime, Figures]:
         found = self._database.rows(
@@ -162,7 +128,23 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
             for row in found
         }
 
-    def _differences(self, expected: HourUse, found: Figures) -> list[str]:
+    def fill(self, staging: str, hours: Sequence[Hour]) -> None:
+        """Put what the traces of contiguous hours add up to into a staging table.
+
+        Raises:
+            ClickHouseError: a statement failed.
+        """
+        traces = self._database.qualified(self._traces)
+        rows = render("clickhouse/roll_up.sql", table=traces, filter=IN_WINDOW)
+        names = ", ".join(quote_identifier(name) for name in COLUMNS)
+        self._database.execute(
+            f"INSERT INTO {self._database.qualified(staging)} ({names}) "
+            f"SELECT {names} FROM ({rows})",
+            window_of(hours).parameters,
+        )
+
+    def differences(self, expected: Hour, found: Figures) -> list[str]:
+        """Return what of an hour is not as expected; a quantile may be off by its tolerance."""
         return [
             f"{name} {found[name]}, not {value}"
             for name, value in expected.figures.items()
@@ -172,6 +154,34 @@ class RollupLoader(WindowLoader[HourUse, Figures]):
                 else found[name] == value
             )
         ]
+
+
+class RollupLoader(Loader):
+    """Rolls up one table of traces."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: BatchStore,
+        traces: str = TABLE,
+        table: str = ROLLUP,
+        keep_from: datetime | None = None,
+    ) -> None:
+        """Roll up ``traces`` into ``table``, from where the retention begins on."""
+        contents = Rollup(database, store, traces, table)
+        super().__init__(database, table, contents, store.files, keep_from)
+        self._traces = traces
+
+    def recover(self) -> None:
+        """Finish a swap of the traces that was cut, which shows rows twice; then the roll-up's.
+
+        Raises:
+            ClickHouseError: a statement failed, or one of an earlier load does not end.
+        """
+        Swap(self._database, self._traces, Traces.time_column).recover()
+        super().recover()
+        for table in (self._traces, self._table):
+            catch_up(self._database, table)
 
 
 def rollups_of(
@@ -200,7 +210,7 @@ def roll_up(
     store: BatchStore,
     hours: Sequence[datetime],
     keep_from: datetime | None = None,
-) -> list[RollupResult]:
+) -> list[Loaded]:
     """Make the roll-up hold what ``llm_traces`` adds up to; an hour that does is left alone.
 
     Args:
@@ -232,8 +242,9 @@ def compare_rollup(
     found: dict[datetime, tuple[str, ...]] = {}
     for loader in rollups_of(database, store):
         for day in by_day(hours):
-            for hour, differs in loader.compare(day).items():
-                found[hour] = (*found.get(hour, ()), *differs)
+            for hour, differences in loader.compare(day).items():
+                told = (f"{ROLLUP}: {text}" for text in differences)
+                found[hour] = (*found.get(hour, ()), *told)
     return found
 
 

@@ -43,6 +43,11 @@ def local_name(table: str) -> str:
     return f"{table}{_LOCAL}"
 
 
+def name_in_front(table: str) -> str:
+    """Return the name by which a table is queried, of it or of a shard's table behind it."""
+    return table.removesuffix(_LOCAL)
+
+
 def layout_of(database: Database, table: str) -> dict[str, Any]:
     """Return the table's row of ``system.tables``; empty where it does not exist."""
     found = database.rows(
@@ -101,7 +106,7 @@ def define_table(database: Database, table: str) -> None:
 def _require_local(database: Database, shard: Shard, table: str) -> None:
     layout = layout_of(database, table)
     if not layout or schema_version(layout) != SCHEMA_VERSION:
-        in_front = database.qualified(table.removesuffix(_LOCAL))
+        in_front = database.qualified(name_in_front(table))
         raise ClickHouseError(
             f"shard {shard.number} has no {database.qualified(table)} of schema {SCHEMA_VERSION}",
             f"DROP TABLE {in_front} on all nodes, which holds no row itself: the "

@@ -6,7 +6,6 @@ that only this machine has is read here, and its rows are sent to the server.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import TypeVar
@@ -16,9 +15,10 @@ import pyarrow.compute as pc
 
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.parts import PartPath
+from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.loads import Figures, Hour
 from llm_trace_pipeline.clickhouse.tables import IN_WINDOW, TABLE
-from llm_trace_pipeline.clickhouse.upsert import Batches, WindowLoader, WindowResult
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.sql import quote_identifier, render
@@ -43,21 +43,13 @@ _ORGANIZATIONS_AT_ONCE = 1000  # a server takes a value of 128 KiB
 _Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
 
 
-@dataclass(frozen=True)
-class HourTotals:
-    """What a table holds of one hour, without its payloads."""
-
-    rows: int
-    distinct_ids: int
-    tokens: dict[str, int]
-    content_hash: str | None = None  # hexadecimal; None where it was not computed
-    cost_usd: Decimal = Decimal(0)
-
-
-_NOTHING = HourTotals(
-    rows=0, distinct_ids=0, tokens=dict.fromkeys(TOKEN_COLUMNS, 0), content_hash=f"{0:016x}"
-)
-LoadResult = WindowResult[Manifest, HourTotals]
+_NOTHING: Figures = {
+    "rows": 0,
+    "distinct ids": 0,
+    **dict.fromkeys(TOKEN_COLUMNS, 0),
+    "cost_usd": Decimal(0),
+    "content hash": f"{0:016x}",
+}
 
 
 def insert_parquet(database: Database, table: str, paths: Sequence[PartPath]) -> None:
@@ -131,7 +123,7 @@ def own_rows(database: Database, rows: _Rows) -> _Rows:
 
 def hour_totals(
     database: Database, table: str, window: Window, *, with_content_hash: bool = False
-) -> dict[datetime, HourTotals]:
+) -> dict[datetime, Figures]:
     """Return what a table holds of a window, by hour; an hour without rows is left out.
 
     Args:
@@ -149,98 +141,130 @@ def hour_totals(
         filter=IN_WINDOW,
         content_hash=f"sum({row_hash_sql()})" if with_content_hash else "0",
     )
+    found: dict[datetime, Figures] = {}
+    for row in database.rows(statement, window.parameters):
+        figures = found[row["hour"]] = {
+            "rows": row["rows"],
+            "distinct ids": row["distinct_ids"],
+            **{name: row[f"sum_{name}"] for name in TOKEN_COLUMNS},
+            "cost_usd": row["sum_cost_usd"],
+        }
+        if with_content_hash:
+            figures["content hash"] = f"{row['content_hash']:016x}"
+    return found
+
+
+def describe_differences(expected: Figures, found: Figures) -> list[str]:
+    """Return the figures of an hour that are not as expected, such as ``rows 10, not 12``.
+
+    Args:
+        expected: what the table is to hold.
+        found: what it holds; a figure that was not computed is not compared.
+    """
+    return [
+        f"{name} {found[name]}, not {value}"
+        for name, value in expected.items()
+        if name in found and found[name] != value
+    ]
+
+
+def figures_of(manifest: Manifest) -> Figures:
+    """Return what the table is to hold of an hour's batch."""
     return {
-        row["hour"]: HourTotals(
-            rows=row["rows"],
-            distinct_ids=row["distinct_ids"],
-            tokens={name: row[f"sum_{name}"] for name in TOKEN_COLUMNS},
-            cost_usd=row["sum_cost_usd"],
-            content_hash=f"{row['content_hash']:016x}" if with_content_hash else None,
-        )
-        for row in database.rows(statement, window.parameters)
+        "rows": manifest.rows,
+        "distinct ids": manifest.distinct_ids,
+        **manifest.tokens,
+        "cost_usd": manifest.cost_usd,
+        "content hash": manifest.content_hash,
     }
 
 
-class HourLoader(WindowLoader[Manifest, HourTotals]):
-    """Loads hours from the batch store into one table."""
+def in_groups(store: BatchStore, hours: Sequence[datetime]) -> list[list[datetime]]:
+    """Split hours into groups whose batches are small enough to be loaded together."""
+    groups: list[list[datetime]] = []
+    payload_bytes = 0
+    for hour in hours:
+        manifest = _manifest_if_readable(store, hour)
+        own_bytes = manifest.payload_bytes if manifest else BYTES_TOGETHER
+        payload_bytes += own_bytes
+        if groups and payload_bytes <= BYTES_TOGETHER:
+            groups[-1].append(hour)
+        else:
+            groups.append([hour])
+            payload_bytes = own_bytes
+    return groups
 
-    _nothing = _NOTHING
 
-    def __init__(
-        self,
-        database: Database,
-        store: Batches,
-        table: str = TABLE,
-        keep_from: datetime | None = None,
-    ) -> None:
-        """Load into the table; see WindowLoader."""
-        super().__init__(database, store, table, keep_from)
+def _manifest_if_readable(store: BatchStore, hour: datetime) -> Manifest | None:
+    with suppress(BatchError):  # reported by the load of that hour and by reconcile_hours
+        return store.manifest(hour)
+    return None
 
-    def in_groups(self, hours: Sequence[datetime]) -> list[list[datetime]]:
-        """Split hours into those that are small enough to be loaded together."""
-        groups: list[list[datetime]] = []
-        payload_bytes = 0
-        for hour in hours:
-            manifest = self._manifest_if_readable(hour)
-            own_bytes = manifest.payload_bytes if manifest else BYTES_TOGETHER
-            payload_bytes += own_bytes
-            if groups and payload_bytes <= BYTES_TOGETHER:
-                groups[-1].append(hour)
-            else:
-                groups.append([hour])
-                payload_bytes = own_bytes
-        return groups
 
-    def _expected(self, hours: Sequence[datetime]) -> list[Manifest]:
-        return [self._batch_of(hour) for hour in hours]
+class Traces:
+    """What a table of traces is to hold: the rows of the hours' batches."""
+
+    time_column = "created_at"
+
+    def __init__(self, database: Database, store: BatchStore, table: str = TABLE) -> None:
+        """Compare the table with the batches."""
+        self._database = database
+        self._store = store
+        self._table = table
+
+    def expected(self, hours: Sequence[datetime]) -> list[Hour]:
+        """Return what the hours' batches hold.
+
+        Raises:
+            BatchError: an hour has no batch, or its manifest is damaged.
+        """
+        return [hour_of(self._batch_of(hour)) for hour in hours]
 
     def _batch_of(self, hour: datetime) -> Manifest:
         if manifest := self._store.manifest(hour):
             return manifest
         raise BatchError(f"hour {key_of(hour)} has no batch; materialize trace_batches for it")
 
-    def _expected_around(self, hours: Sequence[datetime]) -> list[Manifest]:
-        manifests = [self._manifest_if_readable(hour) for hour in hours]
-        return [manifest for manifest in manifests if manifest]
+    def expected_around(self, hours: Sequence[datetime]) -> list[Hour]:
+        """Return what the hours' batches hold, as far as there are any that can be read."""
+        manifests = (_manifest_if_readable(self._store, hour) for hour in hours)
+        return [hour_of(manifest) for manifest in manifests if manifest]
 
-    def _manifest_if_readable(self, hour: datetime) -> Manifest | None:
-        with suppress(BatchError):  # reported by the load of that hour and by reconcile_hours
-            return self._store.manifest(hour)
-        return None
+    def found(self, window: Window) -> dict[datetime, Figures]:
+        """Return what the table holds of every hour of a window.
 
-    def _fill(self, expected: Sequence[Manifest]) -> None:
-        paths = [path for manifest in expected for path in self._store.part_paths(manifest)]
-        insert_parquet(self._database, self._staging, paths)
+        Raises:
+            ClickHouseError: the table cannot be read.
+        """
+        found = hour_totals(self._database, self._table, window, with_content_hash=True)
+        return {hour: found.get(hour, _NOTHING) for hour in window.hours}
 
-    def _found(self, window: Window) -> dict[datetime, HourTotals]:
-        return hour_totals(self._database, self._table, window, with_content_hash=True)
+    def found_around(self, window: Window) -> dict[datetime, Figures]:
+        """Return what the table holds of every hour of a window, but for the content hash.
 
-    def _found_around(self, window: Window) -> dict[datetime, HourTotals]:
-        return hour_totals(self._database, self._table, window)
+        Raises:
+            ClickHouseError: the table cannot be read.
+        """
+        found = hour_totals(self._database, self._table, window)
+        return {hour: found.get(hour, _NOTHING) for hour in window.hours}
 
-    def _differences(self, expected: Manifest, found: HourTotals) -> list[str]:
-        return describe_differences(expected, found)
+    def fill(self, staging: str, hours: Sequence[Hour]) -> None:
+        """Put the batches' rows into a staging table.
+
+        Raises:
+            BatchError: a file is missing or damaged.
+            ClickHouseError: the engine refused it.
+        """
+        paths = [
+            path for each in hours if each.batch for path in self._store.part_paths(each.batch)
+        ]
+        insert_parquet(self._database, staging, paths)
+
+    def differences(self, expected: Hour, found: Figures) -> list[str]:
+        """Return what of an hour is not as its batch says, such as ``rows 10, not 12``."""
+        return describe_differences(expected.figures, found)
 
 
-def describe_differences(manifest: Manifest, found: HourTotals) -> list[str]:
-    """Return what of an hour is not as its manifest says, such as ``rows 10, not 12``."""
-    expected: dict[str, object] = {
-        "rows": manifest.rows,
-        "distinct ids": manifest.distinct_ids,
-        **manifest.tokens,
-        "cost_usd": manifest.cost_usd,
-    }
-    actual: dict[str, object] = {
-        "rows": found.rows,
-        "distinct ids": found.distinct_ids,
-        **found.tokens,
-        "cost_usd": found.cost_usd,
-    }
-    if found.content_hash is not None:
-        expected["content hash"] = manifest.content_hash
-        actual["content hash"] = found.content_hash
-    return [
-        f"{name} {actual[name]}, not {value}"
-        for name, value in expected.items()
-        if actual[name] != value
-    ]
+def hour_of(manifest: Manifest) -> Hour:
+    """Return what the table is to hold of an hour that has this batch."""
+    return Hour(manifest.hour, figures_of(manifest), manifest)

@@ -13,7 +13,8 @@ from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.history import capture_billing, read_history
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.cluster import loader_of
-from llm_trace_pipeline.clickhouse.rollup import RollupResult, roll_up
+from llm_trace_pipeline.clickhouse.rollup import roll_up
+from llm_trace_pipeline.clickhouse.traces import in_groups
 from llm_trace_pipeline.defs.checks import (
     BATCH_CHECKS,
     LLM_TRACES,
@@ -190,7 +191,7 @@ def llm_traces(
             awaiting.difference_update(hours)
             return outcomes
 
-        yield from materialize_hours(context, loader.in_groups(hours), load)
+        yield from materialize_hours(context, in_groups(store, hours), load)
 
 
 @dg.asset(
@@ -212,16 +213,15 @@ def llm_usage_hourly(
 
         def roll(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
             past = [hour for hour in hours if kept_from and hour < kept_from]
-            results = roll_up(
-                database, stores.batches(), [hour for hour in hours if hour not in past], kept_from
-            )
-            by_hour: dict[datetime, list[RollupResult]] = {}
-            for result in results:
-                by_hour.setdefault(result.expected.hour, []).append(result)
-            return {hour: _past_retention("not rolled up", ROLLUP_CHECKS) for hour in past} | {
-                hour: (describe_rollup(of_hour), check_rollup(of_hour))
-                for hour, of_hour in by_hour.items()
-            }
+            kept = [hour for hour in hours if hour not in past]
+            results = roll_up(database, stores.batches(), kept, kept_from)
+            outcomes: dict[datetime, HourOutcome] = {}
+            for hour in past:
+                outcomes[hour] = _past_retention("not rolled up", ROLLUP_CHECKS)
+            for hour in kept:
+                of_hour = [result for result in results if result.expected.hour == hour]
+                outcomes[hour] = describe_rollup(of_hour), check_rollup(of_hour)
+            return outcomes
 
         yield from materialize_hours(context, by_day(_hours(context)), roll)
 

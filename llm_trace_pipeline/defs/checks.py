@@ -9,8 +9,7 @@ import dagster as dg
 
 from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
-from llm_trace_pipeline.clickhouse.rollup import RollupResult
-from llm_trace_pipeline.clickhouse.traces import LoadResult
+from llm_trace_pipeline.clickhouse.loads import Loaded
 from llm_trace_pipeline.defs.partitions import HOURLY
 from llm_trace_pipeline.defs.runs import hours_being_loaded, hours_of_run
 from llm_trace_pipeline.defs.stores import Stores
@@ -132,27 +131,27 @@ def check_batch(manifest: Manifest) -> list[Finding]:
     ]
 
 
-def check_load(result: LoadResult) -> list[Finding]:
+def check_load(result: Loaded) -> list[Finding]:
     """Return what the checks of ``llm_traces`` say of an hour."""
     return [
         Finding(
             "rows_match_batch",
             not result.differences,
             {
-                "batch rows": result.expected.rows,
-                "ClickHouse rows": result.found.rows,
+                "batch rows": result.expected.figures["rows"],
+                "ClickHouse rows": result.found["rows"],
                 "differences": list(result.differences),
             },
         ),
         Finding(
             "ids_are_unique",
-            result.found.distinct_ids == result.found.rows,
-            {"rows": result.found.rows, "distinct ids": result.found.distinct_ids},
+            result.found["distinct ids"] == result.found["rows"],
+            {"rows": result.found["rows"], "distinct ids": result.found["distinct ids"]},
         ),
     ]
 
 
-def check_rollup(results: Sequence[RollupResult]) -> list[Finding]:
+def check_rollup(results: Sequence[Loaded]) -> list[Finding]:
     """Return what the check of ``llm_usage_hourly`` says of an hour, of all shards of it."""
     differences = [text for result in results for text in result.differences]
     return [

@@ -6,8 +6,7 @@ from typing import Any
 import dagster as dg
 
 from llm_trace_pipeline.batches.manifest import Manifest
-from llm_trace_pipeline.clickhouse.rollup import RollupResult
-from llm_trace_pipeline.clickhouse.traces import LoadResult
+from llm_trace_pipeline.clickhouse.loads import Loaded
 from llm_trace_pipeline.hours import key_of
 
 Metadata = dict[str, Any]
@@ -21,16 +20,16 @@ def as_metadata(values: Mapping[str, Any]) -> Metadata:
     }
 
 
-def describe_load(result: LoadResult) -> Metadata:
+def describe_load(result: Loaded) -> Metadata:
     """Return the figures of an hour of ``llm_traces``."""
     return {
         "outcome": "loaded" if result.was_written else "unchanged: nothing was written",
-        **describe_batch(result.expected),
+        **(describe_batch(batch) if (batch := result.expected.batch) else {}),
         "repaired hours": [key_of(hour) for hour in result.repaired_hours],
     }
 
 
-def describe_rollup(results: Sequence[RollupResult]) -> Metadata:
+def describe_rollup(results: Sequence[Loaded]) -> Metadata:
     """Return the figures of an hour's roll-up: in a cluster, the sums over its shards."""
     was_written = any(result.was_written for result in results)
     repaired = {hour for result in results for hour in result.repaired_hours}

@@ -19,9 +19,9 @@ from llm_trace_pipeline.batches.rewrite import rewrite
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.loads import loading
 from llm_trace_pipeline.clickhouse.rollup import roll_up, rollups_of
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE, has_table
-from llm_trace_pipeline.clickhouse.upsert import loading
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError
 from llm_trace_pipeline.hours import floor, key_of
 from llm_trace_pipeline.settings import Settings

@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.loads import loading
 from llm_trace_pipeline.clickhouse.rollup import rollups_of
 from llm_trace_pipeline.clickhouse.tables import has_table
-from llm_trace_pipeline.clickhouse.upsert import loading
 from llm_trace_pipeline.hours import midnight
 from llm_trace_pipeline.settings import Settings
 

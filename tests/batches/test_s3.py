@@ -19,7 +19,8 @@ from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.preflight import check_both_ends
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.traces import HourLoader, insert_parquet
+from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.traces import insert_parquet
 from llm_trace_pipeline.errors import BatchError, ClickHouseError, PipelineError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
@@ -103,7 +104,7 @@ def test_a_second_run_changes_nothing_and_a_changed_hour_is_replaced(
     assert pipeline.store.hours() == [T0, H1]
     pipeline.database.execute("DROP TABLE llm_traces")
     # Restored from the bucket alone.
-    HourLoader(pipeline.database, pipeline.store).load(pipeline.store.hours())
+    loader_of(pipeline.database, pipeline.store).load(pipeline.store.hours())
     assert pipeline.ids() == ["a", "b", "later"]
 
 
@@ -127,7 +128,7 @@ def test_clickhouse_reads_the_bucket_without_being_told_a_secret(
     monkeypatch.setattr(Database, "execute", listen)
     client = pipeline.database._client  # noqa: SLF001 -- to say what stands behind it
     server = Database(client, settings.clickhouse_database, is_embedded=False)
-    [result] = HourLoader(server, pipeline.store).load([T0])
+    [result] = loader_of(server, pipeline.store).load([T0])
     assert result.was_written
     assert pipeline.ids() == ["a"]
     [reading] = [text for text in said if "FROM s3(" in text]
@@ -312,7 +313,7 @@ def test_two_machines_that_write_an_hour_end_exact(
         )
         writer.publish(lost)
     with pytest.raises(BatchError, match="materialize trace_batches for this hour again"):
-        HourLoader(pipeline.database, pipeline.store).load([T0])
+        loader_of(pipeline.database, pipeline.store).load([T0])
     pipeline.load()
     assert pipeline.ids() == ["a", "b"]
 

@@ -11,7 +11,7 @@ from llm_trace_pipeline.batches.erasures import record_erasure
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, loader_of
 from llm_trace_pipeline.clickhouse.tables import define_table
-from llm_trace_pipeline.clickhouse.traces import own_rows
+from llm_trace_pipeline.clickhouse.traces import in_groups, own_rows
 from llm_trace_pipeline.errors import ClickHouseError, SettingsError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
@@ -101,7 +101,7 @@ def test_hours_are_loaded_together(cluster: ClusterWarehouse) -> None:
     hours = [MIDNIGHT + number * HOUR for number in range(22, 27)]
     for hour in hours:
         cluster.publish(hour, rows_of(hour))
-    assert loader_of(cluster.database, cluster.store).in_groups(hours) == [hours]
+    assert in_groups(cluster.store, hours) == [hours]
     cluster.load_hours(*hours)
     cluster.check()
 

@@ -17,8 +17,8 @@ import pytest
 
 from llm_trace_pipeline.clickhouse import client, errors, tables
 from llm_trace_pipeline.clickhouse.client import ATTEMPTS, Database, connect, retried
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.tables import wait_for_statements_on
-from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.upkeep.preflight_target import check_target
@@ -426,6 +426,6 @@ def test_a_read_only_user_is_said_at_once(
         connect(reader) as database,
         pytest.raises(ClickHouseError, match=r"READONLY.*; let CLICKHOUSE_USERNAME be a user"),
     ):
-        HourLoader(database, warehouse.store).load([MIDNIGHT])
+        loader_of(database, warehouse.store).load([MIDNIGHT])
     assert waits == []
     assert left_over_tables(warehouse.database) == []

@@ -2,8 +2,8 @@
 
 import pytest
 
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.tables import layout_of
-from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
@@ -114,5 +114,5 @@ def test_a_table_of_another_layout_holds_exact_hours(warehouse: Warehouse, ddl: 
 def test_a_table_that_keeps_milliseconds_is_reported_as_different(warehouse: Warehouse) -> None:
     warehouse.database.execute(CREATE.replace(TIME, "DateTime64(3, 'UTC')"))
     warehouse.publish(MIDNIGHT, 20)
-    [result] = HourLoader(warehouse.database, warehouse.store).load([MIDNIGHT])
+    [result] = loader_of(warehouse.database, warehouse.store).load([MIDNIGHT])
     assert [text.split()[:2] for text in result.differences] == [["content", "hash"]]

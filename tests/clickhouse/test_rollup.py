@@ -1,7 +1,7 @@
 """The roll-up on the real engine: it is what plain SQL makes of llm_traces, at every moment."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime
 from itertools import count
@@ -11,19 +11,12 @@ import pytest
 
 from llm_trace_pipeline.batches.erasures import record_erasure
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.rollup import (
-    COLUMNS,
-    DIMENSIONS,
-    NOTHING,
-    RollupLoader,
-    RollupResult,
-    compare_rollup,
-    roll_up,
-)
+from llm_trace_pipeline.clickhouse.loads import Loaded
+from llm_trace_pipeline.clickhouse.rollup import COLUMNS, DIMENSIONS, NOTHING, compare_rollup, roll_up
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, VIEWS, define_table, parts_of
-from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS
+from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS, Swap
 from llm_trace_pipeline.errors import ClickHouseError
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, TOKEN_COLUMNS
 from llm_trace_pipeline.upkeep.erase import count_traces, remove_from_batches
@@ -67,7 +60,7 @@ class RolledUp(Warehouse):
             self.publish(hour, rows)
         self.load_hours(*batches)
 
-    def roll_up(self, *hours: datetime) -> list[RollupResult]:
+    def roll_up(self, *hours: datetime) -> list[Loaded]:
         results = roll_up(self.database, self.store, hours)
         assert [result.differences for result in results] == [()] * len(hours)
         self.rolled.update(hours)
@@ -264,13 +257,13 @@ def test_hours_of_a_day_are_swapped_in_together(
     hours = [MIDNIGHT + 9 * DAY + number * HOUR for number in range(20, 28)]  # over midnight
     warehouse.load_all({hour: calls(hour, 5) for hour in hours})
     windows: list[int] = []
-    replace = RollupLoader._replace
+    replace = Swap.replace
 
-    def counting(self: RollupLoader, expected: Any) -> set[str]:
-        windows.append(len(expected))
-        return replace(self, expected)
+    def counting(self: Swap, window: Window, fill: Callable[[str], None]) -> set[str]:
+        windows.append(len(window.hours))
+        return replace(self, window, fill)
 
-    monkeypatch.setattr(RollupLoader, "_replace", counting)
+    monkeypatch.setattr(Swap, "replace", counting)
     warehouse.roll_up(*hours)
     assert windows == [4, 4]
     warehouse.check()

@@ -1,18 +1,19 @@
 """The upsert against the real engine: an hour is replaced whole, and damage beside it mended."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.client import connect
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.tables import define_table, parts_of
-from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.traces import in_groups
+from llm_trace_pipeline.clickhouse.upsert import Swap
 from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, Window
 from tests.harness.rows import DAY, MIDNIGHT, TABLE, Row, make_rows, publish
 from tests.harness.statements import small_blocks
 from tests.harness.warehouse import Warehouse
@@ -131,7 +132,7 @@ def test_an_hour_is_replaced_whole(
         warehouse.load(hour + offset * HOUR, 11)
     for rows, version in versions:
         result = warehouse.load_batch(warehouse.publish(hour, rows, version), force=True)
-        assert (result.found.rows, result.repaired_hours) == (rows, ())
+        assert (result.found["rows"], result.repaired_hours) == (rows, ())
         warehouse.check()
 
 
@@ -144,14 +145,14 @@ def test_neighbours_are_swapped_in_together(
     for number in (0, 1, 3, 4, 5, 6):
         warehouse.publish(hours[number], 0 if number == 5 else 9 + number, 2)
     windows: list[list[datetime]] = []
-    replace = HourLoader._replace
+    replace = Swap.replace
 
-    def counting(self: HourLoader, manifests: Sequence[Manifest]) -> set[str]:
-        windows.append([manifest.hour for manifest in manifests])
-        return replace(self, manifests)
+    def counting(self: Swap, window: Window, fill: Callable[[str], None]) -> set[str]:
+        windows.append(window.hours)
+        return replace(self, window, fill)
 
-    monkeypatch.setattr(HourLoader, "_replace", counting)
-    results = HourLoader(warehouse.database, warehouse.store).load(hours)
+    monkeypatch.setattr(Swap, "replace", counting)
+    results = loader_of(warehouse.database, warehouse.store).load(hours)
     assert windows == [hours[:2], hours[3:7]]
     written = [True, True, False, True, True, True, True, False]
     assert [result.was_written for result in results] == written
@@ -166,7 +167,7 @@ def test_hours_of_many_bytes_are_not_loaded_together(
     hours = [MIDNIGHT + number * HOUR for number in range(6)]
     sizes = [warehouse.publish(hour, 10).payload_bytes for hour in hours[:5]]
     monkeypatch.setattr("llm_trace_pipeline.clickhouse.traces.BYTES_TOGETHER", sum(sizes[:2]))
-    groups = HourLoader(warehouse.database, warehouse.store).in_groups(hours)
+    groups = in_groups(warehouse.store, hours)
     # The last one has no batch: what its load says is its own.
     assert groups == [hours[:2], hours[2:4], hours[4:5], hours[5:]]
 
@@ -252,7 +253,7 @@ def test_a_batch_that_was_switched_before_its_turn_is_not_loaded(warehouse: Ware
     empty = warehouse.publish(MIDNIGHT, 0)
     current = warehouse.publish(MIDNIGHT, 10, 2)
     for _ in range(2):
-        assert warehouse.load_batch(empty).expected == current
+        assert warehouse.load_batch(empty).expected.batch == current
         warehouse.check()
 
 
@@ -307,7 +308,7 @@ def test_hours_that_are_about_to_be_loaded_are_left_alone(warehouse: Warehouse) 
     warehouse.load(MIDNIGHT + HOUR, 10)
     warehouse.publish(MIDNIGHT + HOUR, 12, 2)
     warehouse.publish(MIDNIGHT, 10)
-    loader = HourLoader(warehouse.database, warehouse.store)
+    loader = loader_of(warehouse.database, warehouse.store)
     [result] = loader.load([MIDNIGHT], awaiting=frozenset({MIDNIGHT + HOUR}))
     assert result.repaired_hours == ()
     warehouse.expected[MIDNIGHT + HOUR] = make_rows(MIDNIGHT + HOUR, 10)

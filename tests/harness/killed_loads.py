@@ -13,16 +13,11 @@ from unittest.mock import patch
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.tables import IN_WINDOW, has_table
-from llm_trace_pipeline.clickhouse.traces import (
-    HourLoader,
-    HourTotals,
-    describe_differences,
-    hour_totals,
-)
+from llm_trace_pipeline.clickhouse.traces import Traces
 from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.trace.columns import TOKEN_COLUMNS
 from tests.harness.rows import DAY, MIDNIGHT, TABLE, make_rows, publish
 from tests.harness.statements import small_blocks
 from tests.harness.warehouse import Warehouse, environment_of, left_over_tables
@@ -32,7 +27,6 @@ KILLED_HOURS = [MIDNIGHT + number * HOUR for number in (0, 1, 2, 12, 22, 23)]
 # Rows of an hour without a batch, in the same partition: only the journal keeps them exact.
 UNLOADED_HOUR = MIDNIGHT + 6 * HOUR
 UNLOADED_ROWS = 25
-NOTHING = HourTotals(0, 0, dict.fromkeys(TOKEN_COLUMNS, 0), f"{0:016x}")
 ROOT = Path(__file__).parents[2]
 
 
@@ -85,17 +79,17 @@ def report_of(child: subprocess.Popen[str]) -> dict[str, Any]:
 
 def differing_hours(database: Database, store: BatchStore) -> list[str]:
     """Return which of the day's hours the table does not hold exactly, and what differs."""
-    found = hour_totals(database, TABLE, Window(MIDNIGHT, MIDNIGHT + DAY), with_content_hash=True)
+    contents, day = Traces(database, store), Window(MIDNIGHT, MIDNIGHT + DAY)
+    found = contents.found(day)
     unloaded = database.rows(
         f"SELECT * FROM {TABLE} WHERE {IN_WINDOW} ORDER BY created_at, id",
         {"start": UNLOADED_HOUR, "end": UNLOADED_HOUR + HOUR},
     )
     is_kept = unloaded == make_rows(UNLOADED_HOUR, UNLOADED_ROWS)
     return ([] if is_kept else [f"{UNLOADED_HOUR} holds {len(unloaded)} rows"]) + [
-        f"{hour} {differences}"
-        for hour in (MIDNIGHT + number * HOUR for number in range(24))
-        if (manifest := store.manifest(hour))
-        and (differences := describe_differences(manifest, found.get(hour, NOTHING)))
+        f"{each.hour} {differences}"
+        for each in contents.expected_around(day.hours)
+        if (differences := contents.differences(each, found[each.hour]))
     ]
 
 
@@ -115,7 +109,7 @@ def load_until_killed(state: str, seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 -- test data
     sys.stdin.readline()
     with connect(settings) as database, small_blocks():
-        loader = HourLoader(database, store)
+        loader = loader_of(database, store)
         report: dict[str, Any] = {
             "journal": has_table(database, READY),
             "doubled": database.rows(f"SELECT count() - uniqExact(id) AS rows FROM {TABLE}")[0][

@@ -8,7 +8,8 @@ from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.traces import HourLoader, LoadResult
+from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.loads import Loaded
 from llm_trace_pipeline.source.postgres import Source
 from tests.harness.rows import T0, TABLE, Row
 
@@ -33,9 +34,9 @@ class Pipeline:
         self.load_batch(hour)
         return manifest
 
-    def load_batch(self, hour: datetime = T0, *, force: bool = False) -> LoadResult:
+    def load_batch(self, hour: datetime = T0, *, force: bool = False) -> Loaded:
         """Load the batch that the hour has."""
-        [result] = HourLoader(self.database, self.store).load([hour], force=force)
+        [result] = loader_of(self.database, self.store).load([hour], force=force)
         assert result.differences == ()
         return result
 

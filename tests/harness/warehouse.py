@@ -17,8 +17,8 @@ from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.loads import Loaded
 from llm_trace_pipeline.clickhouse.tables import parts_of
-from llm_trace_pipeline.clickhouse.traces import LoadResult
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from tests.harness.rows import TABLE, Row, make_rows, publish
@@ -87,15 +87,15 @@ class Warehouse:
         )
         return publish(self.store, hour, self.expected[hour])
 
-    def load(self, hour: datetime, rows: int | Sequence[Row], version: int = 1) -> LoadResult:
+    def load(self, hour: datetime, rows: int | Sequence[Row], version: int = 1) -> Loaded:
         """Make a batch of the hour and load it."""
         return self.load_batch(self.publish(hour, rows, version))
 
-    def load_batch(self, manifest: Manifest, *, force: bool = False) -> LoadResult:
+    def load_batch(self, manifest: Manifest, *, force: bool = False) -> Loaded:
         [result] = self.load_hours(manifest.hour, force=force)
         return result
 
-    def load_hours(self, *hours: datetime, force: bool = False) -> list[LoadResult]:
+    def load_hours(self, *hours: datetime, force: bool = False) -> list[Loaded]:
         """Load the batches that the hours have, together."""
         results = loader_of(self.database, self.store).load(hours, force=force)
         assert [result.differences for result in results] == [()] * len(hours)

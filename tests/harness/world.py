@@ -23,8 +23,8 @@ from llm_trace_pipeline.batches.parts import PartWriter
 from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import roll_up
-from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.defs.checks import LLM_TRACES, LLM_USAGE_HOURLY, TRACE_BATCHES
 from llm_trace_pipeline.defs.runs import hours_of_run
 from llm_trace_pipeline.defs.sensors import requests_for
@@ -105,7 +105,7 @@ class World:
         shutil.rmtree(self._settings.trace_batch_uri, ignore_errors=True)
         self._drop_tables()
         self._store = BatchStore.of(self._settings)
-        self._loader = HourLoader(self._database, self._store)
+        self._loader = loader_of(self._database, self._store)
         self.model = Model()
         self._last_hour = HOURS[0]
         self._found_last: Reconciliation | None = None
@@ -366,7 +366,7 @@ class World:
         """Start the engine again, as the next process would."""
         self._engine.close()
         self._database = self._engine.enter_context(connect(self._settings))
-        self._loader = HourLoader(self._database, self._store)
+        self._loader = loader_of(self._database, self._store)
 
     def _restore(self, a: int, _b: int, _c: int) -> None:
         """Lose ClickHouse; load every batch."""

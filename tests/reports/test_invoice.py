@@ -17,7 +17,7 @@ from llm_trace_pipeline.batches.rules import Rules, prices_key
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.invoice import print_invoice, write_files
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.errors import PipelineError, SettingsError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.reports.invoice import (
@@ -97,9 +97,7 @@ class Books:
 
     def load(self, *hours: datetime) -> None:
         with connect(self.settings) as database:
-            assert all(
-                not each.differences for each in HourLoader(database, self.store).load(hours)
-            )
+            assert all(not each.differences for each in loader_of(database, self.store).load(hours))
 
     def clickhouse(self, sql: str) -> list[dict[str, Any]]:
         with connect(self.settings) as database:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.demo.traffic import add_traffic
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
@@ -83,7 +83,7 @@ def test_picture(
         pipeline.extract(start + number * HOUR)
     for day in range(7):
         hours = [start + timedelta(days=day) + number * HOUR for number in range(24)]
-        HourLoader(pipeline.database, pipeline.store).load(hours)
+        loader_of(pipeline.database, pipeline.store).load(hours)
     path = tmp_path / "report.html"
     week = Days(FIRST, FIRST + timedelta(days=6))
     figures = figures_of(pipeline.database, pipeline.store, week)

@@ -12,8 +12,8 @@ from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import roll_up
-from llm_trace_pipeline.clickhouse.traces import HourLoader
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
@@ -58,7 +58,7 @@ def test_the_reader_is_all_that_the_pipeline_needs(
     # An empty hour is asked for steps that no trace belongs to.
     assert extract_hour(reader, store, Rules(history), T0 + HOUR).rows == 0
     with connect(settings) as database:
-        [result] = HourLoader(database, store).load([T0])
+        [result] = loader_of(database, store).load([T0])
         roll_up(database, store, [T0])
     assert result.differences == ()
     found = reconcile(reader, store, lambda: connect(settings), [T0, T0 + HOUR], Rules(history))

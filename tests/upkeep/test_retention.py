@@ -8,7 +8,7 @@ import pytest
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
@@ -42,7 +42,7 @@ class Deployment(Pipeline):
         self, hour: datetime, keep_from: datetime | None = None
     ) -> tuple[datetime, ...]:
         """Load the batch of an hour; return the hours that were repaired beside it."""
-        [result] = HourLoader(self.database, self.store, keep_from=keep_from).load([hour])
+        [result] = loader_of(self.database, self.store, keep_from=keep_from).load([hour])
         return result.repaired_hours
 
     def apply(self, days: int | None, batch_days: int | None, now: datetime = NOW) -> Any:

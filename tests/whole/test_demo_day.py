@@ -12,7 +12,7 @@ from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.demo.traffic import add_traffic
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
@@ -115,7 +115,7 @@ def test_a_day_of_the_demo_equals_an_independent_query(
     until = START + HOURS * HOUR
     add_traffic(operational.url, START, until)
     history = capture_billing(source, store.files).history
-    loader = HourLoader(database, store)
+    loader = loader_of(database, store)
     hours = [START + HOUR * n for n in range(HOURS)]
     for number, hour in enumerate(hours):
         extract_hour(source, store, Rules(history), hour)

@@ -22,7 +22,7 @@ from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
-from llm_trace_pipeline.clickhouse.traces import HourLoader
+from llm_trace_pipeline.clickhouse.cluster import loader_of
 
 settings = Settings.from_environment()
 source = Source(settings.operational_database_url.get_secret_value(), connections=2)
@@ -34,7 +34,7 @@ if sys.argv[1] == "extract":
 else:
     manifest = store.manifest(hour)
     with connect(settings) as database:
-        [result] = HourLoader(database, store).load([hour])
+        [result] = loader_of(database, store).load([hour])
     assert result.differences == (), result.differences
 # Not ru_maxrss, which begins with the size of the process that started this one.
 status = Path("/proc/self/status").read_text()
