@@ -12,7 +12,13 @@ import pytest
 from llm_trace_pipeline.batches.erasures import record_erasure
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.loads import Loaded
-from llm_trace_pipeline.clickhouse.rollup import COLUMNS, DIMENSIONS, NOTHING, compare_rollup, roll_up
+from llm_trace_pipeline.clickhouse.rollup import (
+    COLUMNS,
+    DIMENSIONS,
+    NOTHING,
+    compare_rollup,
+    roll_up,
+)
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, VIEWS, define_table, parts_of
 from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS, Swap
 from llm_trace_pipeline.errors import ClickHouseError
