@@ -82,6 +82,12 @@ def test_every_make_target_exists() -> None:
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_every_make_target_is_on_a_page() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE):
+        assert any(f"make {target}" in text for text in TEXTS.values()), target
+
+
 def test_every_benchmark_exists() -> None:
     for text in TEXTS.values():
         for module in re.findall(r"`(?:python -m )?bench\.(\w+)`", text):
