@@ -36,7 +36,7 @@ def main() -> None:
     if unknown := set(arguments.data_sets) - set(DATA_SETS):
         parser.error(f"no such data set: {', '.join(sorted(unknown))}")
     server = start_server(DATA)
-    results: dict[str, Any] = {"machine": _machine()}
+    results: dict[str, Any] = {"machine": machine()}
     for name in arguments.data_sets or DATA_SETS:
         data_set = DATA_SETS[name].scaled(arguments.scale)
         say(f"\n{name}: making {data_set.traces:,} traces, unless they are there")
@@ -158,10 +158,10 @@ def _print_table(name: str, runs: Runs, summary: dict[str, Any]) -> None:
 
 def say(text: str) -> None:
     """Print a line at once; a process that imports more would lend its size to its children."""
-    print(text, flush=True)  # noqa: T201 - a command's output
+    print(text, flush=True)  # noqa: T201 -- a command's output
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """Return what the figures depend on besides the code."""
     packages = ("adbc-driver-postgresql", "chdb", "connectorx", "dlt", "pyarrow")
     return {

@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,10 +26,10 @@ from typing import Any
 from dagster import AssetKey, DagsterEventType, DagsterInstance, RunsFilter
 from dagster._core.execution.backfill import BulkActionStatus
 
-from bench.__main__ import DATA, ROOT, _machine, say
+from bench.__main__ import DATA, ROOT, machine, say
 from bench.data import START, DataSet, ensure_database, execute, start_server
 from llm_trace_pipeline.clickhouse.client import connect
-from llm_trace_pipeline.hours import HOUR, key_of
+from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.settings import Settings
 
 RESULTS = Path(__file__).with_name("backfill.json")
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.backfill")
     parser.add_argument("--days", type=int, default=DAYS, help="a trial: less data, no file")
     arguments = parser.parse_args()
-    hours = [FIRST + HOUR * n for n in range(24 * arguments.days)]
+    hours = Window(FIRST, FIRST + timedelta(days=arguments.days)).hours
     say(f"making {len(hours) * TRACES_PER_HOUR:,} traces")
     url = _fresh_month(len(hours))
     environment = fresh_state("backfill") | {
@@ -60,7 +60,7 @@ def main() -> None:
         "LLM_TRACES_START": key_of(FIRST),
     }
     os.environ.update(environment)
-    results: dict[str, Any] = {"machine": _machine(), "hours": len(hours)}
+    results: dict[str, Any] = {"machine": machine(), "hours": len(hours)}
     results["load_average_before"] = round(os.getloadavg()[0], 1)  # of what others do here
     costs: dict[str, list[float]] = {}
     with serving(environment) as port, DagsterInstance.get() as instance:
@@ -175,7 +175,7 @@ def _is_up(port: int) -> bool:
     return False
 
 
-def query(port: int, text: str, **variables: object) -> Any:  # noqa: ANN401 - JSON
+def query(port: int, text: str, **variables: object) -> Any:  # noqa: ANN401 -- JSON
     """Return what the instance's GraphQL answers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
     body = json.dumps({"query": text, "variables": variables})
@@ -261,7 +261,7 @@ def _seconds_by_hour(
     return [seconds[key_of(hour)] for hour in hours]
 
 
-def _spent(instance: DagsterInstance, record: Any) -> dict[str, float]:  # noqa: ANN401 - untyped
+def _spent(instance: DagsterInstance, record: Any) -> dict[str, float]:  # noqa: ANN401 -- untyped
     """Return where the time of one run went."""
     run = record.dagster_run.run_id
     starting = instance.all_logs(run, of_type=DagsterEventType.PIPELINE_STARTING)[0].timestamp

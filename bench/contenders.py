@@ -167,9 +167,9 @@ def dlt_to_parquet(hour: Hour) -> Figures:
     - its Parquet is Snappy, 174 MB where zstd makes 110; uncompressed files took 3.9 s.
     """
     os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR"}
-    import dlt  # noqa: PLC0415 - its memory is not the others'
-    from dlt.destinations import filesystem  # noqa: PLC0415 - as above
-    from dlt.sources.sql_database import sql_table  # noqa: PLC0415 - as above
+    import dlt  # noqa: PLC0415 -- its memory is not the others'
+    from dlt.destinations import filesystem  # noqa: PLC0415 -- as above
+    from dlt.sources.sql_database import sql_table  # noqa: PLC0415 -- as above
 
     folder = hour.fresh("dlt")
     # dlt's driver for what it asks of the catalog; the rows come by connectorx, which finds a

@@ -175,7 +175,7 @@ def _add_traces(url: str, data_set: DataSet, count: int, begin: int) -> None:
 
 def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, list[dict[str, object]]]:
     """Return some of the traces, and what else is stored of each, by the name of the table."""
-    rng = random.Random(f"{data_set.name} {numbers[0]}")  # noqa: S311 - the same rows every time
+    rng = random.Random(f"{data_set.name} {numbers[0]}")  # noqa: S311 -- the same rows every time
     rows: dict[str, list[dict[str, object]]] = {
         "provider_traces": [],
         "steps": [],

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
 
-from bench.__main__ import DATA, ROOT, _machine, say
+from bench.__main__ import DATA, ROOT, machine, say
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.tables import IN_WINDOW, define_table, has_table
 from llm_trace_pipeline.hours import HOUR
@@ -140,7 +140,7 @@ def main() -> None:
         print_table(clock, medians[clock], parts)
     if arguments.scale == 1:
         results: dict[str, Any] = {
-            "machine": _machine(),
+            "machine": machine(),
             "rows": count * 24 * DAYS,
             "parts": parts,
             "median_ms": medians,

@@ -19,10 +19,10 @@ from dagster import AssetKey, AssetMaterialization, DagsterInstance
 from playwright.sync_api import Browser, sync_playwright
 from sqlalchemy import Engine, event
 
-from bench.__main__ import ROOT, _machine, say
+from bench.__main__ import ROOT, machine, say
 from bench.backfill import ASSETS, fresh_state, launch_backfill, query, serving
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.hours import HOUR, key_of
+from llm_trace_pipeline.hours import HOUR, Window, floor, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upkeep.reconcile import Reconciliation, record_reconciliation
 
@@ -50,8 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.year")
     parser.add_argument("--hours", type=int, default=HOURS, help="a trial: fewer, no file")
     count = parser.parse_args().hours
-    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    hours = [now - HOUR * n for n in range(count, 0, -1)]
+    now = floor(datetime.now(UTC))
+    hours = Window(now - count * HOUR, now).hours
     environment = fresh_state("year") | {
         # Nothing is loaded here; without a URL this would be the demo, with traffic for a year.
         "OPERATIONAL_DATABASE_URL": "postgresql://127.0.0.1:1/none?connect_timeout=1",
@@ -70,7 +70,7 @@ def main() -> None:
                     )
                 )
     with serving(environment) as port:
-        results = {"machine": _machine(), "hours": count, **_measure(port, hours)}
+        results = {"machine": machine(), "hours": count, **_measure(port, hours)}
     for name, figure in results.items():
         say(f"  {name:34}{figure}")
     if count == HOURS:

@@ -47,7 +47,7 @@ def embedded_postgres(data_dir: Path) -> str:
     # A comma would be read as the start of another folder.
     if len(os.fsencode(cluster / ".s.PGSQL.5432")) > _LONGEST_SOCKET_PATH or "," in str(cluster):
         name = hashlib.sha256(os.fsencode(cluster)).hexdigest()[:16]
-        sockets = Path("/tmp") / f"llm-traces-{name}"  # noqa: S108 - owned by the server's user, 0700
+        sockets = Path("/tmp") / f"llm-traces-{name}"  # noqa: S108 -- owned by the server's user, 0700
     url = f"postgresql://postgres@/postgres?host={quote(str(sockets))}"
     with FileLock(data_dir / "demo.lock"):
         if (data_dir, os.getpid()) not in _holders:
@@ -127,7 +127,7 @@ def _run(program: str, arguments: list[str]) -> tuple[int, str]:
     account = _server_account()
     # Into a file: the server inherits the output, and would keep a pipe open until it ends.
     with tempfile.TemporaryFile("w+") as output:
-        done = subprocess.run(  # noqa: S603 - a program of the locked package
+        done = subprocess.run(  # noqa: S603 -- a program of the locked package
             [_installation() / "bin" / program, *arguments],
             check=False,
             stdin=subprocess.DEVNULL,

@@ -25,7 +25,7 @@ garden village mountain winter station museum century café naïve résumé Zür
 
 def seeded(seed: str) -> Random:
     """Return a generator of random numbers that the seed decides."""
-    return Random(f"llm traces {seed}")  # noqa: S311 - the same rows every time is the point
+    return Random(f"llm traces {seed}")  # noqa: S311 -- the same rows every time is the point
 
 
 def chance(rng: Random, probability: float) -> bool:

@@ -94,7 +94,7 @@ def insert(connection: dbapi.Connection, table: str, rows: Sequence[Mapping[str,
         cursor.adbc_ingest(table, pa.Table.from_pylist(rows, columns), "append")
 
 
-def _fetch_value(cursor: dbapi.Cursor, query: str) -> Any:  # noqa: ANN401 - a value of SQL
+def _fetch_value(cursor: dbapi.Cursor, query: str) -> Any:  # noqa: ANN401 -- a value of SQL
     cursor.execute(query)
     row = cursor.fetchone()
     return row[0] if row else None

@@ -1,5 +1,5 @@
 -- What {table} holds, hour by hour, within {filter}. One row per hour that has any; it reads no payload.
--- {content_hash} is the sum of the rows' hashes (see hashes.py), or 0 where it is not asked for.
+-- {content_hash} is the sum of the rows' hashes (see trace/hashes.py), or 0 where it is not asked for.
 SELECT
     toStartOfHour(created_at, 'UTC') AS hour,
     count() AS rows,

@@ -1,6 +1,6 @@
 -- The target: one row per LLM call, exact without FINAL. {table} is the table's quoted name, {engine}
 -- its engine, of which a cluster has a replicated one.
--- One partition a day: an hour is replaced by cloning its day and swapping it (see upsert.py).
+-- One partition a day: an hour is replaced by cloning its day and swapping it (see clickhouse/upsert.py).
 -- Hourly partitions would swap directly, but reading 30 days took 205 ms against 11 ms.
 CREATE TABLE IF NOT EXISTS {table}
 (

@@ -34,7 +34,7 @@ from llm_trace_pipeline.defs.checks import (
 from llm_trace_pipeline.defs.runs import hours_of_run
 from llm_trace_pipeline.defs.sensors import Asked
 from llm_trace_pipeline.defs.stores import Stores
-from llm_trace_pipeline.hours import HOUR, key_of
+from llm_trace_pipeline.hours import HOUR, floor, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upkeep.reconcile import (
     Reconciliation,
@@ -45,7 +45,7 @@ from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational, trace
 from tests.harness.rows import erasure
 
-H0 = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 12 * HOUR
+H0 = floor(datetime.now(UTC)) - 12 * HOUR
 H1, H2, H3 = (H0 + n * HOUR for n in (1, 2, 3))
 MINUTE = timedelta(minutes=1)
 JOB = defs.resolve_job_def("hourly_llm_traces")

@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.demo import postgres as demo
 from llm_trace_pipeline.demo.traffic import first_hour
-from llm_trace_pipeline.hours import HOUR, key_of
+from llm_trace_pipeline.hours import HOUR, floor, key_of
 from llm_trace_pipeline.settings import Settings
 from tests.harness.processes import PATIENCE_SECONDS, free_port, processes_of, wait_for
 from tests.harness.webserver import launch_run, query
@@ -116,7 +116,7 @@ class Dagster:
 
 
 def hours_ago(hours: int) -> datetime:
-    return datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - hours * HOUR
+    return floor(datetime.now(UTC)) - hours * HOUR
 
 
 def is_up(dagster: Dagster, process: subprocess.Popen[bytes], log: Path) -> bool:

@@ -217,7 +217,7 @@ class Model:
         """Match the hour's batch anew."""
         # mypy does not know how long a slice of a tuple is.
         self.batches[hour] = _sorted(
-            row if row[-1] == "request" else (*row[:_BILLED_FROM], *self._billing(row[1], row[9]))  # type: ignore[misc]
+            row if row[-1] == "request" else (*row[:_BILLED_FROM], *self._billing(row[1], row[9]))  # type: ignore[misc]  # see above
             for row in self.batches[hour]
         )
 
@@ -279,7 +279,7 @@ class Model:
     def change(self, number: int, **values: object) -> Trace:
         """Change a stored trace."""
         # The values are named by the tests, which mypy cannot follow.
-        self.traces[number] = replace(self.traces[number], **values)  # type: ignore[arg-type]
+        self.traces[number] = replace(self.traces[number], **values)  # type: ignore[arg-type]  # see above
         return self.traces[number]
 
 

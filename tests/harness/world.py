@@ -2,8 +2,6 @@
 
 import random
 import shutil
-import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -29,6 +27,7 @@ from llm_trace_pipeline.defs.checks import LLM_TRACES, LLM_USAGE_HOURLY, TRACE_B
 from llm_trace_pipeline.defs.runs import hours_of_run
 from llm_trace_pipeline.defs.sensors import requests_for
 from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.hours import floor
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.session import Session
@@ -89,8 +88,6 @@ class World:
         self._settings = Settings.from_environment(environment_of(folder))
         make_database(self._settings)
         self._database = self._engine.enter_context(connect(self._settings))
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.counts: Counter[str] = Counter()
 
     def close(self) -> None:
         self._engine.close()
@@ -130,7 +127,6 @@ class World:
 
     def happen(self, event: Event) -> None:
         """Let an event happen to both, then compare."""
-        started = time.monotonic()
         handlers: dict[str, Callable[[int, int, int], object]] = {
             "insert": self._insert,
             "late insert": self._insert_late,
@@ -154,8 +150,6 @@ class World:
         }
         handlers[event.kind](event.a, event.b, event.c)
         self._compare()
-        self.seconds[event.kind] += time.monotonic() - started
-        self.counts[event.kind] += 1
 
     def _insert(self, a: int, b: int, c: int) -> None:
         for each in range(1 + c % 3):
@@ -483,7 +477,7 @@ class World:
         rows = self._database.rows(f"SELECT {', '.join(COLUMNS)} FROM {TABLE}")
         found: dict[datetime, list[Any]] = {}
         for row in rows:
-            hour = row["created_at"].replace(minute=0, second=0, microsecond=0)
+            hour = floor(row["created_at"])
             found.setdefault(hour, []).append(tuple(row.values()))
         return {hour: tuple(sorted(each)) for hour, each in found.items()}
 

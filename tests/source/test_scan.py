@@ -41,7 +41,7 @@ def test_hours_are_the_same_with_and_without_an_index(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(extraction, "ROWS_PER_STREAM", 30)  # some hours by both connections
-    rng = Random(1)  # noqa: S311 - the same rows every time
+    rng = Random(1)  # noqa: S311 -- the same rows every time
     rows = []
     for number in range(300):
         # Rows of the hours around the run lie between those of the run.

@@ -39,7 +39,7 @@ def primary_and_standby() -> Iterator[tuple[Operational, str]]:
         second.mkdir()
         demo._make_folder(second / "postgres")  # noqa: SLF001 -- of the server's own account
         copy = f"-d {primary.url} -D {second / 'postgres'} -R -X stream -c fast --no-sync"
-        status, output = demo._run("pg_basebackup", copy.split())  # noqa: SLF001
+        status, output = demo._run("pg_basebackup", copy.split())  # noqa: SLF001 -- as above
         assert status == 0, output
         # The primary's, whose sockets lie in the copied folder.
         (second / "postgres" / ".s.PGSQL.5432.lock").unlink()

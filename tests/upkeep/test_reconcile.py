@@ -3,10 +3,10 @@
 from datetime import UTC, datetime, timedelta
 
 from llm_trace_pipeline.batches.store import BatchStore
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, floor
 from llm_trace_pipeline.upkeep.reconcile import hours_to_reconcile
 
-H0 = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 12 * HOUR
+H0 = floor(datetime.now(UTC)) - 12 * HOUR
 MINUTE = timedelta(minutes=1)
 
 

@@ -26,10 +26,7 @@ def failure_of(world: World, events: Sequence[Event]) -> Exception | None:
     try:
         for event in events:
             world.happen(event)
-        started = time.monotonic()
         world.come_to_rest()
-        world.seconds["rest"] += time.monotonic() - started
-        world.counts["rest"] += 1
     except Exception as error:  # noqa: BLE001 -- whatever it is, the history is reported with it
         return error
     return None
@@ -65,7 +62,3 @@ def test_after_any_events_clickhouse_equals_the_model(world: World, chunk: int) 
             raise AssertionError(
                 f"MODEL_SEED={seed} SOAK_SEQUENCES=1: {error}\n" + "\n".join(lines)
             ) from error
-    if os.environ.get("MODEL_TIMES"):
-        for kind, seconds in sorted(world.seconds.items(), key=lambda each: -each[1]):
-            count = world.counts[kind]
-            print(f"{kind:12} {count:6} {seconds:8.1f} s {1000 * seconds / count:7.1f} ms")  # noqa: T201
