@@ -84,7 +84,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     state_dir: Path = Field(
-        default_factory=lambda: Path.cwd() / ".data",
         alias="LLM_TRACES_STATE",
         description="Folder of the embedded stores and of Dagster's records. `make` sets it: "
         "give another one on its command line, `make run LLM_TRACES_STATE=/srv/traces`.",
@@ -103,7 +102,6 @@ class Settings(BaseModel):
         "where `OPERATIONAL_DATABASE_URL` is. Unset: the demo's first hour.",
     )
     trace_batch_uri: Annotated[str, AfterValidator(_batch_uri)] = Field(
-        default="",
         alias="TRACE_BATCH_URI",
         description="Where the Parquet batches and the billing history lie: a folder, or "
         "`s3://bucket/prefix`.",
@@ -119,7 +117,6 @@ class Settings(BaseModel):
         description="The same as `AWS_ENDPOINT_URL`, and comes before it.",
     )
     clickhouse_endpoint: Annotated[str, AfterValidator(_clickhouse_endpoint)] = Field(
-        default="",
         alias="CLICKHOUSE_ENDPOINT",
         description="`http(s)://host:port` of a server, or `chdb:///path` for the embedded engine.",
     )

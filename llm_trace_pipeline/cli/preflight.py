@@ -7,7 +7,7 @@ import click
 
 from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.hours import HOUR, floor
+from llm_trace_pipeline.hours import Window, floor
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upkeep.preflight_source import check_source
 from llm_trace_pipeline.upkeep.preflight_target import check_batches, check_target
@@ -41,7 +41,7 @@ def check_before_first_load(settings: Settings, hours: Sequence[datetime]) -> No
     """
     _report(
         [
-            *check_source(source_of(settings), hours[-1] + HOUR),
+            *check_source(source_of(settings), Window.of(hours).end),
             *check_batches(settings),
             *check_target(settings),
         ]

@@ -12,6 +12,7 @@ from llm_trace_pipeline.batches.enrich import enrich_hour
 from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.history import capture_billing, read_history
 from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import roll_up
 from llm_trace_pipeline.clickhouse.traces import in_groups
@@ -32,7 +33,7 @@ from llm_trace_pipeline.defs.metadata import describe_batch, describe_load, desc
 from llm_trace_pipeline.defs.partitions import DAILY, HOURLY
 from llm_trace_pipeline.defs.runs import hours_done_before
 from llm_trace_pipeline.defs.stores import Stores
-from llm_trace_pipeline.hours import HOUR, HOURS_PER_RUN, Window, by_day
+from llm_trace_pipeline.hours import HOURS_PER_RUN, Window, by_day
 from llm_trace_pipeline.reports.spend import Days, figures_of, keep_report, page_of
 from llm_trace_pipeline.source.postgres import SourceOfHours
 from llm_trace_pipeline.source.standby import wait_until_replayed
@@ -101,19 +102,19 @@ def trace_batches(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """One immutable Parquet batch per hour; one row per LLM call, with usage and billing."""
     store = stores.batches()
-    hours = _hours(context)
+    window = _window(context)
     stack = ExitStack()
     if config.enrich_only:
-        rules = stores.rules(read_history(store.files))
+        rules = Rules.of(stores.settings, read_history(store.files))
 
         def make(hour: datetime) -> Manifest:
             return enrich_hour(store, rules, hour)
     else:
-        source = SourceOfHours(stores.source(), Window.of(hours))
+        source = SourceOfHours(stores.source(), window)
         stack.callback(source.close)
-        wait_until_replayed(source, hours[-1] + HOUR)
+        wait_until_replayed(source, window.end)
         # Billing is read here too: where this asset runs alone, a changed plan must be known.
-        rules = stores.rules(capture_billing(source, store.files).history)
+        rules = Rules.of(stores.settings, capture_billing(source, store.files).history)
         done = hours_done_before(context)
 
         def make(hour: datetime) -> Manifest:
@@ -139,7 +140,7 @@ def trace_batches(
         return {hour: ({"outcome": outcome, **describe_batch(manifest)}, check_batch(manifest))}
 
     with stack:
-        yield from materialize_hours(context, [[hour] for hour in hours], process)
+        yield from materialize_hours(context, [[hour] for hour in window.hours], process)
 
 
 class LoadConfig(dg.Config):
@@ -168,7 +169,7 @@ def llm_traces(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """The ClickHouse table, exact without FINAL; one row per LLM call."""
     store = stores.batches()
-    hours = _hours(context)
+    hours = _window(context).hours
     awaiting = set(hours)
     with stores.clickhouse() as database:
         now = datetime.now(UTC)
@@ -208,13 +209,14 @@ def llm_usage_hourly(
     context: dg.AssetExecutionContext, stores: Stores
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """What llm_traces adds up to; one row per hour, organization, agent, model, plan and so on."""
+    store = stores.batches()
     kept_from = line_before(stores.settings.retention_days, datetime.now(UTC))
     with stores.clickhouse() as database:
 
         def roll(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
             past = [hour for hour in hours if kept_from and hour < kept_from]
             kept = [hour for hour in hours if hour not in past]
-            results = roll_up(database, stores.batches(), kept, kept_from)
+            results = roll_up(database, store, kept, kept_from)
             outcomes: dict[datetime, HourOutcome] = {}
             for hour in past:
                 outcomes[hour] = _past_retention("not rolled up", ROLLUP_CHECKS)
@@ -223,7 +225,7 @@ def llm_usage_hourly(
                 outcomes[hour] = describe_rollup(of_hour), check_rollup(of_hour)
             return outcomes
 
-        yield from materialize_hours(context, by_day(_hours(context)), roll)
+        yield from materialize_hours(context, by_day(_window(context).hours), roll)
 
 
 @dg.asset(
@@ -270,7 +272,7 @@ def _past_retention(outcome: str, checks: Sequence[dg.AssetCheckSpec]) -> HourOu
     return metadata, [Finding(check.name, True, metadata) for check in checks]
 
 
-def _hours(context: dg.AssetExecutionContext) -> list[datetime]:
+def _window(context: dg.AssetExecutionContext) -> Window:
     """Return the hours of the run's partitions."""
     window = context.partition_time_window
-    return Window(window.start, window.end).hours
+    return Window(window.start, window.end)

@@ -9,6 +9,7 @@ import dagster as dg
 
 from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.clickhouse.loads import Loaded
 from llm_trace_pipeline.defs.partitions import HOURLY
 from llm_trace_pipeline.defs.runs import hours_being_loaded, hours_of_run
@@ -180,7 +181,7 @@ def reconciliation(
         context.log.info("Left to the job reconcile_hours.")
         return
     store, source = stores.batches(), stores.source()
-    rules = stores.rules(capture_billing(source, store.files).history)
+    rules = Rules.of(stores.settings, capture_billing(source, store.files).history)
     settings, now = stores.settings, datetime.now(UTC)
     kept_from, batches_kept_from = (
         line_before(days, now) for days in (settings.retention_days, settings.batch_retention_days)

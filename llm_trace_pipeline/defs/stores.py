@@ -1,13 +1,10 @@
 """The stores that assets, checks and the sensor work with, as the environment configures them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import dagster as dg
-import pyarrow as pa
 from pydantic import PrivateAttr
 
-from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.demo.postgres import embedded_postgres
@@ -46,16 +43,10 @@ class Stores(dg.ConfigurableResource):  # type: ignore[type-arg]  # takes no typ
         """Return the operational database."""
         return source_of(self.settings)
 
-    def rules(self, history: pa.Table) -> Rules:
-        """Return the rules by which rows get billing and costs, and how much text they keep."""
-        return Rules.of(self.settings, history)
-
     def batches(self) -> BatchStore:
         """Return the Parquet batches."""
         return BatchStore.of(self.settings)
 
-    @contextmanager
-    def clickhouse(self) -> Iterator[Database]:
+    def clickhouse(self) -> AbstractContextManager[Database]:
         """Hold a connection to ClickHouse."""
-        with connect(self.settings) as database:
-            yield database
+        return connect(self.settings)

@@ -292,12 +292,8 @@ def compare_table(
 
 def compare_loaded(database: Database, manifests: Sequence[Manifest]) -> Differences:
     """Compare hours of a table that exists, while nobody loads into it."""
-    found = hour_totals(
-        database,
-        TABLE,
-        Window(manifests[0].hour, manifests[-1].hour + HOUR),
-        with_content_hash=True,
-    )
+    window = Window.of([manifest.hour for manifest in manifests])
+    found = hour_totals(database, TABLE, window, with_content_hash=True)
     differences: Differences = {}
     for manifest in manifests:
         if totals := found.get(manifest.hour):
