@@ -1,18 +1,16 @@
-"""Where the batch store keeps its files: a folder of this machine, or a bucket that speaks S3.
+"""The files of the batch store, in a folder of this machine or in a bucket that speaks S3.
 
 A key names a file or folder below the root, such as ``llm_traces/2026-03-01/09/manifest.json``.
-Both make a file appear whole or not at all, and neither trusts a listing for what may be read.
+In both places a file appears whole or not at all, and no listing decides which files may be read.
 """
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from hashlib import file_digest
-from io import BufferedReader
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 from uuid import uuid4
 
 import pyarrow as pa
@@ -29,54 +27,94 @@ LOCK = ".lock"  # the file by which a folder is held
 _BLOCK_BYTES = 8 * 2**20
 
 
-class Files(Protocol):
-    """The files below a root; a folder needs no making."""
+class Files(ABC):
+    """The files below a root. A folder needs no making."""
 
-    @property
-    def filesystem(self) -> FileSystem:
-        """What pyarrow reads and writes them with."""
+    def __init__(self, root: str, filesystem: FileSystem, scheme: str = "") -> None:
+        """Use the files below a root of a file system of pyarrow."""
+        self.root = root
+        self.filesystem = filesystem
+        self._scheme = scheme
 
     def path(self, key: str) -> str:
-        """Return the path of a file in that file system."""
+        """Return the path of a file in the file system."""
+        return f"{self.root}/{key}"
 
     def location(self, key: str) -> str:
-        """Return what an operator calls a file."""
+        """Return the name of a file for an operator: a path or a URI."""
+        return f"{self._scheme}{self.path(key)}"
 
-    def url(self, key: str) -> str | None:
-        """Return where another machine reads a file; None: only this one can."""
+    def url(self, key: str) -> str | None:  # noqa: ARG002 -- of a bucket it is part of the address
+        """Return the address at which another machine reads a file; None: only this one can."""
+        return None
 
     def seal(self, key: str) -> tuple[int, str]:
-        """Make what was written last; return its bytes and checksum, read back."""
+        """Make a written file last, and read it back; return its bytes and its checksum.
+
+        What is read back is what a manifest will promise.
+        """
+        with translated(self.location(key)):
+            return self._size_and_checksum(key)
 
     def checksum(self, key: str) -> str | None:
-        """Return the xxh3-128 of a file, hexadecimal; None where there is none."""
+        """Return the xxh3-128 of a file, hexadecimal; None: there is no such file."""
+        with translated(self.location(key)), suppress(FileNotFoundError):
+            return self._size_and_checksum(key)[1]
+        return None
+
+    def _size_and_checksum(self, key: str) -> tuple[int, str]:
+        # Not mapped into memory: a part of 170 MB would count as the process's own.
+        digest = xxh3_128()
+        with self.filesystem.open_input_file(self.path(key)) as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+            return stream.tell(), digest.hexdigest()
 
     def exists(self, key: str) -> bool:
         """Whether there is such a file."""
+        with translated(self.location(key)):
+            return bool(self.filesystem.get_file_info(self.path(key)).type is FileType.File)
 
     def content(self, key: str) -> pa.Buffer:
         """Return all of a file."""
+        with translated(self.location(key)), self.filesystem.open_input_file(self.path(key)) as it:
+            return it.read_buffer()
 
     def read(self, key: str) -> bytes | None:
-        """Return a small file; None where there is none."""
-
-    def switch(self, key: str, content: bytes) -> None:
-        """Make a small file hold this content, in one atomic step."""
-
-    def glob(self, pattern: str) -> list[str]:
-        """Return the keys of files and folders that match; no wildcard matches a slash."""
+        """Return a small file; None: there is no such file."""
+        with translated(self.location(key)), suppress(FileNotFoundError):
+            with self.filesystem.open_input_file(self.path(key)) as file:
+                content: bytes = file.read()  # one request, so of one state of an object
+            return content
+        return None
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove files, also where some are gone already."""
+        for key in keys:
+            with translated(self.location(key)), suppress(FileNotFoundError):
+                self.filesystem.delete_file(self.path(key))
 
+    @abstractmethod
+    def glob(self, pattern: str) -> list[str]:
+        """Return the keys of files and folders that match; no wildcard matches a slash.
+
+        A folder that is held counts too: files may be on their way into it.
+        """
+
+    @abstractmethod
+    def switch(self, key: str, content: bytes) -> None:
+        """Make a small file hold this content, in one atomic step."""
+
+    @abstractmethod
     def remove_folder(self, key: str) -> None:
         """Remove a folder that is held and has no files."""
 
+    @abstractmethod
     def locked(self, key: str) -> AbstractContextManager[None]:
-        """Hold a folder against other processes; the system frees it when this one ends.
+        """Hold a folder against other processes; the system frees it when this process ends.
 
         Raises:
-            BatchError: another process holds it and did not let go in time.
+            BatchError: another process holds the folder, and did not let go in time.
         """
 
 
@@ -104,56 +142,26 @@ def translated(location: str) -> Iterator[None]:
         raise BatchError(f"{location}: {' '.join(reason.split())}") from None
 
 
-class LocalFiles:
-    """Files in a folder of this machine."""
-
-    filesystem: FileSystem = LocalFileSystem()
+class LocalFiles(Files):
+    """Files in a folder of this machine; the first write makes the folder."""
 
     def __init__(self, root: str | Path) -> None:
-        """Use the folder, which is made by the first write."""
-        self._root = Path(root)
-
-    def path(self, key: str) -> str:
-        """Return the path of a file."""
-        return str(self._root / key)
-
-    location = path
-
-    def url(self, _key: str) -> None:
-        """Return nothing: only this machine reads them."""
+        """Use the files below a folder."""
+        super().__init__(str(root), LocalFileSystem())
+        self._folder = Path(root)
 
     def seal(self, key: str) -> tuple[int, str]:
-        """Read a file back: what the disk holds is what the manifest will promise."""
-        with (self._root / key).open("rb") as file:
-            os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_size, _checksum(file)
+        """Have the disk hold a written file, and read it back; return bytes and checksum."""
+        _sync(self._folder / key)
+        return super().seal(key)
 
-    def checksum(self, key: str) -> str | None:
-        """Return the xxh3-128 of a file, hexadecimal; None where there is none."""
-        try:
-            with (self._root / key).open("rb") as file:
-                return _checksum(file)
-        except FileNotFoundError:
-            return None
-
-    def exists(self, key: str) -> bool:
-        """Whether there is such a file."""
-        return (self._root / key).exists()
-
-    def content(self, key: str) -> pa.Buffer:
-        """Return all of a file, mapped into memory."""
-        return pa.memory_map(self.path(key)).read_buffer()
-
-    def read(self, key: str) -> bytes | None:
-        """Return a small file; None where there is none."""
-        try:
-            return (self._root / key).read_bytes()
-        except FileNotFoundError:
-            return None
+    def glob(self, pattern: str) -> list[str]:
+        """Return the keys of files and folders that match."""
+        return [str(path.relative_to(self._folder)) for path in self._folder.glob(pattern)]
 
     def switch(self, key: str, content: bytes) -> None:
-        """Make a small file hold this content, by renaming another one."""
-        path = self._root / key
+        """Make a small file hold this content, by renaming a new file."""
+        path = self._folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{uuid4().hex}")
         with temporary.open("wb") as file:
@@ -163,21 +171,15 @@ class LocalFiles:
         temporary.replace(path)
         _sync(path.parent)
 
-    def glob(self, pattern: str) -> list[str]:
-        """Return the keys of files and folders that match."""
-        return [str(path.relative_to(self._root)) for path in self._root.glob(pattern)]
-
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove files, also where some are gone already."""
-        paths = [self._root / key for key in keys]
-        for path in paths:
-            path.unlink(missing_ok=True)
-        for folder in {path.parent for path in paths}:
+        """Remove files for good, also where some are gone already."""
+        super().remove(keys)
+        for folder in {(self._folder / key).parent for key in keys}:
             _sync(folder)
 
     def remove_folder(self, key: str) -> None:
         """Remove a held folder that has no files, and the folder above if it has none either."""
-        folder = self._root / key
+        folder = self._folder / key
         (folder / LOCK).unlink()
         with suppress(OSError):  # a process that waited holds it now; or other folders are kept
             folder.rmdir()
@@ -186,7 +188,7 @@ class LocalFiles:
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
         """Hold a folder by a file in it; both are made where they are missing."""
-        path = self._root / key / LOCK
+        path = self._folder / key / LOCK
         # The soft lock, for file systems without locks, would outlive a killed process.
         lock = FileLock(path, LOCK_SECONDS, fallback_to_soft=False)
         while not lock.is_locked:
@@ -206,38 +208,36 @@ class LocalFiles:
             lock.release()
 
 
-class S3Files:
+class S3Files(Files):
     """Objects in a bucket that speaks S3: an object appears when its upload is complete.
 
-    Credentials and region are found by pyarrow as other AWS programs find them. S3 has no locks:
-    those on a folder of this machine guard its processes against each other.
+    pyarrow finds credentials and region as other AWS programs find them. S3 has no locks: those in
+    a folder of this machine guard its processes against each other.
     """
 
     def __init__(self, root: str, endpoint: str | None, locks: LocalFiles) -> None:
-        """Use what lies below a root, ``bucket`` or ``bucket/prefix``.
+        """Use the objects below a root, ``bucket`` or ``bucket/prefix``.
 
         Args:
-            root: where the files lie.
+            root: where the objects lie.
             endpoint: ``http(s)://host:port`` of the service; None: AWS.
-            locks: whose folders are locked.
+            locks: the folder in which folders of the bucket are locked.
         """
-        self._root = root
-        self._locks = locks
         # A small object, such as a manifest, is then one PUT.
-        self.filesystem: FileSystem = S3FileSystem(
-            endpoint_override=endpoint, allow_delayed_open=True
-        )
-        self._endpoint = endpoint or f"https://s3.{self.filesystem.region}.amazonaws.com"
+        s3 = S3FileSystem(endpoint_override=endpoint, allow_delayed_open=True)
+        super().__init__(root, s3, S3_SCHEME)
+        self._locks = locks
+        self._endpoint = endpoint or f"https://s3.{s3.region}.amazonaws.com"
 
     def check(self) -> None:
-        """See that the bucket is there: of one that is not, each file would merely seem missing.
+        """See that the bucket is there: without it, every file would merely seem missing.
 
         Raises:
             BatchError: the bucket is missing, or does not let us in.
         """
-        bucket = self._root.partition("/")[0]
-        with translated(f"{S3_SCHEME}{self._root}"):
-            selector = FileSelector(self._root, allow_not_found=True)
+        bucket = self.root.partition("/")[0]
+        with translated(f"{S3_SCHEME}{self.root}"):
+            selector = FileSelector(self.root, allow_not_found=True)
             is_missing = (
                 not self.filesystem.get_file_info(selector)
                 and self.filesystem.get_file_info(bucket).type is FileType.NotFound
@@ -245,53 +245,21 @@ class S3Files:
         if is_missing:
             raise BatchError(f"{S3_SCHEME}{bucket}: {self._endpoint} has no such bucket")
 
-    def path(self, key: str) -> str:
-        """Return bucket and key of an object."""
-        return f"{self._root}/{key}"
-
-    def location(self, key: str) -> str:
-        """Return the object's URI."""
-        return f"{S3_SCHEME}{self.path(key)}"
-
     def url(self, key: str) -> str:
-        """Return where another machine reads it."""
+        """Return the address at which another machine reads an object."""
         return f"{self._endpoint}/{self.path(key)}"
 
-    def seal(self, key: str) -> tuple[int, str]:
-        """Read an object back: what the bucket holds is what the manifest will promise."""
-        with translated(self.location(key)):
-            return self._size_and_checksum(key)
-
-    def checksum(self, key: str) -> str | None:
-        """Return the xxh3-128 of an object, hexadecimal; None where there is none."""
-        with translated(self.location(key)), suppress(FileNotFoundError):
-            return self._size_and_checksum(key)[1]
-        return None
-
-    def _size_and_checksum(self, key: str) -> tuple[int, str]:
-        digest = xxh3_128()
-        with self.filesystem.open_input_file(self.path(key)) as stream:
-            while block := stream.read(_BLOCK_BYTES):
-                digest.update(block)
-            return stream.tell(), digest.hexdigest()
-
-    def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
-        with translated(self.location(key)):
-            return bool(self.filesystem.get_file_info(self.path(key)).type is FileType.File)
-
-    def content(self, key: str) -> pa.Buffer:
-        """Return all of an object."""
-        with translated(self.location(key)), self.filesystem.open_input_file(self.path(key)) as it:
-            return it.read_buffer()
-
-    def read(self, key: str) -> bytes | None:
-        """Return a small object; None where there is none."""
-        with translated(self.location(key)), suppress(FileNotFoundError):
-            with self.filesystem.open_input_file(self.path(key)) as file:
-                content: bytes = file.read()  # one request, so of one state of the object
-            return content
-        return None
+    def glob(self, pattern: str) -> list[str]:
+        """Return the keys of objects and folders that match, and of the folders that are held."""
+        parts = pattern.split("/")
+        fixed = list(takewhile(lambda part: not re.search(r"[*?]", part), parts))
+        base = "/".join([self.root, *fixed])
+        selector = FileSelector(base, allow_not_found=True, recursive=len(parts) - len(fixed) > 1)
+        with translated(f"{self._scheme}{base}"):
+            found = self.filesystem.get_file_info(selector)
+        keys = {info.path.removeprefix(f"{self.root}/") for info in found}
+        matching = {key for key in keys if PurePosixPath(key).match(pattern)}
+        return sorted(matching.union(self._locks.glob(pattern)))
 
     def switch(self, key: str, content: bytes) -> None:
         """Make a small object hold this content, by one PUT."""
@@ -300,24 +268,6 @@ class S3Files:
             self.filesystem.open_output_stream(self.path(key)) as stream,
         ):
             stream.write(content)
-
-    def glob(self, pattern: str) -> list[str]:
-        """Return the keys that match, and the folders that are held: they may be written to."""
-        parts = pattern.split("/")
-        fixed = list(takewhile(lambda part: not re.search(r"[*?]", part), parts))
-        base = "/".join([self._root, *fixed])
-        selector = FileSelector(base, allow_not_found=True, recursive=len(parts) - len(fixed) > 1)
-        with translated(f"{S3_SCHEME}{base}"):
-            found = self.filesystem.get_file_info(selector)
-        keys = {info.path.removeprefix(f"{self._root}/") for info in found}
-        matching = {key for key in keys if PurePosixPath(key).match(pattern)}
-        return sorted(matching.union(self._locks.glob(pattern)))
-
-    def remove(self, keys: Sequence[str]) -> None:
-        """Remove objects, also where some are gone already."""
-        for key in keys:
-            with translated(self.location(key)), suppress(FileNotFoundError):
-                self.filesystem.delete_file(self.path(key))
 
     def remove_folder(self, key: str) -> None:
         """Remove the object that stands for an empty folder, and the folder of its lock."""
@@ -330,13 +280,8 @@ class S3Files:
         return self._locks.locked(key)
 
 
-def _checksum(file: BufferedReader) -> str:
-    # Not mapped into memory: a part of 170 MB would count as the process's own.
-    return file_digest(file, xxh3_128).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
