@@ -1,15 +1,14 @@
-"""What calls cost: prices as whole numbers, and the arithmetic for a batch of calls at once.
+"""What calls cost: the rates that hold for a call, and the arithmetic for a batch of calls at once.
 
 A cost is the amount that ``ModelPrice.calc_price`` of genai-prices computes: cached and
 cache-written tokens are part of the input, reasoning tokens are part of the output, and the whole
-input of the call chooses a tier. Here integers compute it, rounded half to even at the 18th decimal
-of a US dollar.
+input of the call chooses a tier. Arrow's decimals compute it exactly. Input, output and fee are
+rounded half to even at the 18th decimal of a US dollar.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Self
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,235 +18,153 @@ from genai_prices.types import ModelPrice, TieredPrices
 
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, COST_TYPE
 
-# The counts that are charged, in the order in which ``_charge`` takes them.
+# The counts that are charged, in the order in which ``RateTable.costs`` takes them.
 PRICED_TOKENS = (
     *("prompt_tokens", "completion_tokens"),
     *("cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
 )
+# The keys of a ModelPrice, in the order in which ``RateTable.costs`` takes their rates. A price is
+# USD for so many tokens or calls, a rate is USD for one.
+_PIECES = {
+    "input_mtok": 10**6,
+    "cache_read_mtok": 10**6,
+    "cache_write_mtok": 10**6,
+    "output_mtok": 10**6,
+    "output_reasoning_mtok": 10**6,
+    "requests_kcount": 10**3,
+}
+# A cost is computed in 128 bits, which hold 38 digits, where rates and counts are narrow, and else
+# in 256 bits, which takes three times as long. No packaged price has more than 18 decimals for a
+# million tokens; nearly all have at most six, and a narrow rate.
+_NARROW_RATE, _WIDE_RATE = pa.decimal128(18, 18), pa.decimal256(36, 24)
+_NARROW_COUNT, _WIDE_COUNT = pa.decimal128(15), pa.decimal256(20)
 
-# The keys of a ModelPrice that these counts are charged by. Where a price lacks the key of the
-# cache or of reasoning, these tokens are charged as other input, or as other output.
-_INPUT, _CACHED, _WRITTEN = "input_mtok", "cache_read_mtok", "cache_write_mtok"
-_OUTPUT, _REASONING = "output_mtok", "output_reasoning_mtok"
-_BY_MILLION = (_INPUT, _CACHED, _WRITTEN, _OUTPUT, _REASONING)
-_FEE = "requests_kcount"  # USD for a thousand calls
-
-# Rates are whole numbers of 1e-24 USD a token: no packaged price has more than 18 decimals for a
-# million tokens. Nearly all prices have six decimals at most. Their rates are coarse: multiples of
-# 1e-12 USD, so that a call's cost, counted in these, fits 63 bits. Machine integers compute coarse
-# costs, and Python's integers all others.
-_SCALE, _COARSE_SCALE = 24, 12
-_COARSE = 10 ** (_SCALE - _COARSE_SCALE)
-_ROUNDED = 10 ** (_SCALE - COST_TYPE.scale)
-_LARGEST_COARSE_RATE = 2**30  # 1,073 USD a million tokens
-_MOST_COARSE_TOKENS = 2**31
-
-_Integers = npt.NDArray[np.int64] | npt.NDArray[np.object_]
-_Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class _Rate:
-    """The price of a token, in 1e-24 USD: ``amounts[n]`` where the input exceeds n thresholds."""
-
-    amounts: tuple[int, ...]
-    thresholds: tuple[int, ...] = ()
-
-    @property
-    def is_coarse(self) -> bool:
-        """Whether machine integers can compute with the rate."""
-        return all(
-            amount % _COARSE == 0 and amount // _COARSE < _LARGEST_COARSE_RATE
-            for amount in self.amounts
-        )
+_Value = TypeVar("_Value")
+# Ascending limits and the values between them: ``values[n]`` holds above n of the limits.
+Steps = tuple[Sequence[int], Sequence[_Value]]
+Rates = tuple[Decimal | None, ...]  # one for each of _PIECES; None where the price lacks the key
+# By microseconds since 1970, the version of a model's price and its rates by tokens of input. The
+# version '' stands for a price that is not known.
+Periods = Steps[tuple[str, Steps[Rates]]]
 
 
-@dataclass(frozen=True, eq=False)  # two rates are equal if they are one object: quick to look up
-class Rates:
-    """A price as whole numbers, ready to compute with."""
-
-    version: str  # of the price file or the package that holds the price
-    by_key: dict[str, _Rate]  # without the keys that the price leaves out
-    fee: int  # 1e-24 USD a call
-
-    @property
-    def is_coarse(self) -> bool:
-        """Whether machine integers can compute with the rates."""
-        return self.fee % _COARSE == 0 and all(rate.is_coarse for rate in self.by_key.values())
-
-    @classmethod
-    def of(cls, version: str, price: ModelPrice) -> Self:
-        """Return the rates of a price."""
-        rates = {key: _rate(getattr(price, key)) for key in _BY_MILLION}
-        fee = getattr(price, _FEE)
-        return cls(
-            version,
-            {key: rate for key, rate in rates.items() if rate},
-            _in_units(fee, per=1000) if fee else 0,
-        )
+def rates_by_input(price: ModelPrice) -> Steps[Rates]:
+    """Return the rates of a price by the tokens of the whole input."""
+    prices = [(getattr(price, key), pieces) for key, pieces in _PIECES.items()]
+    tiered = [each for each, _ in prices if isinstance(each, TieredPrices)]
+    starts = sorted({tier.start for each in tiered for tier in each.tiers})
+    return starts, [
+        tuple(_rate(each, pieces, start) for each, pieces in prices) for start in (-1, *starts)
+    ]
 
 
-def _rate(price: Decimal | TieredPrices | None) -> _Rate | None:
-    if price is None:
-        return None
-    if not isinstance(price, TieredPrices):
-        return _Rate((_in_units(price),))
-    tiers = price.tiers
-    return _Rate(
-        tuple(_in_units(each) for each in (price.base, *(tier.price for tier in tiers))),
-        tuple(tier.start for tier in tiers),
-    )
-
-
-def _in_units(price: Decimal, per: int = 10**6) -> int:
-    """Return a price in USD for ``per`` pieces as 1e-24 USD for one."""
-    return int(price.scaleb(_SCALE)) // per
+def _rate(price: Decimal | TieredPrices | None, pieces: int, start: int) -> Decimal | None:
+    if isinstance(price, TieredPrices):
+        price = [price.base, *(tier.price for tier in price.tiers if tier.start <= start)][-1]
+    return None if price is None else round(price / pieces, _WIDE_RATE.scale)
 
 
 class RateTable:
-    """The rates of a batch's models as arrays, so that one index picks the rates of every call."""
+    """The rates of models, laid out so that one index picks the rates of every call."""
 
-    def __init__(self, rates: Sequence[Rates | None]) -> None:
-        """Lay the rates out; None, of a model without a price, becomes rates of 0."""
-        known = [each.by_key if each else {} for each in rates]
-        blank = _Rate((0,))
-        self.versions = pa.array(["", *(each.version if each else "" for each in rates)])
-        self.is_known = np.array([each is not None for each in rates])
-        self.is_coarse = np.array([each is None or each.is_coarse for each in rates])
-        self.fee = np.array([each.fee if each else 0 for each in rates], object)
-        self.has: dict[str, _Mask] = {}
-        self.amounts: dict[str, npt.NDArray[np.object_]] = {}
-        self.thresholds: dict[str, npt.NDArray[np.object_]] = {}
-        for key in _BY_MILLION:
-            of_key = [each.get(key, blank) for each in known]
-            tiers = max((len(rate.thresholds) for rate in of_key), default=0)
-            self.has[key] = np.array([key in each for each in known])
-            self.amounts[key] = np.array(
-                [[*rate.amounts, *[0] * (tiers + 1 - len(rate.amounts))] for rate in of_key], object
-            )
-            self.thresholds[key] = np.array(
-                [[*rate.thresholds, *[2**64] * (tiers - len(rate.thresholds))] for rate in of_key],
-                object,
-            ).reshape(len(of_key), tiers)
+    def __init__(self, models: Sequence[Periods]) -> None:
+        """Lay out the periods of all models."""
+        periods = [period for _, periods in models for period in periods]
+        self._changes = _Limits([changes for changes, _ in models], np.int64)
+        self._starts = _Limits([starts for _, (starts, _) in periods], np.uint64)
+        rates = [rates for _, (_, tiers) in periods for rates in tiers]
+        self._has = np.array([[rate is not None for rate in each] for each in rates]).T
+        # The last row is for calls whose counts contradict each other. Where the price is not
+        # known, NULL rates make NULL costs.
+        versions = pa.array([*(version for version, (_, tiers) in periods for _ in tiers), ""])
+        known = {rate for each in rates for rate in each if rate is not None}
+        is_narrow = all(rate < 1 and rate == round(rate, _NARROW_RATE.scale) for rate in known)
+        columns = [
+            pc.fill_null(pa.array(column, _NARROW_RATE if is_narrow else _WIDE_RATE), 0)
+            for column in zip(*rates, [None] * len(_PIECES), strict=True)
+        ]
+        is_known = pc.not_equal(versions, "")
+        self._rates = pa.record_batch(
+            [versions, *(pc.if_else(is_known, column, None) for column in columns)],
+            ["version", *_PIECES],
+        )
 
+    def costs(
+        self, model: npt.NDArray[np.int64], at: npt.NDArray[np.int64], calls: pa.RecordBatch
+    ) -> dict[str, pa.Array]:
+        """Return the columns of ``COST_COLUMNS`` and ``price_version`` for calls.
 
-def costs_of(
-    table: RateTable, which: npt.NDArray[np.int64], calls: pa.RecordBatch
-) -> dict[str, pa.Array]:
-    """Return the columns of ``COST_COLUMNS`` and ``price_version`` for calls.
+        Args:
+            model: the place of the call's model among the models.
+            at: when the call was made, in microseconds since 1970.
+            calls: rows with the columns of ``PRICED_TOKENS``.
+        """
+        prompt, completion, cached, written, reasoning = (
+            calls.column(name).fill_null(0).to_numpy() for name in PRICED_TOKENS
+        )
+        row = self._starts.place(self._changes.place(model, at), prompt)
+        has_input, has_cached, has_written, has_output, has_reasoning, _ = self._has[:, row]
+        # Where a price lacks the rate of the cache or of reasoning, these tokens are charged as
+        # other input, or as other output.
+        from_cache, to_cache = cached * has_cached, written * has_written
+        thought = reasoning * has_reasoning
+        contradicts = has_input & ((from_cache > prompt) | (to_cache > prompt - from_cache))
+        contradicts |= has_output & (thought > completion)
+        version, plain, read, write, output, thinking, fee = self._rates.take(
+            pa.array(np.where(contradicts, self._rates.num_rows - 1, row))
+        ).columns
 
-    Args:
-        table: the rates of the models that were called.
-        which: the place of every call's rates in the table.
-        calls: rows with the columns of ``PRICED_TOKENS``.
-    """
-    tokens = {
-        name: calls.column(name).fill_null(0).to_numpy(zero_copy_only=False)
-        for name in PRICED_TOKENS
-    }
-    is_coarse = table.is_coarse[which]
-    for counts in tokens.values():
-        is_coarse &= counts < _MOST_COARSE_TOKENS
-    if is_coarse.all():
-        costs, is_priced = _charge(table, which, tokens, is_coarse=True)
-    else:
-        costs = {name: pa.nulls(len(which), COST_TYPE) for name in COST_COLUMNS}
-        is_priced = np.zeros(len(which), np.bool_)
-        for mask, coarse in ((is_coarse, True), (~is_coarse, False)):
-            some = {name: counts[mask] for name, counts in tokens.items()}
-            theirs, is_priced[mask] = _charge(table, which[mask], some, is_coarse=coarse)
-            costs = {
-                name: pc.replace_with_mask(costs[name], pa.array(mask), theirs[name])
-                for name in COST_COLUMNS
-            }
-    versions = table.versions.take(pa.array(np.where(is_priced, which + 1, 0)))
-    return {**costs, "price_version": versions}
-
-
-def _charge(
-    table: RateTable,
-    which: npt.NDArray[np.int64],
-    tokens: dict[str, npt.NDArray[np.uint64]],
-    *,
-    is_coarse: bool,
-) -> tuple[dict[str, pa.Array], _Mask]:
-    """Return the columns of ``COST_COLUMNS``, and which calls have a cost.
-
-    Amounts are machine integers of 1e-12 USD where all of these calls are coarse, and Python's
-    integers of 1e-24 USD else.
-    """
-    kind: Any = np.int64 if is_coarse else object
-    unit = _COARSE if is_coarse else 1
-    prompt, completion, cached, written, reasoning = (
-        tokens[name].astype(kind) for name in PRICED_TOKENS
-    )
-
-    def rate(key: str) -> _Integers:
-        amounts = (table.amounts[key] // unit).astype(kind)
-        tier = np.zeros(len(which), np.int64)
-        for thresholds in np.minimum(table.thresholds[key], 2**62).astype(kind).T:
-            tier += prompt > thresholds[which]
-        result: _Integers = amounts[which, tier]
-        return result
-
-    has = {key: table.has[key][which] for key in _BY_MILLION}
-    plain = rate(_INPUT)
-    from_cache = np.where(has[_CACHED], cached, 0)
-    to_cache = np.where(has[_WRITTEN], written, 0)
-    thought = np.where(has[_REASONING], reasoning, 0)
-    uncached, said = prompt - from_cache - to_cache, completion - thought
-    is_priced = (
-        table.is_known[which]
-        & ~(has[_INPUT] & (uncached < 0).astype(np.bool_))
-        & ~(has[_OUTPUT] & (said < 0).astype(np.bool_))
-    )
-    cached_cost, written_cost = from_cache * rate(_CACHED), to_cache * rate(_WRITTEN)
-    input_cost = _rounded(uncached * plain + cached_cost + written_cost, is_coarse=is_coarse)
-    output_cost = _rounded(said * rate(_OUTPUT) + thought * rate(_REASONING), is_coarse=is_coarse)
-    fee = _rounded((table.fee // unit).astype(kind)[which], is_coarse=is_coarse)
-    # Where a price lacks the cache, its tokens are charged as other input.
-    plainly_cached = np.minimum(cached, prompt)
-    plainly_written = np.minimum(written, prompt - plainly_cached)
-    cached_cost = np.where(has[_CACHED], cached_cost, plainly_cached * plain)
-    written_cost = np.where(has[_WRITTEN], written_cost, plainly_written * plain)
-    amounts = (
-        input_cost + output_cost + fee,
-        input_cost,
-        _rounded(cached_cost, is_coarse=is_coarse),
-        _rounded(written_cost, is_coarse=is_coarse),
-        output_cost,
-    )
-    costs = {
-        name: _decimals(amount, is_priced, is_coarse=is_coarse)
-        for name, amount in zip(COST_COLUMNS, amounts, strict=True)
-    }
-    return costs, is_priced
+        cached_cost, written_cost = _product(from_cache, read), _product(to_cache, write)
+        uncached_cost = _product(prompt - from_cache - to_cache, plain)
+        input_cost = pc.add(uncached_cost, pc.add(cached_cost, written_cost))
+        output_cost = pc.add(_product(completion - thought, output), _product(thought, thinking))
+        plainly_cached = np.minimum(cached, prompt)
+        plainly_written = np.minimum(written, prompt - plainly_cached)
+        input_cost, cached_cost, written_cost, output_cost, fee = map(
+            _rounded,
+            (
+                input_cost,
+                pc.if_else(has_cached, cached_cost, _product(plainly_cached, plain)),
+                pc.if_else(has_written, written_cost, _product(plainly_written, plain)),
+                output_cost,
+                fee,
+            ),
+        )
+        cost = pc.add(pc.add(input_cost, output_cost), fee)
+        amounts = (cost, input_cost, cached_cost, written_cost, output_cost)
+        costs = (amount.cast(COST_TYPE) for amount in amounts)
+        return {**dict(zip(COST_COLUMNS, costs, strict=True)), "price_version": version}
 
 
-def _rounded(amounts: _Integers, *, is_coarse: bool) -> _Integers:
-    """Round amounts of 1e-24 USD to 1e-18 USD, half to even; coarse amounts stay as they are."""
-    if is_coarse:
+def _product(counts: npt.NDArray[np.uint64], rates: pa.Array) -> pa.Array:
+    if counts.max() >= 10**_NARROW_COUNT.precision:
+        return pc.multiply(pa.array(counts).cast(_WIDE_COUNT), rates)
+    # A decimal is 128 bits, little-endian. A cast takes 10 µs for a thousand counts, this 3.
+    octets = np.zeros((len(counts), 2), np.uint64)
+    octets[:, 0] = counts
+    buffers = [None, pa.py_buffer(octets)]
+    return pc.multiply(pa.Array.from_buffers(_NARROW_COUNT, len(counts), buffers), rates)
+
+
+def _rounded(amounts: pa.Array) -> pa.Array:
+    if amounts.type.scale <= COST_TYPE.scale:
         return amounts
-    whole, rest = amounts // _ROUNDED, amounts % _ROUNDED
-    up = (2 * rest + whole % 2 > _ROUNDED).astype(np.int64)
-    result: _Integers = whole + up.astype(object)
-    return result
+    return pc.round(amounts, COST_TYPE.scale, "half_to_even")
 
 
-def _decimals(amounts: _Integers, is_priced: _Mask, *, is_coarse: bool) -> pa.Array:
-    """Return amounts of 1e-18 USD, or coarse ones of 1e-12 USD, as a column of USD.
+class _Limits:
+    """Lists of ascending limits, laid out to find the places of many values at once."""
 
-    A call without a price has NULL.
-    """
-    missing = pa.array(~is_priced)
-    if is_coarse:
-        # A decimal is 128 bits, little-endian. The amounts that stay are not negative.
-        octets = np.zeros((len(amounts), 2), np.int64)
-        octets[:, 0] = amounts * is_priced
-        column = pa.Array.from_buffers(
-            pa.decimal128(19, _COARSE_SCALE), len(amounts), [None, pa.py_buffer(octets)]
-        ).cast(COST_TYPE)
-    else:
-        exact = [Decimal(f"{amount}E-{COST_TYPE.scale}") for amount in amounts]
-        column = pa.array(exact, COST_TYPE)
-    return pc.if_else(missing, pa.scalar(None, COST_TYPE), column)
+    def __init__(self, lists: Sequence[Sequence[int]], kind: type[np.int64 | np.uint64]) -> None:
+        longest, beyond = max(map(len, lists)), np.iinfo(kind).max
+        filled = [[*limits, *[beyond] * (longest - len(limits))] for limits in lists]
+        self._limits = np.array(filled, kind)
+        self._first = np.cumsum([0, *(len(limits) + 1 for limits in lists)])
+
+    def place(
+        self, which: npt.NDArray[np.int64], values: npt.NDArray[np.int64 | np.uint64]
+    ) -> npt.NDArray[np.int64]:
+        """Return the place of every value between the limits of its list, counted on over lists."""
+        passed = (values[:, None] > self._limits[which]).sum(axis=1)
+        places: npt.NDArray[np.int64] = self._first[which] + passed
+        return places

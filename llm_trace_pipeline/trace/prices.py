@@ -1,12 +1,12 @@
 """Where a price comes from: the user's price file, else the list prices of genai-prices.
 
-Every price is a ``ModelPrice`` of the package genai-prices, also one of a price file. A model is
-found by provider and name; its price is the one that holds when the call is made. An entry of the
-price file holds from its day (UTC) until the next entry of the same model, and comes before the
-package's price. ``costs.py`` computes with the prices.
+A model is found by provider and name; its price is the one that holds when the call is made. An
+entry of the price file holds from its day (UTC) until the next entry of the same model, and comes
+before the package's price. ``costs.py`` computes with the prices.
 """
 
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from genai_prices.data_snapshot import get_snapshot
@@ -34,7 +33,7 @@ from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOUR, floor
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, COST_TYPE
-from llm_trace_pipeline.trace.costs import PRICED_TOKENS, Rates, RateTable, costs_of
+from llm_trace_pipeline.trace.costs import PRICED_TOKENS, Periods, RateTable, rates_by_input
 
 PRICED_BY = ("provider", "model", "created_at", *PRICED_TOKENS)  # the columns that decide a cost
 PACKAGE_VERSION = f"genai-prices {version('genai-prices')}"
@@ -93,12 +92,10 @@ class PriceBook:
         for entry in sorted(entries, key=lambda each: each.since):
             prices = self._own.setdefault((entry.provider, entry.model), [])
             prices.append((_moment(entry.since), entry.price()))
-        # By the id of the price, which is held beside its rates: no other price can have that id.
-        self._rates: dict[int, tuple[ModelPrice, Rates | None]] = {}
         # Kept from batch to batch, which has a thousand rows or so, while the next one has the same
         # models: laid out anew for every batch, prices took 4 % of the extraction of wide rows.
-        self._within = lru_cache(maxsize=_MOST_KNOWN)(self._find_within)
-        self._table_of = lru_cache(maxsize=_MOST_KNOWN)(RateTable)
+        self._periods = lru_cache(maxsize=_MOST_KNOWN)(self._find_periods)
+        self._table = lru_cache(maxsize=_MOST_KNOWN)(self._lay_out)
 
     @classmethod
     def of(cls, settings: Settings) -> "PriceBook":
@@ -128,15 +125,12 @@ class PriceBook:
             raise SettingsError(f"{VARIABLE}: {path}: {place}: {first['msg']}") from None
         except (OSError, ValueError) as error:
             raise SettingsError(f"{VARIABLE}: {path}: {error}") from None
-        known: set[tuple[str, str, date]] = set()
-        for entry in entries:
-            key = (entry.provider, entry.model, entry.since)
-            if key in known:
+        counts = Counter((entry.provider, entry.model, entry.since) for entry in entries)
+        for (provider, model, since), count in counts.items():
+            if count > 1:
                 raise SettingsError(
-                    f"{VARIABLE}: {path}: two prices of {entry.provider}/{entry.model} from "
-                    f"{entry.since}"
+                    f"{VARIABLE}: {path}: two prices of {provider}/{model} from {since}"
                 )
-            known.add(key)
         return cls(entries, content)
 
     @property
@@ -156,84 +150,54 @@ class PriceBook:
         if not calls.num_rows:
             blank = {name: pa.array([], COST_TYPE) for name in COST_COLUMNS}
             return {**blank, "price_version": pa.array([], pa.string())}
-        rates, which = self._rates_of(calls)
-        return costs_of(self._table_of(rates), which, calls)
-
-    def _rates_of(
-        self, calls: pa.RecordBatch
-    ) -> tuple[tuple[Rates | None, ...], npt.NDArray[np.int64]]:
-        """Return the rates that occur in a batch, and the place of every call's rates among them.
-
-        The rates have the same order in every batch of the same models, so that their table is
-        found again.
-        """
         provider, model = (calls.column(name).dictionary_encode() for name in PRICED_BY[:2])
         providers, models = provider.dictionary.to_pylist(), model.dictionary.to_pylist()
         pairs = provider.indices.to_numpy().astype(np.int64) * len(models)
-        pairs += model.indices.to_numpy()
-        times = pc.min_max(calls.column("created_at")).as_py()
-        first, last = (floor(times[end]) for end in times)
-        rates: list[Rates | None] = []
-        place = np.zeros(len(providers) * len(models), np.int64)  # of a pair's first rates
-        changing: list[tuple[int, list[int]]] = []
-        distinct = {
-            (providers[pair // len(models)], models[pair % len(models)]): pair
-            for pair in np.flatnonzero(np.bincount(pairs)).tolist()
-        }
-        for names, pair in sorted(distinct.items()):
-            changes, of_pair = self._within(*names, first, last + HOUR)
-            place[pair] = len(rates)
-            rates += of_pair
-            if changes:
-                changing.append((pair, changes))
-        which: npt.NDArray[np.int64] = place[pairs]
-        if changing:
-            at = calls.column("created_at").cast(pa.int64()).to_numpy()
-            for pair, changes in changing:
-                rows = pairs == pair
-                which[rows] += np.searchsorted(changes, at[rows], side="right")
-        return tuple(rates), which
+        distinct, number = np.unique(pairs + model.indices.to_numpy(), return_inverse=True)
+        names = [(providers[pair // len(models)], models[pair % len(models)]) for pair in distinct]
+        # Sorted, so that the table is found again in the next batch with the same models.
+        place = {name: place for place, name in enumerate(sorted(names))}
+        created_at = calls.column("created_at")
+        first, last = (floor(moment) for moment in pc.min_max(created_at).as_py().values())
+        return self._table(tuple(place), first, last + HOUR).costs(
+            np.array([place[name] for name in names])[number],
+            created_at.cast(pa.int64()).to_numpy(),
+            calls,
+        )
 
-    def _find_within(
-        self, provider: str, model: str, start: datetime, end: datetime
-    ) -> tuple[list[int], list[Rates | None]]:
-        """Return the moments at which a model's price may change, and its rates between them.
+    def _lay_out(
+        self, models: tuple[tuple[str, str], ...], start: datetime, end: datetime
+    ) -> RateTable:
+        return RateTable([self._periods(*names, start, end) for names in models])
 
-        Returns:
-            The moments between ``start`` and ``end``, in microseconds since 1970, and the rates
-            before the first moment and after every moment: one more than there are moments.
-        """
-        moments = self._changes(provider, model, start, end)
-        rates = [self._at(provider, model, moment) for moment in (start, *moments)]
-        return [_microseconds(moment) for moment in moments], rates
-
-    def _changes(self, provider: str, model: str, start: datetime, end: datetime) -> list[datetime]:
-        """Return the moments between start and end from which on a model may have another price."""
-        found = {since for since, _ in self._own.get((provider, model), ())}
-        info = _model(provider, model)
-        conditions = info.prices if info and isinstance(info.prices, list) else []
-        for constraint in (each.constraint for each in conditions):
+    def _find_periods(self, provider: str, model: str, start: datetime, end: datetime) -> Periods:
+        """Return the periods between two moments in which a model may have different prices."""
+        own, info = self._own.get((provider, model), []), _model(provider, model)
+        changes = {since for since, _ in own}
+        for condition in info.prices if info and isinstance(info.prices, list) else ():
+            constraint = condition.constraint
             if isinstance(constraint, StartDateConstraint):
-                found.add(_moment(constraint.start_date))
+                changes.add(_moment(constraint.start_date))
             elif isinstance(constraint, TimeOfDateConstraint):
                 # A day more on both sides: the constraint's day may begin in another time zone.
                 for day in range(-1, (end - start).days + 3):
                     for at in (constraint.start_time, constraint.end_time):
-                        found.add(_moment(start.date() + timedelta(days=day), at))
-        return sorted(moment for moment in found if start < moment < end)
-
-    def _at(self, provider: str, model: str, moment: datetime) -> Rates | None:
-        """Return the rates of a model at a moment; None if its price is not known."""
-        own = [price for since, price in self._own.get((provider, model), ()) if since <= moment]
-        if own:
-            price, source = own[-1], self.file_version
-        elif info := _model(provider, model):
-            price, source = info.get_prices(moment), PACKAGE_VERSION
-        else:
-            return None
-        if id(price) not in self._rates:
-            self._rates[id(price)] = price, Rates.of(source, price) if _is_valid(price) else None
-        return self._rates[id(price)][1]
+                        changes.add(_moment(start.date() + timedelta(days=day), at))
+        moments = [start, *sorted(moment for moment in changes if start < moment < end)]
+        prices: list[tuple[str, ModelPrice]] = []
+        for moment in moments:
+            charged = [price for since, price in own if since <= moment]
+            listed = info.get_prices(moment) if info and not charged else None
+            if charged:
+                prices.append((self.file_version, charged[-1]))
+            elif listed and _is_valid(listed):
+                prices.append((PACKAGE_VERSION, listed))
+            else:
+                prices.append(("", ModelPrice()))
+        return (
+            [_microseconds(moment) - 1 for moment in moments[1:]],
+            [(version, rates_by_input(price)) for version, price in prices],
+        )
 
 
 PACKAGED = PriceBook()  # without a price file

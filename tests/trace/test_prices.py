@@ -193,7 +193,8 @@ def test_no_call_costs_nothing() -> None:
 
 
 def test_a_call_with_more_tokens_than_63_bits_can_price_is_exact() -> None:
-    [row] = costs([call("gpt-4o", (2**63, 2**63, 1, None, None))])
+    with_tiers = call("claude-sonnet-4-5", provider="anthropic")
+    row, _ = costs([call("gpt-4o", (2**63, 2**63, 1, None, None)), with_tiers])
     assert row["input_cost_usd"] == ((2**63 - 1) * Decimal("2.5") + Decimal("1.25")) / 10**6
     assert row["output_cost_usd"] == 2**63 * Decimal(10) / 10**6
 
