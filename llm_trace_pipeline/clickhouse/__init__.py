@@ -1,1 +1,1 @@
-"""The tables in ClickHouse, and how an hour gets into them."""
+"""The tables in ClickHouse: how they are made, and how an hour is put into them whole."""

@@ -1,4 +1,4 @@
-"""The connection to ClickHouse, on a server or embedded: statements, rows, and what is retried."""
+"""The connection to ClickHouse, on a server or embedded: statements, rows and retries."""
 
 import logging
 import os
@@ -59,7 +59,7 @@ class Shard:
 
 
 class Database:
-    """One database of ClickHouse, through clickhouse-connect, whatever stands behind it."""
+    """One database of ClickHouse: embedded, of a server, or on a node of a cluster."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Database:
         return f"{quote_identifier(self.name)}.{quote_identifier(table)}"
 
     def use(self) -> bool:
-        """Let names without a database mean the tables of this one; False: it does not exist."""
+        """Make this the database of names without one; return False where it does not exist."""
         if self.rows(read_sql("clickhouse/database.sql"), {"database": self.name}):
             self._client.database = self.name
             return True
@@ -118,7 +118,8 @@ class Database:
     ) -> None:
         """Execute a statement that returns nothing, once.
 
-        It is not repeated where its outcome is unknown: ATTACH PARTITION, say, would double rows.
+        A statement whose outcome is unknown is not repeated: a second ATTACH PARTITION, say, would
+        double rows.
 
         Raises:
             ClickHouseError: the engine refused it.
@@ -209,15 +210,15 @@ class Database:
 def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
     """Hold a connection to the configured ClickHouse.
 
-    Only one process can hold the embedded engine: a second one waits for its turn, which is why
-    this is opened late and closed early.
+    Only one process can hold the embedded engine, and another one waits for its turn. So a
+    connection is opened late and closed early.
 
     Args:
-        settings: where it is.
+        settings: the address, the user and the database.
         attempts: how often a server that does not answer is tried.
 
     Raises:
-        ClickHouseError: it cannot be reached, or another process keeps the embedded engine.
+        ClickHouseError: ClickHouse cannot be reached, or another process keeps the embedded engine.
     """
     url = urlsplit(settings.clickhouse_endpoint)
     is_embedded = url.scheme == "chdb"
@@ -274,14 +275,14 @@ def _text(path: Path | None) -> str | None:
 
 
 def retried(run: Callable[[], _Result], attempts: int = ATTEMPTS) -> _Result:
-    """Run what may be repeated, until it does not fail transiently.
+    """Run a function, again after every transient error, and return its result.
 
     Args:
-        run: leaves the same behind whether it ran once or, in part or in whole, several times.
+        run: may run several times, in part or in whole, with the effect of one run.
         attempts: how often it is tried.
 
     Raises:
-        ClickHouseError: it failed for another reason, or as often as it may.
+        ClickHouseError: an error that is not transient, or the last attempt failed too.
     """
     attempt = 0
     until = None

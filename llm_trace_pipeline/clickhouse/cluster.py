@@ -1,17 +1,17 @@
-"""Loads into a ClickHouse cluster: the upsert, shard by shard, each on one of its replicas.
+"""Loads into a ClickHouse cluster: the upsert, shard by shard, on one replica of every shard.
 
-``llm_traces`` is a Distributed table in front of ``llm_traces_local``, of which every shard holds
-the rows of its organizations. A shard takes its rows of a batch by the same upsert as a single
-server, and each is swapped in one step: between two of them some organizations have the new hour
-and some the old one, each of them whole. The next load makes good a stop there, since it compares
-all shards together with the manifest.
+``llm_traces`` is a Distributed table in front of the tables ``llm_traces_local`` of the shards. All
+rows of an organization lie on one shard. A shard takes its rows of a batch by the upsert of a
+single server, in one step. Between the steps of two shards, some organizations have the new hour
+and some the old one, but every organization is whole. A stop there is made good by the next load,
+which compares all shards together with the manifest.
 
-Replicas. A shard's load stays on the first replica that answers, which first fetches what the
-others have (SYSTEM SYNC REPLICA): its clone of a day would else lack rows, and the swap take them
-from all. ``alter_sync = 2`` lets a swap return when every replica has it, so that what is compared
-is what any of them shows. A swap of replicated tables is one entry in Keeper, done or not: a
-``__ready`` table is no journal here, and is never replayed. One that a replica kept while another
-one was loaded would bring old rows back.
+Replicas. A shard's load stays on the first replica that answers. That replica first fetches the
+parts of the others (SYSTEM SYNC REPLICA): its clone of a day would else lack rows, and the swap
+take them from all replicas. ``alter_sync = 2`` lets a swap return when every replica has it, so
+that any replica shows the rows that are compared. A swap of replicated tables is one entry in
+Keeper, done or not. So a ``__ready`` table is no journal here, and is never replayed: a replica
+that kept one while another replica was loaded would bring old rows back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -199,14 +199,17 @@ def loader_of(database: Database, store: BatchStore, keep_from: datetime | None 
 
 @contextmanager
 def repaired_for_reading(database: Database, store: BatchStore) -> Iterator[bool]:
-    """Mend ``llm_traces``, hold its loads off while it is read, and tell whether it exists.
+    """Repair and upgrade ``llm_traces``, then keep loads off while it is read.
 
-    This writes: a swap that was cut, which shows rows twice, is finished first, and an older table
-    is upgraded.
+    This writes: a swap that was cut shows rows twice, and is finished first; an older table is
+    upgraded.
 
     Args:
         database: where the table lies.
         store: where its batches lie.
+
+    Yields:
+        Whether the table exists.
 
     Raises:
         BatchError: another process loads and did not finish in time.

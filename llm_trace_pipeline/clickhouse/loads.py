@@ -1,8 +1,8 @@
 """Loads: hours of a table are compared with what they are to hold, and replaced where they differ.
 
-A load may end at any moment and be run again: it begins by making good what the one before left,
-and leaves hours alone that are right. It ends by comparing the other hours of the partitions that
-it touched, for a swap replaces a partition.
+A load may be cut at any moment and run again. It begins by finishing the swap of a load that was
+cut, and leaves hours alone that are right. It ends by comparing the other hours of the partitions
+that it touched, since a swap replaces a whole partition.
 """
 
 from collections.abc import Sequence
@@ -176,16 +176,16 @@ class Loader:
         *,
         force: bool = False,
     ) -> list[Loaded]:
-        """Do what ``load`` does, where the caller holds the loads."""
-        # The whole load is what can be repeated: it begins with recover(), and is exact from any
-        # state that statements whose answer was lost leave behind.
+        """Do what ``load`` does, where the caller holds the lock of the loads."""
+        # The whole load is repeated, and no single statement: it begins with recover(), and is
+        # exact from any state that statements whose answer was lost leave behind.
         return retried(lambda: self._load_serialized(hours, awaiting, force=force))
 
     def _compared(self, hours: Sequence[datetime]) -> list[tuple[Hour, Figures]]:
         """Return what the table is to hold of the hours, and what it holds, in their order."""
         self.recover()  # before the upgrade: a journal has the columns of its day
         define_table(self._database, self._table)
-        # Read only now: before this load had its turn, it may have been older.
+        # Read only now: while this load waited for its turn, a batch may have been switched.
         expected = self._contents.expected(hours)
         found = self._contents.found(window_of(expected))
         return [(each, found[each.hour]) for each in expected]

@@ -1,8 +1,9 @@
 """The roll-up ``llm_usage_hourly``: what ``llm_traces`` adds up to, hour by hour.
 
-An hour has no batch: it is made from ``llm_traces`` as that is now, and put in place by the same
-upsert. What it is to hold is computed from ``llm_traces`` each time it is compared, so that it
-follows whatever changed there. In a cluster each shard rolls up its own organizations.
+An hour of the roll-up has no batch. It is computed from ``llm_traces`` as that table is now, and
+put in place by the upsert that loads traces. It is computed anew whenever it is compared, so that
+the roll-up follows every change of ``llm_traces``. In a cluster every shard rolls up its own
+organizations.
 """
 
 from collections.abc import Sequence
@@ -135,13 +136,13 @@ class Rollup:
             ClickHouseError: a statement failed.
         """
         traces = self._database.qualified(self._traces)
-        rows = render("clickhouse/roll_up.sql", table=traces, filter=IN_WINDOW)
-        names = ", ".join(quote_identifier(name) for name in COLUMNS)
-        self._database.execute(
-            f"INSERT INTO {self._database.qualified(staging)} ({names}) "
-            f"SELECT {names} FROM ({rows})",
-            window_of(hours).parameters,
+        statement = render(
+            "clickhouse/insert_roll_up.sql",
+            table=self._database.qualified(staging),
+            columns=", ".join(quote_identifier(name) for name in COLUMNS),
+            rows=render("clickhouse/roll_up.sql", table=traces, filter=IN_WINDOW),
         )
+        self._database.execute(statement, window_of(hours).parameters)
 
     def differences(self, expected: Hour, found: Figures) -> list[str]:
         """Return what of an hour is not as expected; a quantile may be off by its tolerance."""
@@ -187,7 +188,7 @@ class RollupLoader(Loader):
 def rollups_of(
     database: Database, store: BatchStore, keep_from: datetime | None = None
 ) -> list[RollupLoader]:
-    """Return what rolls up ``llm_traces``; in a cluster, of each shard.
+    """Return the loaders that roll up ``llm_traces``: one, or one a shard of a cluster.
 
     Args:
         database: where the tables lie.
@@ -211,13 +212,13 @@ def roll_up(
     hours: Sequence[datetime],
     keep_from: datetime | None = None,
 ) -> list[Loaded]:
-    """Make the roll-up hold what ``llm_traces`` adds up to; an hour that does is left alone.
+    """Make the roll-up hold what ``llm_traces`` adds up to; an hour that is right is left alone.
 
     Args:
         database: where the tables lie.
         store: where the batches lie.
         hours: the hours, in their order; those of a day are swapped in together.
-        keep_from: where the retention begins; earlier hours are not compared beside.
+        keep_from: where the retention begins; earlier hours of a partition are not compared.
 
     Returns:
         One result an hour; in a cluster, one an hour and shard.
@@ -233,7 +234,7 @@ def roll_up(
 def compare_rollup(
     database: Database, store: BatchStore, hours: Sequence[datetime]
 ) -> dict[datetime, tuple[str, ...]]:
-    """Return the hours of which the roll-up is not what ``llm_traces`` adds up to, and how.
+    """Return the hours whose roll-up is not what ``llm_traces`` adds up to, and the differences.
 
     Raises:
         ClickHouseError: a statement failed.
@@ -249,7 +250,7 @@ def compare_rollup(
 
 
 def _define_on_cluster(database: Database) -> None:
-    """Make the tables on all nodes at once; on a single server, a loader does once it recovered."""
+    """Make the tables of a cluster on all its nodes; a single server's are made by their loader."""
     if database.cluster:
         for table in (TABLE, ROLLUP):
             define_table(database, table)

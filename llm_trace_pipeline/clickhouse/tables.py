@@ -68,7 +68,7 @@ def schema_version(layout: Mapping[str, Any]) -> int:
 
 
 def newer_schema(table: str, layout: Mapping[str, Any]) -> ClickHouseError | None:
-    """Return why a table cannot be loaded into that a newer version of this program made."""
+    """Return the error of loading into a table of a newer schema; None: the schema is known."""
     if (version := schema_version(layout)) <= SCHEMA_VERSION:
         return None
     return ClickHouseError(
@@ -122,7 +122,7 @@ def _has_views(database: Database) -> bool:
 def definition_of(database: Database, table: str, *, exists: bool) -> list[str]:
     """Return the statements that make or upgrade a table; in a cluster, the local ones first.
 
-    All of them, or some of the first ones, can run again without a further effect.
+    They can run again, after all of them or some of the first ones ran, without a further effect.
     """
     target = f"{database.qualified(table)}{database.on_cluster}"
     if table == ROLLUP:
@@ -185,7 +185,9 @@ def parts_of(database: Database, table: str, partition: str) -> list[dict[str, A
 
 
 def wait_for_statements_on(database: Database, *tables: str) -> None:
-    """Wait until no statement that names one of some tables is running.
+    """Wait until no running statement names one of the tables.
+
+    On a server a statement runs on after its load was killed or lost the connection.
 
     Raises:
         ClickHouseError: a statement runs for longer than it may.
@@ -203,7 +205,7 @@ def wait_for_statements_on(database: Database, *tables: str) -> None:
 
 
 def catch_up(database: Database, table: str) -> None:
-    """Let a replica of a shard fetch the parts that others have; a single server has no others.
+    """Let a replica of a shard fetch the parts of its other replicas; elsewhere there are none.
 
     Raises:
         ClickHouseError: the table is not replicated, or fetching takes too long.

@@ -42,7 +42,6 @@ _INSERT_SETTINGS = {
 _ORGANIZATIONS_AT_ONCE = 1000  # a server takes a value of 128 KiB
 _Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
 
-
 _NOTHING: Figures = {
     "rows": 0,
     "distinct ids": 0,
@@ -65,47 +64,48 @@ def insert_parquet(database: Database, table: str, paths: Sequence[PartPath]) ->
         ClickHouseError: the engine refused it.
     """
     dropped = () if database.keeps_payloads else PAYLOAD_COLUMNS
-    names = [quote_identifier(column.name) for column in COLUMNS]
-    for path in paths:
+    for path in paths:  # one at a time: the engine would read ahead in all of them at once
         if path.url or database.is_embedded:
-            statement = render(
-                "clickhouse/insert_parquet.sql",
-                table=database.qualified(table),
-                columns=", ".join(names),
-                values=", ".join(
-                    "''" if column.name in dropped else name
-                    for column, name in zip(COLUMNS, names, strict=True)
-                ),
-                # With the engine's own access to the bucket, so that no secret is in a statement.
-                function="s3" if path.url else "file",
-                filter=database.shard.is_own if database.shard else "1",
-            )
-            # Named, so that the columns that a batch from before them lacks are NULL or ''.
-            structure = ", ".join(
-                f"{name} {column.clickhouse_type}"
-                for column, name in zip(COLUMNS, names, strict=True)
-            )
-            # One file at a time: the engine would read ahead in all of them at once.
-            with path.required():
-                database.execute(
-                    statement,
-                    {"place": path.url or str(path), "structure": structure},
-                    _INSERT_SETTINGS,
-                )
-            continue
-        with path.open() as file:
-            for group in range(file.num_row_groups):
-                rows = file.read_row_group(group)
-                for name in dropped:
-                    blank = pa.repeat(pa.scalar("", pa.string()), rows.num_rows)
-                    rows = rows.set_column(rows.schema.get_field_index(name), name, blank)
-                database.insert_arrow(table, own_rows(database, rows))
+            _have_read(database, table, path, dropped)
+        else:
+            _send(database, table, path, dropped)
+
+
+def _have_read(database: Database, table: str, path: PartPath, dropped: Sequence[str]) -> None:
+    """Let ClickHouse read a file by itself."""
+    names = {column.name: quote_identifier(column.name) for column in COLUMNS}
+    statement = render(
+        "clickhouse/insert_parquet.sql",
+        table=database.qualified(table),
+        columns=", ".join(names.values()),
+        values=", ".join("''" if name in dropped else quoted for name, quoted in names.items()),
+        # With the engine's own access to the bucket, so that no secret is in a statement.
+        function="s3" if path.url else "file",
+        filter=database.shard.is_own if database.shard else "1",
+    )
+    # Named, so that a column that the file lacks, being newer, is NULL or ''.
+    structure = ", ".join(f"{names[column.name]} {column.clickhouse_type}" for column in COLUMNS)
+    with path.required():
+        database.execute(
+            statement, {"place": path.url or str(path), "structure": structure}, _INSERT_SETTINGS
+        )
+
+
+def _send(database: Database, table: str, path: PartPath, dropped: Sequence[str]) -> None:
+    """Read a file here, and send its rows to the server."""
+    with path.open() as file:
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group)
+            for name in dropped:
+                blank = pa.repeat(pa.scalar("", pa.string()), rows.num_rows)
+                rows = rows.set_column(rows.schema.get_field_index(name), name, blank)
+            database.insert_arrow(table, own_rows(database, rows))
 
 
 def own_rows(database: Database, rows: _Rows) -> _Rows:
-    """Return the rows whose organizations lie on the database's shard; all where it has none.
+    """Return the rows whose organizations belong to the database's shard; without one, all rows.
 
-    The shard itself says which organizations those are; it is asked once for each of them.
+    The shard itself is asked which organizations are its own, once about every organization.
     """
     if not (shard := database.shard):
         return rows
@@ -218,7 +218,7 @@ class Traces:
         Raises:
             BatchError: an hour has no batch, or its manifest is damaged.
         """
-        return [hour_of(self._batch_of(hour)) for hour in hours]
+        return [_hour_of(self._batch_of(hour)) for hour in hours]
 
     def _batch_of(self, hour: datetime) -> Manifest:
         if manifest := self._store.manifest(hour):
@@ -228,7 +228,7 @@ class Traces:
     def expected_around(self, hours: Sequence[datetime]) -> list[Hour]:
         """Return what the hours' batches hold, as far as there are any that can be read."""
         manifests = (_manifest_if_readable(self._store, hour) for hour in hours)
-        return [hour_of(manifest) for manifest in manifests if manifest]
+        return [_hour_of(manifest) for manifest in manifests if manifest]
 
     def found(self, window: Window) -> dict[datetime, Figures]:
         """Return what the table holds of every hour of a window.
@@ -265,6 +265,6 @@ class Traces:
         return describe_differences(expected.figures, found)
 
 
-def hour_of(manifest: Manifest) -> Hour:
+def _hour_of(manifest: Manifest) -> Hour:
     """Return what the table is to hold of an hour that has this batch."""
     return Hour(manifest.hour, figures_of(manifest), manifest)

@@ -70,10 +70,9 @@ class Swap:
         Raises:
             ClickHouseError: a statement failed, or one of an earlier load does not end.
         """
-        # On a server it runs on after its load was killed or lost the connection.
         wait_for_statements_on(self._database, self._staging, self._clone, self._ready)
         if (
-            not self._database.shard  # whose swaps are done or not: see cluster.py
+            not self._database.shard  # a swap of replicated tables is never cut: see cluster.py
             and has_table(self._database, self._table)
             and has_table(self._database, self._ready)
         ):
@@ -177,7 +176,11 @@ class Swap:
             )
 
     def _fingerprint(self, partition: str) -> tuple[Any, ...]:
-        """Return what changes when anybody writes into the partition; merges do not count."""
+        """Return figures of a partition that every write changes, and no merge.
+
+        Returns:
+            The largest block number, and the rows of every hour.
+        """
         blocks = [
             part["max_block_number"] for part in parts_of(self._database, self._table, partition)
         ]
@@ -194,7 +197,8 @@ class Swap:
     def _verify_swap(self, partition: str, before: tuple[Any, ...]) -> None:
         """Compare the partition with the journal before the journal is dropped.
 
-        What the swap brought in has new block numbers, and so has what anybody inserts after it.
+        The parts that the swap brought in have new block numbers, and so have parts that anybody
+        inserts after it. A part with an older number should have gone.
         """
         newest_block = before[0]
         held = self._count(self._table, _IN_PARTITION, {"partition": partition})

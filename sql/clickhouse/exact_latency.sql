@@ -1,5 +1,5 @@
--- The median and the 95th percentile of the latencies that were measured in {table} within {filter},
--- hour by hour, exactly: the least latency that so many of the calls do not exceed.
+-- The exact median and 95th percentile, hour by hour, of the latencies that were measured in {table}
+-- within {filter}: the least latency that so many of the calls do not exceed.
 SELECT
     toStartOfHour(created_at, 'UTC') AS hour,
     quantilesExactWeighted(0.5, 0.95)(latency_ms, 1) AS latency

@@ -1,5 +1,5 @@
--- Brings a table of an older schema, or from before this project, up to date in place: its rows and
--- its own layout stay. The comment of a table tells its schema.
+-- Brings the older table {table}, such as the live writer's, up to date in place: its rows and its own
+-- layout stay. The comment of a table tells the version of its schema.
 ALTER TABLE {table}
     ADD COLUMN IF NOT EXISTS billing_plan_type LowCardinality(String)
         COMMENT 'Plan of the organization.' AFTER llm_config_json,

@@ -1,6 +1,6 @@
--- What rows of llm_usage_hourly hold, hour by hour: the table's own, or those that llm_traces adds up
--- to, whichever the query returns. One row per hour that has any. The content hash tells by whom and
--- at whose cost, which the sums do not: a restated plan leaves them as they are.
+-- The sums of rows of llm_usage_hourly, hour by hour. {rows} is a query that returns them: from the
+-- table, or computed from llm_traces. One row per hour that has any. The content hash covers who
+-- called and who pays too: a restated plan leaves the sums as they are.
 SELECT
     usage.hour AS hour,
     count() AS rows,
