@@ -9,6 +9,8 @@ from typing import Self
 HOUR = timedelta(hours=1)
 HOURS_PER_RUN = 24  # a run costs seconds of start-up, so a day of hours shares one
 
+BEGINNING = datetime.min.replace(tzinfo=UTC)  # no hour lies before it
+
 _KEY_FORMAT = "%Y-%m-%d-%H:%M"  # Dagster's own of hourly partitions
 
 
@@ -31,7 +33,7 @@ class Window:
 
     @property
     def last(self) -> datetime:
-        """The start of the last hour; of an empty window, the hour before it."""
+        """The start of the last hour."""
         return self.end - HOUR
 
     @property

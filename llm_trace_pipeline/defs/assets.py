@@ -131,7 +131,7 @@ def trace_batches(
 
     def process(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
         [hour] = hours
-        if kept_from and hour < kept_from:
+        if hour < kept_from:
             return {hour: _past_retention("no batch is kept", BATCH_CHECKS)}
         before = store.manifest(hour)
         manifest = make(hour)
@@ -180,9 +180,9 @@ def llm_traces(
         def load(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
             outcomes: dict[datetime, HourOutcome] = {}
             for hour in hours:
-                if kept_from and hour < kept_from:
+                if hour < kept_from:
                     outcomes[hour] = _past_retention("not loaded", TABLE_CHECKS)
-                elif batches_kept_from and hour < batches_kept_from and not store.manifest(hour):
+                elif hour < batches_kept_from and not store.manifest(hour):
                     outcomes[hour] = _past_retention(
                         "no batch to load; its rows are left alone", TABLE_CHECKS
                     )
@@ -214,7 +214,7 @@ def llm_usage_hourly(
     with stores.clickhouse() as database:
 
         def roll(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
-            past = [hour for hour in hours if kept_from and hour < kept_from]
+            past = [hour for hour in hours if hour < kept_from]
             kept = [hour for hour in hours if hour not in past]
             results = roll_up(database, store, kept, kept_from)
             outcomes: dict[datetime, HourOutcome] = {}

@@ -187,7 +187,7 @@ def reconciliation(
         line_before(days, now) for days in (settings.retention_days, settings.batch_retention_days)
     )
     start = datetime.fromtimestamp(HOURLY.start.timestamp(), UTC)
-    first = max([start, *(line for line in (kept_from, batches_kept_from) if line)])
+    first = max(start, kept_from, batches_kept_from)
     hours = hours_to_reconcile(store, first, settings.reconcile_days, now)
     loading = hours_being_loaded(context.instance)
     found = reconcile(source, store, stores.clickhouse, hours, rules, kept_from)

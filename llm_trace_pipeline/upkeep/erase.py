@@ -23,7 +23,7 @@ from llm_trace_pipeline.clickhouse.loads import loading
 from llm_trace_pipeline.clickhouse.rollup import roll_up, rollups_of
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE, has_table
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError
-from llm_trace_pipeline.hours import floor, key_of
+from llm_trace_pipeline.hours import BEGINNING, floor, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
@@ -146,7 +146,7 @@ def remove_from_batches(store: BatchStore, erasure: Erasure) -> list[datetime]:
 
 
 def remove_from_clickhouse(
-    database: Database, store: BatchStore, erasure: Erasure, kept_from: datetime | None
+    database: Database, store: BatchStore, erasure: Erasure, kept_from: datetime = BEGINNING
 ) -> list[datetime]:
     """Delete the covered rows; return the hours that were compared with their batches afterwards.
 
@@ -167,7 +167,11 @@ def remove_from_clickhouse(
         if touched:
             for node, table in loader.targets:
                 node.execute_until_done(
-                    f"ALTER TABLE {node.qualified(table)} DELETE WHERE {condition}",
+                    render(
+                        "clickhouse/delete_rows.sql",
+                        table=node.qualified(table),
+                        condition=condition,
+                    ),
                     parameters,
                     _WAIT,
                 )
@@ -178,8 +182,7 @@ def remove_from_clickhouse(
     manifests = [
         manifest
         for manifest in _batches(store, erasure)
-        if (manifest.source_erased or manifest.hour in touched)
-        and not (kept_from and manifest.hour < kept_from)
+        if (manifest.source_erased or manifest.hour in touched) and manifest.hour >= kept_from
     ]
     for manifest in manifests:
         [result] = loader.load([manifest.hour])
@@ -198,7 +201,7 @@ def _remove_from_rollup(
     database: Database,
     store: BatchStore,
     erasure: Erasure,
-    kept_from: datetime | None,
+    kept_from: datetime,
     touched: set[datetime],
 ) -> None:
     """Roll up anew the hours that lost calls, and take the rows masked by that from the disk."""
@@ -207,7 +210,7 @@ def _remove_from_rollup(
     # The roll-up itself tells the hours that an erasure which was cut left there. Before the
     # retention's line only those are rolled up: a dropped hour must not come back.
     held = _count(database, ROLLUP, erasure, key="hour", time="hour")
-    kept = {hour for hour in touched if not (kept_from and hour < kept_from)}
+    kept = {hour for hour in touched if hour >= kept_from}
     hours = sorted(kept.union(held))
     for result in roll_up(database, store, hours, kept_from):
         if result.differences:
@@ -227,8 +230,7 @@ def _apply_mask(node: Database, table: str, partitions: Iterable[str]) -> None:
     """Take the rows that a lightweight DELETE masked from the disk."""
     for partition in partitions:
         node.execute_until_done(
-            f"ALTER TABLE {node.qualified(table)} "
-            "APPLY DELETED MASK IN PARTITION ID {partition:String}",
+            render("clickhouse/apply_mask.sql", table=node.qualified(table)),
             {"partition": partition},
             _WAIT,
         )

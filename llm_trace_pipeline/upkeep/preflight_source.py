@@ -14,7 +14,7 @@ from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.session import Session, files_that_name
 from llm_trace_pipeline.source.snapshot import OPTIONAL_TABLES
 from llm_trace_pipeline.source.standby import UnknownLagError, ask_lag
-from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.sql import read_sql, render
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.upkeep.problems import Problem
 
@@ -66,10 +66,7 @@ def check_source(source: Source, until: datetime) -> list[Problem]:
             **dict.fromkeys(("folded", "too_wide"), "[]"),
         )
         tables = session.rows(read_sql("preflight/tables.sql"))
-        [server] = session.rows(
-            "SELECT quote_ident(current_user) AS role, quote_ident(current_database()) AS database,"
-            " current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS is_standby"
-        )
+        [server] = session.rows(read_sql("preflight/server.sql"))
         statements = [*(snapshot.statement(name) for name in _STATEMENTS), read_sql(_BILLING)]
         # Without rows: names, types and grants are checked, and nothing is read.
         answers = {
@@ -177,10 +174,7 @@ def _check_billing(session: Session, answer: pa.Table | SourceError) -> Iterator
             "edit that file: a cast, such as (…)::text AS plan_type, gives a column its type",
         )
         return
-    [nulls] = session.rows(
-        f"SELECT count(*) AS rows FROM (\n{read_sql(_BILLING)}\n) AS mapping "
-        "WHERE organization_id IS NULL OR valid_from IS NULL"
-    )
+    [nulls] = session.rows(render("preflight/unplaced_billing.sql", billing=read_sql(_BILLING)))
     if nulls["rows"]:
         yield Problem(
             f"sql/{_BILLING} returns {nulls['rows']} rows without organization_id or valid_from; "

@@ -155,9 +155,7 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
     if not layout["engine"].endswith("MergeTree"):
         return [Problem(f"{table} is a {layout['engine']}, not a MergeTree", anew)]
     columns = database.rows(
-        "SELECT name, type, is_in_sorting_key OR is_in_partition_key AS is_key "
-        "FROM system.columns WHERE database = {database:String} AND table = {table:String}",
-        {"database": database.name, "table": name},
+        read_sql("preflight/columns.sql"), {"database": database.name, "table": name}
     )
     if newer := newer_schema(table, layout):
         return [Problem(newer.message, newer.repair)]

@@ -26,7 +26,7 @@ from llm_trace_pipeline.clickhouse.rollup import compare_rollup
 from llm_trace_pipeline.clickhouse.tables import TABLE
 from llm_trace_pipeline.clickhouse.traces import describe_differences, figures_of, hour_totals
 from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.hours import HOUR, Window, closed_hours
+from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, closed_hours
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.snapshot import EMPTY_LEDGER, Ledger, Snapshot
 from llm_trace_pipeline.trace.billing import MATCH_FIRST_KNOWN, MATCH_NONE
@@ -98,7 +98,7 @@ def reconcile(
     open_database: Callable[[], AbstractContextManager[Database]],
     hours: Sequence[datetime],
     rules: Rules,
-    kept_from: datetime | None = None,
+    kept_from: datetime = BEGINNING,
 ) -> Reconciliation:
     """Compare contiguous hours of the source, of the batches and of ClickHouse.
 
@@ -137,7 +137,7 @@ def reconcile(
         [
             hour
             for hour in last.restated
-            if hour not in hours and hour not in stale and not (kept_from and hour < kept_from)
+            if hour not in hours and hour not in stale and hour >= kept_from
         ],
     )
     damaged: Differences = {}

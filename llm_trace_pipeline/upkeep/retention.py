@@ -13,8 +13,9 @@ from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.loads import loading
 from llm_trace_pipeline.clickhouse.rollup import rollups_of
 from llm_trace_pipeline.clickhouse.tables import has_table
-from llm_trace_pipeline.hours import midnight
+from llm_trace_pipeline.hours import BEGINNING, midnight
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.sql import render
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,9 @@ class Dropped:
     hours: tuple[datetime, ...]  # of batches
 
 
-def line_before(days: int | None, now: datetime) -> datetime | None:
-    """Return the line, where the kept days begin; None: everything is kept."""
-    if days is None:
-        return None
-    return midnight(now) - timedelta(days=days)
+def line_before(days: int | None, now: datetime) -> datetime:
+    """Return the line, where the kept days begin; without days, everything is kept."""
+    return midnight(now) - timedelta(days=days) if days else BEGINNING
 
 
 def apply_retention(
@@ -44,14 +43,15 @@ def apply_retention(
         ClickHouseError: a statement failed.
     """
     partitions: list[str] = []
-    hours: list[datetime] = []
+    line, batch_line = (
+        line_before(days, now) for days in (settings.retention_days, settings.batch_retention_days)
+    )
     with loading(store.files):
-        if line := line_before(settings.retention_days, now):
+        if line != BEGINNING:
             partitions = _drop_partitions(database, store, line)
-        if line := line_before(settings.batch_retention_days, now):
-            hours = [hour for hour in store.begun_hours() if hour < line]
-            for hour in hours:
-                store.remove(hour)
+        hours = [hour for hour in store.begun_hours() if hour < batch_line]
+        for hour in hours:
+            store.remove(hour)
     return Dropped(tuple(partitions), tuple(hours))
 
 
@@ -68,16 +68,13 @@ def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> l
         if not has_table(node, name):
             continue
         table = node.qualified(name)
-        past = node.rows(
-            f"SELECT _partition_id AS id FROM {table} GROUP BY id "
-            f"HAVING max({time_column}) < {{line:DateTime64(6, 'UTC')}} ORDER BY id",
-            {"line": line},
-        )
+        before = render("clickhouse/partitions_before.sql", table=table, column=time_column)
+        past = [row["id"] for row in node.rows(before, {"line": line})]
         for partition in past:
             node.execute_until_done(
-                f"ALTER TABLE {table} DROP PARTITION ID {{partition:String}}",
-                {"partition": partition["id"]},
+                render("clickhouse/drop_partition.sql", table=table),
+                {"partition": partition},
                 {"alter_sync": 2},
             )
-        dropped.update(partition["id"] for partition in past)
+        dropped.update(past)
     return sorted(dropped)

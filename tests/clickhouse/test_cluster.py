@@ -310,7 +310,7 @@ def test_an_erased_organization_is_gone_from_its_shard(cluster: ClusterWarehouse
         assert found.clickhouse == found.batches == {MIDNIGHT: 3, MIDNIGHT + HOUR: 3}
         record_erasure(cluster.store.files, erased)
         remove_from_batches(cluster.store, erased)
-        compared = erase_from_clickhouse(cluster.database, cluster.store, erased, None)
+        compared = erase_from_clickhouse(cluster.database, cluster.store, erased)
         assert compared == [MIDNIGHT, MIDNIGHT + HOUR]
         assert count_traces(cluster.database, cluster.store, erased).is_nothing
         for hour, rows in cluster.expected.items():

@@ -72,7 +72,7 @@ def use_everything(cluster: ClusterWarehouse) -> None:
     cluster.load(MIDNIGHT, rows_of(MIDNIGHT, version=2))
     roll_up(cluster.database, cluster.store, [MIDNIGHT])
     erase_from_clickhouse(
-        cluster.database, cluster.store, erasure("org-1", before=MIDNIGHT + 2 * DAY), None
+        cluster.database, cluster.store, erasure("org-1", before=MIDNIGHT + 2 * DAY)
     )
     settings = cluster.settings.model_copy(update={"retention_days": 1})
     apply_retention(cluster.database, cluster.store, settings, MIDNIGHT + 48 * HOUR)

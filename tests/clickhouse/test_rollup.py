@@ -22,7 +22,7 @@ from llm_trace_pipeline.clickhouse.rollup import (
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, VIEWS, define_table, parts_of
 from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS, Swap
 from llm_trace_pipeline.errors import ClickHouseError
-from llm_trace_pipeline.hours import HOUR, Window
+from llm_trace_pipeline.hours import BEGINNING, HOUR, Window
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, TOKEN_COLUMNS
 from llm_trace_pipeline.upkeep.erase import count_traces, remove_from_batches
@@ -428,14 +428,14 @@ def test_a_reader_sees_the_hour_as_it_was_or_as_it_is(
 
 
 @pytest.mark.parametrize(
-    "kept_from", [None, HOURS[1], HOURS[3]], ids=["without", "within", "after"]
+    "kept_from", [BEGINNING, HOURS[1], HOURS[3]], ids=["without", "within", "after"]
 )
 @pytest.mark.parametrize("is_cut", [False, True], ids=["at once", "cut and repeated"])
 def test_an_erased_organization_is_gone_from_the_rollup(
     loaded: RolledUp,
     monkeypatch: pytest.MonkeyPatch,
     is_cut: bool,
-    kept_from: datetime | None,  # where the retention begins, which has dropped nothing yet
+    kept_from: datetime,  # where the retention begins, which has dropped nothing yet
 ) -> None:
     # Of the last hour, some calls stay.
     erased = erasure("org-1", before=HOURS[2] + HOUR / 2)

@@ -402,7 +402,7 @@ class World:
         erased = erasure(organization, before, agent)
         record_erasure(self._store.files, erased)
         remove_from_batches(self._store, erased)
-        remove_from_clickhouse(self._database, self._store, erased, None)
+        remove_from_clickhouse(self._database, self._store, erased)
 
     def _reconcile(self, _a: int = 0, _b: int = 0, _c: int = 0) -> None:
         """Compare all stores; a tick of the sensor may come much later."""

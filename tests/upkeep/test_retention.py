@@ -10,7 +10,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import BEGINNING, HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.upkeep.retention import apply_retention, line_before
@@ -77,7 +77,7 @@ def test_whole_days_are_kept() -> None:
     assert line_before(DAYS, midnight) == line_before(DAYS, NOW) == LINE
     assert line_before(DAYS, midnight - microsecond) == LINE - timedelta(days=1)
     assert line_before(DAYS, NOW.astimezone(timezone(timedelta(hours=-16)))) == LINE
-    assert line_before(None, NOW) is None
+    assert line_before(None, NOW) == BEGINNING
 
 
 def test_nothing_is_dropped_by_default(deployment: Deployment) -> None:

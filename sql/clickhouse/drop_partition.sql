@@ -1,0 +1,2 @@
+-- Drops one partition of {table}.
+ALTER TABLE {table} DROP PARTITION ID {partition:String}
