@@ -3,8 +3,8 @@
 A table's comment tells the version of its schema. An older table is upgraded in place; schema 0 is
 a table from before this project, such as the live writer's.
 
-In a cluster a table is a Distributed one in front of the local tables of the shards, which hold the
-rows: all rows of an organization lie on one shard.
+In a cluster a table is a Distributed one, which holds no rows: they lie in the local tables of the
+shards behind it, all rows of an organization on one shard.
 """
 
 import re
@@ -31,7 +31,7 @@ _REPLICATED = "ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table
 
 
 def in_window(column: str) -> str:
-    """Return the condition that a time lies in a window, whose parameters a Window gives."""
+    """Return the condition that a time lies in a window; ``Window.parameters`` are its values."""
     return f"{column} >= {{start:DateTime64(6, 'UTC')}} AND {column} < {{end:DateTime64(6, 'UTC')}}"
 
 
@@ -44,7 +44,7 @@ def local_name(table: str) -> str:
 
 
 def name_in_front(table: str) -> str:
-    """Return the name by which a table is queried, of it or of a shard's table behind it."""
+    """Return the name of the table that is queried: of this one, or in front of a shard's own."""
     return table.removesuffix(_LOCAL)
 
 

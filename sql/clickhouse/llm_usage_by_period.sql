@@ -1,6 +1,6 @@
--- llm_usage_hourly by {period}, UTC, as the views llm_usage_daily and llm_usage_monthly, which are
--- read like tables: {view} is the view's name. What calls cost is summed apart for those by the
--- organization's own key, for which nobody else pays.
+-- The roll-up {table} by {period}, UTC, as the view {view}: llm_usage_daily or llm_usage_monthly, which
+-- are read like tables. {start_of} is the function that returns the period's first day. The costs of
+-- calls by an organization's own key, for which nobody else pays, are summed apart.
 CREATE OR REPLACE VIEW {view} AS
 SELECT
     {start_of}(usage.hour) AS {period},

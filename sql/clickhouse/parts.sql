@@ -1,5 +1,5 @@
--- The active parts of one partition of a table. A merge gives its part another name, but never a
--- larger block number: that one only grows when somebody inserts.
+-- The active parts of one partition of a table. A merged part has a name of its own, and the largest
+-- block number of its sources: only an insert brings a larger one.
 SELECT name, max_block_number
 FROM system.parts
 WHERE database = {database:String} AND table = {table:String}

@@ -1,4 +1,4 @@
--- The parts of {table} that hold rows of a window, by the time in {column}; is_inside: they hold no
+-- The parts of {table} that hold rows of a window, which {in_window} tells; is_inside: a part holds no
 -- other rows.
 SELECT _part AS name, countIf({in_window}) = count() AS is_inside
 FROM {table}
