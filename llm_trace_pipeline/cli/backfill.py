@@ -32,11 +32,7 @@ def restore_range(first: str, last: str) -> None:
 
 
 def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:
-    """Return the hours of a range given by the keys of its first and last hour.
-
-    Raises:
-        SettingsError: the range is empty, begins before the first partition or has not ended yet.
-    """
+    """Return the hours of a range given by the keys of its first and last hour."""
     if not (first and last):
         raise SettingsError(f"FROM, TO: both are needed: {_USAGE}")
     try:

@@ -25,12 +25,7 @@ _PATIENCE_SECONDS = 20.0
 
 
 def serve_dagster(port: str) -> None:
-    """Run Dagster until Ctrl-C or SIGTERM.
-
-    Raises:
-        SettingsError: the port is none, or is taken.
-        PipelineError: Dagster ended by itself.
-    """
+    """Run Dagster until Ctrl-C or SIGTERM."""
     number = _free_port(port)
     settings = Settings.from_environment()
     use_instance(settings)

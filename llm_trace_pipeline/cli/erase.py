@@ -15,18 +15,7 @@ from llm_trace_pipeline.upkeep.erase import KEPT, OUT_OF_REACH, erase, find
 def erase_traces(
     organization: str, agent: str | None, before: str | None, *, dry_run: bool
 ) -> None:
-    """Erase what is named, and say what was done.
-
-    Args:
-        organization: whose traces are erased.
-        agent: the only agent whose traces are erased; None: all of the organization.
-        before: the day or hour before which the erased traces were made; None: now.
-        dry_run: count, and change nothing.
-
-    Raises:
-        SettingsError: an argument is wrong.
-        PipelineError: something could not be removed; repeating the erasure continues it.
-    """
+    """Erase what is named, and say what was done."""
     for name, value in (("organization", organization), ("agent", agent)):
         if value == "":
             raise SettingsError(f"--{name}: is empty")

@@ -16,14 +16,7 @@ from llm_trace_pipeline.settings import Settings
 def write_files(month: str, out: str) -> None:
     """Write the files of a month, and print what they hold.
 
-    Args:
-        month: such as ``2026-03``.
-        out: the folder of the files; empty: one in the state folder.
-
-    Raises:
-        SettingsError: the month is none that can be invoiced.
-        PipelineError: the files were not written; or they were, but hours of the month are not
-            whole in ClickHouse, so that nothing that runs after this command sends such files.
+    An invoice with holes is written, and the command fails: nothing that runs after it sends it.
     """
     if not month:
         raise SettingsError(f"MONTH: a month is needed; {USAGE}")

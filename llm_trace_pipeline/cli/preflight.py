@@ -15,11 +15,7 @@ from llm_trace_pipeline.upkeep.problems import Problem
 
 
 def check_both_ends() -> None:
-    """Check both ends, and say so.
-
-    Raises:
-        PipelineError: something must be mended before a load.
-    """
+    """Check both ends, and print how they are; what must be mended ends the command."""
     settings = Settings.from_environment()
     found: list[Problem] = []
     if settings.is_demo:
@@ -34,11 +30,7 @@ def check_both_ends() -> None:
 
 
 def check_before_first_load(settings: Settings, hours: Sequence[datetime]) -> None:
-    """Check both ends; print what should be mended, and nothing where all is well.
-
-    Raises:
-        PipelineError: something must be mended first.
-    """
+    """Check both ends without a word where all is well; what must be mended ends the command."""
     _report(
         [
             *check_source(source_of(settings), Window.of(hours).end),

@@ -15,11 +15,7 @@ DAYS = 7  # before today
 
 
 def days_between(first: str, last: str, today: date) -> Days:
-    """Return the days from the first to the last; by default the last seven full ones, and today.
-
-    Raises:
-        SettingsError: one is no day, or they are the wrong way round.
-    """
+    """Return the days from the first to the last; by default the last seven full ones, and today."""
     try:
         end = date.fromisoformat(last) if last else today
         start = date.fromisoformat(first) if first else end - timedelta(days=DAYS)
@@ -33,18 +29,7 @@ def days_between(first: str, last: str, today: date) -> Days:
 
 
 def write_report(first: str, last: str, out: str) -> None:
-    """Write the page of the days from the first to the last, and print where it lies.
-
-    Args:
-        first: the first day, such as ``2026-03-01``; empty: seven days before the last.
-        last: the last day; empty: today.
-        out: the file; empty: one in the state folder that is named after the days.
-
-    Raises:
-        SettingsError: the days are none.
-        ClickHouseError: ClickHouse cannot be read.
-        PipelineError: nothing was loaded yet, or the file cannot be written.
-    """
+    """Write the page of the days from the first to the last, and print where it lies."""
     settings, now = Settings.from_environment(), datetime.now(UTC)
     days = days_between(first, last, now.date())
     with connect(settings) as database:

@@ -8,12 +8,7 @@ from llm_trace_pipeline.settings import Settings
 
 
 def print_result(statement: str) -> None:
-    """Print the result of a statement as a table.
-
-    Raises:
-        SettingsError: the statement is empty.
-        ClickHouseError: ClickHouse refused the statement.
-    """
+    """Print the result of a statement as a table."""
     if not statement.strip():
         raise SettingsError(
             'Q: a statement is needed; usage: make sql Q="SELECT count() FROM llm_traces"'
