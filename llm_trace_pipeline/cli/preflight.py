@@ -30,7 +30,7 @@ def check_both_ends() -> None:
 
 
 def check_before_first_load(settings: Settings, hours: Sequence[datetime]) -> None:
-    """Check both ends without a word where all is well; what must be mended ends the command."""
+    """Check both ends; print only what should be mended, and end where something must be."""
     _report(
         [
             *check_source(source_of(settings), Window.of(hours).end),
