@@ -15,7 +15,7 @@ DAYS = 7  # before today
 
 
 def days_between(first: str, last: str, today: date) -> Days:
-    """Return the days from the first to the last; by default the last seven full ones, and today."""
+    """Return the days from first to last; by default the last seven full days, and today."""
     try:
         end = date.fromisoformat(last) if last else today
         start = date.fromisoformat(first) if first else end - timedelta(days=DAYS)
