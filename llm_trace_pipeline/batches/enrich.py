@@ -1,4 +1,4 @@
-"""Billing and prices anew: a batch from the old batch, where either came to be known later."""
+"""The enrichment: an hour gets the billing and the prices that came to be known after its load."""
 
 from datetime import datetime
 
@@ -15,7 +15,7 @@ from llm_trace_pipeline.trace.billing import MATCH_REQUEST
 from llm_trace_pipeline.trace.columns import BILLING_COLUMNS, COST_COLUMNS
 from llm_trace_pipeline.trace.prices import PRICED_BY
 
-# The version of a price alone makes no row stale: another one may name the same amounts.
+# A new price version alone makes no row stale: it may name the same amounts.
 _COMPARED = [*BILLING_COLUMNS, *COST_COLUMNS]
 _READ = list(
     dict.fromkeys(["organization_id", *PRICED_BY, *BILLING_COLUMNS, *COST_COLUMNS, "price_version"])
@@ -23,9 +23,9 @@ _READ = list(
 
 
 def is_stale(store: BatchStore, manifest: Manifest, rules: Rules) -> bool:
-    """Whether a batch holds other billing details or costs than its rows would be given now.
+    """Whether a batch holds other billing details or costs than the rules would give its rows now.
 
-    Only the columns in question are read, and no checksum is compared, which reads all payloads.
+    Only the columns that matter are read. No checksum is compared: that would read all payloads.
 
     Raises:
         BatchError: a part is missing or cannot be read.
@@ -37,9 +37,9 @@ def is_stale(store: BatchStore, manifest: Manifest, rules: Rules) -> bool:
 
 
 def enrich_hour(store: BatchStore, rules: Rules, hour: datetime) -> Manifest:
-    """Write an hour's batch anew from its current one, with billing and prices as known now.
+    """Write an hour's batch anew from its current one, with the billing and prices of the rules.
 
-    The operational database is not read; every other column stays as it is.
+    The operational database is not read. Every other column stays as it is.
 
     Raises:
         BatchError: the hour has no batch, or it is damaged, or another process writes it.
@@ -56,9 +56,9 @@ def enrich_hour(store: BatchStore, rules: Rules, hour: datetime) -> Manifest:
 
 
 def renewed(rows: pa.RecordBatch, rules: Rules) -> pa.RecordBatch:
-    """Return rows of a batch with the billing and the prices that hold now.
+    """Return rows of a batch with the billing and the costs that the rules give them.
 
-    Billing that a request carried stays.
+    Billing that came with the trace itself stays.
     """
     now = rules.billing.match(rows.column("organization_id"), rows.column("created_at"))
     is_own = pc.equal(rows.column("billing_match"), MATCH_REQUEST)

@@ -1,4 +1,4 @@
-"""Erasures: traces that were removed on request, and must not come back with the next load."""
+"""Erasures: requests to remove traces, recorded so that no later load brings the traces back."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,7 +16,7 @@ _KEY = f"{_FOLDER}/{MANIFEST}"
 
 
 class Erasure(BaseModel):
-    """What was erased: the traces of an organization, or of one of its agents, made before a time.
+    """The traces of an organization, or of one of its agents, made before some time.
 
     Later traces are kept: an organization that goes on making calls goes on being billed.
     """
@@ -29,7 +29,11 @@ class Erasure(BaseModel):
     recorded_at: AwareDatetime
 
     def covers(self, batch: pa.RecordBatch) -> pa.BooleanArray:
-        """Return which rows it covers, of a batch with organization_id, agent_id, created_at."""
+        """Return for every row whether the erasure covers it.
+
+        Args:
+            batch: rows with ``organization_id``, ``agent_id`` and ``created_at``.
+        """
         covered = pc.and_(
             pc.equal(batch.column("organization_id"), self.organization_id),
             pc.less(batch.column("created_at"), _as_scalar(self.before)),
@@ -39,7 +43,7 @@ class Erasure(BaseModel):
         return covered.fill_null(False)
 
     def includes(self, other: "Erasure") -> bool:
-        """Whether it covers every trace that the other one covers."""
+        """Whether every trace that the other erasure covers is covered by this one too."""
         return (
             self.organization_id == other.organization_id
             and self.agent_id in (None, other.agent_id)

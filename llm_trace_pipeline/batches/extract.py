@@ -22,12 +22,12 @@ from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapsh
 from llm_trace_pipeline.trace.rows import transform
 from llm_trace_pipeline.trace.tally import EXAMPLES, Tally
 
-ROWS_PER_STREAM = 5_000  # fewer are read by one connection
+ROWS_PER_STREAM = 5_000  # an hour of fewer rows is read by one connection
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an extraction knows of its hour before it reads a payload."""
+    """Everything that an extraction settles before it reads a payload."""
 
     hour: datetime
     rules: Rules
@@ -83,7 +83,7 @@ def extract_hour(
 
 
 def is_of_ledger(manifest: Manifest, ledger: Ledger) -> bool:
-    """Whether a batch was made from what the source holds now."""
+    """Whether a batch was made from the rows that the source holds now."""
     made_from = (manifest.source_rows, manifest.source_deleted, manifest.source_hash)
     return made_from == (ledger.rows, ledger.deleted, ledger.source_hash)
 
@@ -118,14 +118,14 @@ def _read(plan: _Plan, snapshot: Snapshot, writer: HourWriter) -> Manifest:
     try:
         parts, tally = write()
     except SourceError:
-        # Whatever it was: rows that cannot be sent are left without payloads, no others.
+        # Whatever the error was: only rows that cannot be sent come without payloads.
         with suppress(SourceError):  # the connection is lost: the first error says why
             too_wide = snapshot.too_wide(plan.hour)
         if not too_wide:
             raise
         parts, tally = write(too_wide=too_wide)
-    # Which rows share an id is asked only where some may: where one came twice, or where one that
-    # did not come, being deleted or erased, may be the one that counts.
+    # The source is asked which rows share an id only where some may: where an id came twice, or
+    # where a row that did not come, being deleted or erased, may be the one that counts.
     if (plan.census.deleted or tally.erased or tally.has_duplicates) and (
         folded := snapshot.folded(plan.hour)
     ):
@@ -195,13 +195,13 @@ def _refuse_losses(plan: _Plan, snapshot: Snapshot, store: BatchStore, manifest:
 def _refuse_lost_traces(
     snapshot: Snapshot, store: BatchStore, current: Manifest, manifest: Manifest
 ) -> None:
-    """Refuse to replace a batch by one that the source lost traces for."""
+    """Refuse to replace a batch where the source lost traces that the batch holds."""
     gone = set(_ids(store.intact_paths(current))) - set(_ids(store.paths(manifest)))
     lost = sorted(gone - snapshot.present(sorted(gone)))
     missing, examples = len(lost), f", such as {', '.join(lost[:EXAMPLES])}" if lost else ""
     if not missing and not store.is_intact(current):
-        # The ids of a damaged part cannot be read. A new batch is what repairs it, as long as the
-        # source has as many rows as it had.
+        # The ids of a damaged part cannot be read. A new batch repairs the damage, as long as the
+        # source has as many rows as before.
         then, now = (each.source_rows + each.source_deleted for each in (current, manifest))
         missing = max(0, then - now)
     if missing:

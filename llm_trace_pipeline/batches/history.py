@@ -28,11 +28,11 @@ class _HistoryManifest(BaseModel):
 
 @dataclass(frozen=True)
 class BillingCapture:
-    """What one reading of the billing table gave."""
+    """The outcome of one reading of the billing table."""
 
     history: pa.Table  # every version ever seen: rows of billing.HISTORY_SCHEMA
-    new: int
-    set_aside: tuple[str, ...]  # organizations of versions that say no organization or no date
+    new: int  # versions that the history did not have
+    set_aside: tuple[str, ...]  # organizations of versions without an organization or a date
 
 
 def capture_billing(source: Source, files: Files) -> BillingCapture:

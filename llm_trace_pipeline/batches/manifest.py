@@ -21,7 +21,10 @@ class Part(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What one hour's batch holds: its files, and the figures that every check compares with."""
+    """The part files of one hour's batch, and the figures that every check compares.
+
+    A reader uses only the files that the manifest names.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,13 +40,13 @@ class Manifest(BaseModel):
     min_created_at: datetime | None
     max_created_at: datetime | None
     payload_bytes: int  # of request and response text
-    source_rows: int  # stored in the source and not deleted, before folding
-    source_deleted: int
-    source_folded: int  # not deleted, but given way to another row of the same id
-    source_erased: int  # not deleted there, but covered by an erasure
+    source_rows: int  # rows that the source stores and did not delete, before folding
+    source_deleted: int  # soft-deleted rows
+    source_folded: int  # rows, not deleted, that gave way to another row of the same id
+    source_erased: int  # rows, not deleted, that an erasure covers
     source_hash: str
     source_newest_change: datetime | None
-    unreadable: int
+    unreadable: int  # rows whose response could not be read
     unreadable_ids: tuple[str, ...]  # examples
     billing_matches: dict[str, int]
     organizations_without_billing: int

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 
 from llm_trace_pipeline.batches.files import Files, translated
 from llm_trace_pipeline.batches.manifest import Part
-from llm_trace_pipeline.errors import BatchError, ClickHouseError
+from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA, COLUMNS, PAYLOAD_COLUMNS
 
-ROW_GROUP_BYTES = 32 * 2**20  # of Arrow data: bounds the memory of writer and reader alike
-PART_BYTES = 512 * 2**20
-PAGE_BYTES = 2**18  # a quarter of pyarrow's own: it compresses wide rows in 8 % less time
+ROW_GROUP_BYTES = 32 * 2**20  # of Arrow data; bounds the memory of writer and reader alike
+PART_BYTES = 512 * 2**20  # of Arrow data
+PAGE_BYTES = 2**18  # a quarter of pyarrow's default: wide rows are compressed in 8 % less time
 
 _DICTIONARY_COLUMNS = [
     f"{column.name}.list.element" if pa.types.is_list(column.arrow_type) else column.name
@@ -30,7 +30,7 @@ _STATISTICS_COLUMNS = [column.name for column in COLUMNS if column.name not in P
 
 @dataclass(frozen=True)
 class PartPath:
-    """Where a part file of an hour lies."""
+    """The place of a part file of an hour."""
 
     hour: datetime
     files: Files
@@ -43,46 +43,35 @@ class PartPath:
 
     @property
     def url(self) -> str | None:
-        """Where another machine reads it; None: only this one can."""
+        """The address at which another machine reads the file; None: only this one can."""
         return self.files.url(self.key)
 
     def __str__(self) -> str:
-        """Return what an operator calls it; on this machine, its path."""
+        """Return the name by which an operator finds the file: its path or its URI."""
         return self.files.location(self.key)
 
     def is_intact(self, part: Part) -> bool:
-        """Whether it is there and as it was written."""
+        """Whether the file exists and holds the bytes that were written."""
         return self.files.checksum(self.key) == part.checksum
 
     def content(self) -> pa.Buffer:
         """Return all of the file."""
         return self.files.content(self.key)
 
-    @contextmanager
-    def required(self) -> Iterator[None]:
-        """Let ClickHouse read the file; where it failed because the file is gone, say so.
-
-        Raises:
-            BatchError: the file was removed since its checksum was compared.
-        """
-        try:
-            yield
-        except ClickHouseError:
-            if not self.files.exists(self.key):
-                raise BatchError(
-                    f"hour {key_of(self.hour)}: part {self} was removed meanwhile; run it again"
-                ) from None
-            raise
+    @property
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self.files.exists(self.key)
 
     @contextmanager
     def open(self) -> Iterator[pq.ParquetFile]:
-        """Read the file.
+        """Open the file for reading.
 
         Raises:
-            BatchError: it is missing or cannot be read.
+            BatchError: the file is missing or cannot be read.
         """
         path, filesystem = self.files.path(self.key), self.files.filesystem
-        # Of a bucket, a row group is fetched as a whole: 163 MB at 30 ms a request took 8 s, and
+        # A row group is fetched from a bucket as a whole: 163 MB at 30 ms a request took 8 s, and
         # 74 s column by column.
         is_remote = self.url is not None
         try:
@@ -96,10 +85,10 @@ class PartPath:
 
 
 class PartWriter:
-    """Writes one stream of record batches as part files, bounded by bytes."""
+    """Writes one stream of record batches as part files of bounded bytes."""
 
     def __init__(self, files: Files, prefix: str) -> None:
-        """Write ``<prefix>-0.parquet`` and so on; nothing is made before a row."""
+        """Write ``<prefix>-0.parquet`` and so on; without a row, no file is made."""
         self._files = files
         self._prefix = prefix
         self._pending: list[pa.RecordBatch] = []
@@ -111,7 +100,7 @@ class PartWriter:
         self.parts: list[Part] = []
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Add rows of the target's schema."""
+        """Add rows of ``ARROW_SCHEMA``."""
         self._pending.append(batch)
         self._pending_bytes += batch.nbytes
         if self._pending_bytes >= ROW_GROUP_BYTES:
@@ -131,7 +120,7 @@ class PartWriter:
                     compression_level=1,
                     use_dictionary=_DICTIONARY_COLUMNS,
                     data_page_size=PAGE_BYTES,
-                    # Of a payload, the smallest and the largest value would be kept whole.
+                    # The statistics of payloads would hold the smallest and the largest whole.
                     write_statistics=_STATISTICS_COLUMNS,
                 )
             self._writer.write_table(table, row_group_size=max(1, table.num_rows))
@@ -160,17 +149,17 @@ class PartWriter:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Complete the last part, or give up what was begun."""
+        """Complete the last part; after an error, give up the part that was begun."""
         if error is None:
             if self._pending:
                 self._write_row_group()
             self._close_part()
         elif self._writer is not None:
-            with suppress(OSError):  # what ends this write is said already
+            with suppress(OSError):  # the first error is on its way already
                 self._writer.close()
 
 
 def seal_part(files: Files, key: str, rows: int) -> Part:
-    """Seal a file that was written, and return what a manifest says of it."""
+    """Seal a written file, and return its entry in a manifest."""
     size, checksum = files.seal(key)
     return Part(name=key.rpartition("/")[2], rows=rows, bytes=size, checksum=checksum)

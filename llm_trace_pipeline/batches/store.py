@@ -1,9 +1,8 @@
 """The batch store: one immutable Parquet batch per hour.
 
-An hour lies under ``llm_traces/YYYY-MM-DD/HH/``, in a folder or in a bucket (see files.py). Its
-``manifest.json`` names the part files and is switched in one atomic step, last; a reader uses only
-what the manifest names. Whatever an interrupted write left behind is removed by the next write of
-that folder.
+An hour lies under ``llm_traces/YYYY-MM-DD/HH/``. Its ``manifest.json`` names the part files; it is
+switched last, in one atomic step. A reader uses only the files that the manifest names. Files that
+an interrupted write left behind are removed by the next write of the hour.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,7 @@ class BatchStore:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Use what ``TRACE_BATCH_URI`` names.
+        """Use the place that ``TRACE_BATCH_URI`` names.
 
         Raises:
             BatchError: the bucket is missing, or does not let us in.
@@ -43,10 +42,10 @@ class BatchStore:
         return cls(files_of(settings))
 
     def manifest(self, hour: datetime) -> Manifest | None:
-        """Return the manifest of an hour, None where it was never loaded.
+        """Return the manifest of an hour; None: the hour has no batch.
 
         Raises:
-            BatchError: the manifest is damaged.
+            BatchError: the manifest is damaged, or of a newer version of the program.
         """
         key = f"{_folder(hour)}/{MANIFEST}"
         try:
@@ -64,10 +63,10 @@ class BatchStore:
             ) from None
 
     def part_paths(self, manifest: Manifest) -> list[PartPath]:
-        """Return the files of a batch, after comparing the checksum of each.
+        """Return the files of a batch, after comparing their checksums.
 
         Raises:
-            BatchError: a file is missing or is not what was written.
+            BatchError: a file is missing, or does not hold the bytes that were written.
         """
         paths = self.paths(manifest)
         for part, path in zip(manifest.parts, paths, strict=True):
@@ -82,7 +81,7 @@ class BatchStore:
         return paths
 
     def paths(self, manifest: Manifest) -> list[PartPath]:
-        """Return where the files of a batch lie, or of one that is about to be published."""
+        """Return the places of a batch's files, whether it is published or about to be."""
         folder = _folder(manifest.hour)
         return [
             PartPath(manifest.hour, self.files, f"{folder}/{part.name}") for part in manifest.parts
@@ -91,7 +90,11 @@ class BatchStore:
     def row_groups(
         self, manifest: Manifest, columns: list[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Hand out the rows of a batch, one row group at a time; all columns where none are named.
+        """Hand out the rows of a batch, one row group at a time.
+
+        Args:
+            manifest: of the batch.
+            columns: the columns to read, in the order of ``ARROW_SCHEMA``; None: all.
 
         Raises:
             BatchError: a part is missing or damaged.
@@ -105,7 +108,7 @@ class BatchStore:
     def column_batches(
         self, manifest: Manifest, columns: Sequence[str]
     ) -> Iterator[pa.RecordBatch]:
-        """Hand out some columns of a batch; only they are read, and no checksum is compared.
+        """Hand out some columns of a batch. No other column is read, and no checksum is compared.
 
         Raises:
             BatchError: a part is missing or cannot be read.
@@ -115,17 +118,17 @@ class BatchStore:
                 yield from file.iter_batches(columns=list(columns))
 
     def intact_paths(self, manifest: Manifest) -> list[PartPath]:
-        """Return the files of a batch that are there and undamaged."""
+        """Return the files of a batch that exist and are undamaged."""
         paths = zip(self.paths(manifest), manifest.parts, strict=True)
         return [path for path, part in paths if path.is_intact(part)]
 
     def is_intact(self, manifest: Manifest) -> bool:
-        """Whether every part of a batch is there and undamaged."""
+        """Whether every file of a batch exists and is undamaged."""
         return len(self.intact_paths(manifest)) == len(manifest.parts)
 
     @contextmanager
     def writing(self, hour: datetime) -> Iterator["HourWriter"]:
-        """Hold the hour's folder for one new batch; what an earlier write left is removed first.
+        """Hold an hour for one new batch; litter of an earlier write is removed first.
 
         Raises:
             BatchError: another process writes this hour and did not finish in time.
@@ -136,11 +139,11 @@ class BatchStore:
             remove_litter(self.files, folder, self._named_by(current))
             try:
                 yield HourWriter(self, hour, current)
-            finally:  # a batch that was refused is litter too
+            finally:  # the files of a batch that was refused are litter too
                 remove_litter(self.files, folder, self._named_by(self.manifest(hour)))
 
     def remove(self, hour: datetime) -> None:
-        """Remove an hour's batch: its manifest first, so that no reader finds half of it."""
+        """Remove an hour's batch: its manifest first, so that no reader finds half a batch."""
         folder = _folder(hour)
         with self.files.locked(folder):
             self.files.remove([f"{folder}/{MANIFEST}"])
@@ -156,7 +159,10 @@ class BatchStore:
         return _hours_of(self.files.glob(f"{_HOURS}/{MANIFEST}"))
 
     def begun_hours(self) -> list[datetime]:
-        """Return the hours that have a folder: also those whose first batch is being written."""
+        """Return the hours that have a folder, in their order.
+
+        An hour whose first batch is being written has a folder and no batch.
+        """
         return _hours_of(self.files.glob(_HOURS))
 
 
@@ -177,13 +183,13 @@ class HourWriter:
         self.batch_id = uuid4().hex
 
     def part_writer(self, stream: int) -> PartWriter:
-        """Return the writer of one of the streams that together make the batch."""
+        """Return the writer of one stream; the streams together make the batch."""
         return PartWriter(self.store.files, f"{_folder(self.hour)}/{self.batch_id}-{stream}")
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Switch the hour to a batch; return the manifest that holds now.
 
-        Where the rows are those of the current batch, its files stay and the new ones are litter.
+        Where the rows equal those of the current batch, its files stay and the new ones are litter.
         """
         current = self.current
         if current and manifest.has_content_of(current) and self.store.is_intact(current):

@@ -19,7 +19,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.loads import Figures, Hour
 from llm_trace_pipeline.clickhouse.tables import IN_WINDOW, TABLE
-from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.sql import quote_identifier, render
 from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, TOKEN_COLUMNS
@@ -85,10 +85,15 @@ def _have_read(database: Database, table: str, path: PartPath, dropped: Sequence
     )
     # Named, so that a column that the file lacks, being newer, is NULL or ''.
     structure = ", ".join(f"{names[column.name]} {column.clickhouse_type}" for column in COLUMNS)
-    with path.required():
-        database.execute(
-            statement, {"place": path.url or str(path), "structure": structure}, _INSERT_SETTINGS
-        )
+    place = {"place": path.url or str(path), "structure": structure}
+    try:
+        database.execute(statement, place, _INSERT_SETTINGS)
+    except ClickHouseError:
+        if path.exists:
+            raise
+        raise BatchError(
+            f"hour {key_of(path.hour)}: part {path} was removed meanwhile; run it again"
+        ) from None
 
 
 def _send(database: Database, table: str, path: PartPath, dropped: Sequence[str]) -> None:

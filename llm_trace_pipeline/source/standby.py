@@ -1,4 +1,4 @@
-"""Whether a standby has all of an hour: what it has not replayed yet would be missing."""
+"""The lag of a standby: rows that it has not replayed yet would be missing from an hour."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lag:
-    """How far a standby is behind, and what to do."""
+    """How far a standby is behind the primary, and the repair."""
 
     message: str
     repair: str
@@ -27,7 +27,14 @@ class Lag:
 def lag_of(
     *, until: datetime, replayed_until: datetime | None, is_caught_up: bool, is_paused: bool
 ) -> Lag | None:
-    """Return how a standby in the state of ``sql/preflight/standby.sql`` lags; None: not at all."""
+    """Return the lag of a standby; None: it has replayed everything before ``until``.
+
+    Args:
+        until: the end of the last hour to load.
+        replayed_until: when the last transaction that was replayed was committed.
+        is_caught_up: whether everything that came over a living connection is replayed.
+        is_paused: whether somebody has stopped the replay.
+    """
     if is_caught_up or (replayed_until and replayed_until >= until):
         return None
     lag = f"{until - replayed_until} behind" if replayed_until else "an unknown time behind"
@@ -40,20 +47,20 @@ def lag_of(
     )
 
 
-# No such function or relation, or not supported; any other failure tells nothing about the lag.
+# No such function, no such relation, not supported. No other failure says anything about the lag.
 _NOT_THERE = frozenset({"42883", "42P01", "0A000"})
 
 
 class UnknownLagError(SourceError):
-    """The server lacks what tells how far a standby is, as Amazon Aurora does."""
+    """The server cannot tell how far a standby is; Amazon Aurora is such a server."""
 
 
 def ask_lag(session: Session, until: datetime) -> Lag | None:
-    """Ask a standby how it lags; None: not at all.
+    """Return the lag of a standby; None: it has replayed everything before ``until``.
 
     Raises:
         UnknownLagError: this server cannot tell.
-        SourceError: it cannot be asked.
+        SourceError: the server cannot be asked.
     """
     try:
         with session.savepoint():
@@ -66,10 +73,10 @@ def ask_lag(session: Session, until: datetime) -> Lag | None:
 
 
 def wait_until_replayed(source: Source, until: datetime) -> None:
-    """Wait until a standby has replayed all before some time; a primary has it already.
+    """Wait until a standby has replayed everything before some time. A primary needs no wait.
 
     Raises:
-        SourceError: it has not within ``WAIT_SECONDS``, or cannot be asked.
+        SourceError: the standby still lags after ``WAIT_SECONDS``, or cannot be asked.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while lag := _lag(source, until):
@@ -80,11 +87,11 @@ def wait_until_replayed(source: Source, until: datetime) -> None:
 
 
 def _lag(source: Source, until: datetime) -> Lag | None:
-    # A session for each look: a transaction that stays open can hold up the replay.
+    # Every look has a session of its own: a transaction that stays open can hold up the replay.
     with source.session() as session:
         [server] = session.rows("SELECT pg_is_in_recovery() AS is_standby")
         try:
             return ask_lag(session, until) if server["is_standby"] else None
-        except UnknownLagError as error:  # which make preflight says too
+        except UnknownLagError as error:  # make preflight says so too
             _log.info("%s", error)
             return None
