@@ -167,7 +167,7 @@ def _template() -> Template:
     environment.filters |= {
         "usd": _usd,
         "exact": _exact,
-        "count": _count,
+        "count": "{:,}".format,
         "short": _short,
         "share": _share,
         "share_width": _share_width,
@@ -189,10 +189,6 @@ def _usd(amount: Decimal) -> str:
 def _exact(value: Decimal | int) -> str:
     """Return all digits, for what reads the page's tables by program."""
     return f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
 
 
 def _short(number: int) -> str:

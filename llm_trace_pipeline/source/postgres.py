@@ -25,11 +25,7 @@ class Source:
         self.connections = connections
 
     def session(self) -> AbstractContextManager[Session]:
-        """Hold one connection in a read-only transaction.
-
-        Raises:
-            SourceError: the database cannot be reached.
-        """
+        """Hold one connection in a read-only transaction; see ``open_session``."""
         return open_session(self.url)
 
     @contextmanager
@@ -76,14 +72,7 @@ class SourceOfHours(Source):
 
     @contextmanager
     def snapshot(self, after: datetime | None = None) -> Iterator[Snapshot]:
-        """Hold the run's snapshot, or one of its own for an hour that asks for a later one.
-
-        Args:
-            after: the snapshot must be of a later moment.
-
-        Raises:
-            SourceError: the database cannot be reached.
-        """
+        """Hold the run's snapshot, or one of its own for an hour that asks for a later one."""
         if self._needs_scan and self._scan is None:
             self._scan = self._scan_table()
         if self._scan is None or (after and after >= self._scan.at):

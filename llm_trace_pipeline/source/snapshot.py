@@ -117,11 +117,8 @@ class Snapshot:
         An empty table counts as absent: the planner then leaves out its joins, one of which reads
         all traces.
         """
-        [found] = self.leader.rows(f"SELECT to_regclass('{table}') IS NOT NULL AS exists")
-        if not found["exists"]:
-            return False
-        [found] = self.leader.rows(f"SELECT EXISTS (SELECT FROM {table}) AS has_rows")
-        return bool(found["has_rows"])
+        [found] = self.leader.rows("SELECT to_regclass($1) IS NOT NULL AS exists", table)
+        return found["exists"] and bool(self.leader.rows(f"SELECT 1 AS one FROM {table} LIMIT 1"))
 
     def statement(self, name: str, bounds: _Bounds = _AS_SETTINGS) -> str:
         """Return a statement of ``sql/operational``, with the relations that all of them share.

@@ -107,10 +107,10 @@ def reconcile(
 
     Args:
         source: the operational database.
-        store: where the batches lie.
+        store: the batches.
         open_database: opens ClickHouse. It is held only while ClickHouse is compared.
         hours: the hours to compare.
-        rules: the billing history and the prices.
+        rules: the billing history and the prices as they are known now.
         kept_from: where the retention of ClickHouse begins.
 
     Raises:
