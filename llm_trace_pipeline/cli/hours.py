@@ -21,7 +21,7 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
     """Load hours, contiguous ones up to a day to a run, and print how it goes.
 
     Args:
-        settings: where the stores are.
+        settings: name the stores.
         hours: the hours, in any order.
         assets: the assets that are materialized; none named: all.
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -103,43 +103,40 @@ def trace_batches(
     """One immutable Parquet batch per hour; one row per LLM call, with usage and billing."""
     store = stores.batches()
     window = _window(context)
-    stack = ExitStack()
-    if config.enrich_only:
-        rules = Rules.of(stores.settings, read_history(store.files))
-
-        def make(hour: datetime) -> Manifest:
-            return enrich_hour(store, rules, hour)
-    else:
-        source = SourceOfHours(stores.source(), window)
-        stack.callback(source.close)
-        wait_until_replayed(source, window.end)
-        # Billing is read here too: where this asset runs alone, a changed plan must be known.
-        rules = Rules.of(stores.settings, capture_billing(source, store.files).history)
-        done = hours_done_before(context)
-
-        def make(hour: datetime) -> Manifest:
-            return extract_hour(
-                source,
-                store,
-                rules,
-                hour,
-                only_changed=config.only_changed or hour in done,
-                accept_loss=config.accept_loss,
-            )
-
     kept_from = line_before(stores.settings.batch_retention_days, datetime.now(UTC))
+    with ExitStack() as stack:
+        if config.enrich_only:
+            rules = Rules.of(stores.settings, read_history(store.files))
 
-    def process(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
-        [hour] = hours
-        if hour < kept_from:
-            return {hour: _past_retention("no batch is kept", BATCH_CHECKS)}
-        before = store.manifest(hour)
-        manifest = make(hour)
-        is_kept = before is not None and before.batch_id == manifest.batch_id
-        outcome = "unchanged: the batch was kept" if is_kept else "new batch"
-        return {hour: ({"outcome": outcome, **describe_batch(manifest)}, check_batch(manifest))}
+            def make(hour: datetime) -> Manifest:
+                return enrich_hour(store, rules, hour)
+        else:
+            source = stack.enter_context(closing(SourceOfHours(stores.source(), window)))
+            wait_until_replayed(source, window.end)
+            # Billing is read here too: where this asset runs alone, a changed plan must be known.
+            rules = Rules.of(stores.settings, capture_billing(source, store.files).history)
+            done = hours_done_before(context)
 
-    with stack:
+            def make(hour: datetime) -> Manifest:
+                return extract_hour(
+                    source,
+                    store,
+                    rules,
+                    hour,
+                    only_changed=config.only_changed or hour in done,
+                    accept_loss=config.accept_loss,
+                )
+
+        def process(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
+            [hour] = hours
+            if hour < kept_from:
+                return {hour: _past_retention("no batch is kept", BATCH_CHECKS)}
+            before = store.manifest(hour)
+            manifest = make(hour)
+            is_kept = before is not None and before.batch_id == manifest.batch_id
+            outcome = "unchanged: the batch was kept" if is_kept else "new batch"
+            return {hour: ({"outcome": outcome, **describe_batch(manifest)}, check_batch(manifest))}
+
         yield from materialize_hours(context, [[hour] for hour in window.hours], process)
 
 

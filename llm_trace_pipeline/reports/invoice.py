@@ -94,7 +94,7 @@ class Month:
         """Read a month such as ``2026-03``.
 
         Raises:
-            SettingsError: it is none, has not begun, or lies before the first hour.
+            SettingsError: the text is no month, or the month has not begun or can have no hour.
         """
         try:
             month = cls(datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC))
@@ -211,9 +211,9 @@ def write_invoice(
     Args:
         settings: name the stores.
         month: such as ``2026-03``.
-        folder: where the files go.
+        folder: gets the files.
         first_hour: the first hour that can be loaded.
-        now: the hours that have ended by then are expected to be loaded.
+        now: every hour that has ended by now is expected to be loaded.
 
     Raises:
         SettingsError: the month is none that can be invoiced.
