@@ -5,7 +5,7 @@ cut, and leaves hours alone that are right. It ends by comparing the other hours
 that it touched, since a swap replaces a whole partition.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,9 +44,13 @@ class Loaded:
 
 
 class Contents(Protocol):
-    """Where the rows of a table come from, and by what figures they are compared."""
+    """Where the rows of a table come from, and by what figures they are compared.
+
+    Every method raises a ClickHouseError where a table cannot be read or written.
+    """
 
     time_column: str  # which tells the hour of a row
+    tolerances: Mapping[str, float]  # by which share of its value a figure may be off
 
     def expected(self, hours: Sequence[datetime]) -> list[Hour]:
         """Return what the table is to hold of the hours, in their order.
@@ -69,9 +73,6 @@ class Contents(Protocol):
 
     def fill(self, staging: str, hours: Sequence[Hour]) -> None:
         """Put the rows of contiguous hours into a staging table."""
-
-    def differences(self, expected: Hour, found: Figures) -> list[str]:
-        """Return what of an hour is not as expected, such as ``rows 10, not 12``."""
 
 
 def loading(files: Files) -> AbstractContextManager[None]:
@@ -143,7 +144,7 @@ class Loader:
         return {
             each.hour: differences
             for each, found in compared
-            if (differences := self._contents.differences(each, found))
+            if (differences := self._differences(each, found))
         }
 
     def load(
@@ -196,7 +197,7 @@ class Loader:
         compared = self._compared(hours)
         expected = [each for each, _ in compared]
         found = {each.hour: figures for each, figures in compared}
-        stale = [each for each in expected if force or self._differ([each], found)]
+        stale = [each for each in expected if force or self._differences(each, found[each.hour])]
         partitions = self._swap.partitions_of(window_of(expected))
         for neighbours in _neighbours(stale):
             loaded, concerned = self._load(neighbours)
@@ -211,7 +212,7 @@ class Loader:
                 expected=each,
                 found=found[each.hour],
                 was_written=each in stale,
-                differences=tuple(self._contents.differences(each, found[each.hour])),
+                differences=tuple(self._differences(each, found[each.hour])),
                 repaired_hours=tuple(other.hour for other in others),
             )
             for each in expected
@@ -227,12 +228,12 @@ class Loader:
         for _ in range(ATTEMPTS):
             partitions = self._swap.replace(window, partial(self._contents.fill, hours=hours))
             found = self._contents.found(window)
-            if not self._differ(hours, found):
+            if not any(self._differences(each, found[each.hour]) for each in hours):
                 break
         return found, partitions
 
-    def _differ(self, hours: Sequence[Hour], found: dict[datetime, Figures]) -> bool:
-        return any(self._contents.differences(each, found[each.hour]) for each in hours)
+    def _differences(self, expected: Hour, found: Figures) -> list[str]:
+        return describe_differences(expected.figures, found, self._contents.tolerances)
 
     def _differing_hours(
         self, partitions: set[str], loaded: Sequence[Hour], excluded: frozenset[datetime]
@@ -263,7 +264,29 @@ class Loader:
                 if hour not in excluded and not (self._keep_from and hour < self._keep_from)
             ]
         )
-        return [each for each in others if self._differ([each], found)]
+        return [each for each in others if self._differences(each, found[each.hour])]
+
+
+def describe_differences(
+    expected: Figures, found: Figures, tolerances: Mapping[str, float]
+) -> list[str]:
+    """Return the figures of an hour that are not as expected, such as ``rows 10, not 12``.
+
+    Args:
+        expected: what the table is to hold.
+        found: what it holds; a figure that was not computed is not compared.
+        tolerances: by which share of its value a figure may be off; other figures are exact.
+    """
+    return [
+        f"{name} {found[name]}, not {value}"
+        for name, value in expected.items()
+        if name in found
+        and not (
+            abs(float(found[name]) - float(value)) <= tolerances[name] * float(value)
+            if name in tolerances
+            else found[name] == value
+        )
+    ]
 
 
 def window_of(hours: Sequence[Hour]) -> Window:

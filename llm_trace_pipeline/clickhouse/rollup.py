@@ -6,7 +6,7 @@ the roll-up follows every change of ``llm_traces``. In a cluster every shard rol
 organizations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from llm_trace_pipeline.batches.store import BatchStore
@@ -49,6 +49,7 @@ class Rollup:
     """What a roll-up is to hold: what a table of traces adds up to now."""
 
     time_column = "hour"
+    tolerances: Mapping[str, float] = dict.fromkeys(_QUANTILES, LATENCY_TOLERANCE)
 
     def __init__(self, database: Database, store: BatchStore, traces: str, table: str) -> None:
         """Compare the roll-up ``table`` with the table ``traces``.
@@ -65,11 +66,7 @@ class Rollup:
         self._table = table
 
     def expected(self, hours: Sequence[datetime]) -> list[Hour]:
-        """Return what the traces of the hours add up to.
-
-        Raises:
-            ClickHouseError: the traces cannot be read.
-        """
+        """Return what the traces of the hours add up to."""
         define_table(self._database, self._traces)
         window = Window.of(hours)
         of_window = {"table": self._database.qualified(self._traces), "filter": IN_WINDOW}
@@ -83,11 +80,7 @@ class Rollup:
         return [Hour(hour, found.get(hour, NOTHING)) for hour in hours]
 
     def expected_around(self, hours: Sequence[datetime]) -> list[Hour]:
-        """Return what the traces of those of the hours add up to that were ever loaded.
-
-        Raises:
-            ClickHouseError: the traces cannot be read.
-        """
+        """Return what the traces of the hours that were ever loaded add up to."""
         loaded = [hour for hour in hours if self._was_loaded(hour)]
         return self.expected(loaded) if loaded else []
 
@@ -98,22 +91,14 @@ class Rollup:
             return True
 
     def found(self, window: Window) -> dict[datetime, Figures]:
-        """Return what the roll-up holds of every hour of a window.
-
-        Raises:
-            ClickHouseError: the roll-up cannot be read.
-        """
+        """Return what the roll-up holds of every hour of a window."""
         table = self._database.qualified(self._table)
         rows = f"SELECT * FROM {table} WHERE {in_window(self.time_column)}"
         found = self._figures(rows, window)
         return {hour: found.get(hour, NOTHING) for hour in window.hours}
 
     def found_around(self, window: Window) -> dict[datetime, Figures]:
-        """Return what the roll-up holds of every hour of a window: all figures cost little.
-
-        Raises:
-            ClickHouseError: the roll-up cannot be read.
-        """
+        """Return what the roll-up holds of every hour of a window: all its figures cost little."""
         return self.found(window)
 
     def _figures(self, rows: str, window: Window) -> dict[datetime, Figures]:
@@ -130,11 +115,7 @@ class Rollup:
         }
 
     def fill(self, staging: str, hours: Sequence[Hour]) -> None:
-        """Put what the traces of contiguous hours add up to into a staging table.
-
-        Raises:
-            ClickHouseError: a statement failed.
-        """
+        """Put what the traces of contiguous hours add up to into a staging table."""
         traces = self._database.qualified(self._traces)
         statement = render(
             "clickhouse/insert_roll_up.sql",
@@ -143,18 +124,6 @@ class Rollup:
             rows=render("clickhouse/roll_up.sql", table=traces, filter=IN_WINDOW),
         )
         self._database.execute(statement, window_of(hours).parameters)
-
-    def differences(self, expected: Hour, found: Figures) -> list[str]:
-        """Return what of an hour is not as expected; a quantile may be off by its tolerance."""
-        return [
-            f"{name} {found[name]}, not {value}"
-            for name, value in expected.figures.items()
-            if not (
-                abs(float(found[name]) - float(value)) <= LATENCY_TOLERANCE * float(value)
-                if name in _QUANTILES
-                else found[name] == value
-            )
-        ]
 
 
 class RollupLoader(Loader):

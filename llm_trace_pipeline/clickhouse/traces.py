@@ -4,7 +4,7 @@ ClickHouse reads by itself what it can reach: the embedded engine a file, a serv
 that only this machine has is read here, and its rows are sent to the server.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
@@ -159,20 +159,6 @@ def hour_totals(
     return found
 
 
-def describe_differences(expected: Figures, found: Figures) -> list[str]:
-    """Return the figures of an hour that are not as expected, such as ``rows 10, not 12``.
-
-    Args:
-        expected: what the table is to hold.
-        found: what it holds; a figure that was not computed is not compared.
-    """
-    return [
-        f"{name} {found[name]}, not {value}"
-        for name, value in expected.items()
-        if name in found and found[name] != value
-    ]
-
-
 def figures_of(manifest: Manifest) -> Figures:
     """Return what the table is to hold of an hour's batch."""
     return {
@@ -210,6 +196,7 @@ class Traces:
     """What a table of traces is to hold: the rows of the hours' batches."""
 
     time_column = "created_at"
+    tolerances: Mapping[str, float] = {}
 
     def __init__(self, database: Database, store: BatchStore, table: str = TABLE) -> None:
         """Compare the table with the batches."""
@@ -218,11 +205,7 @@ class Traces:
         self._table = table
 
     def expected(self, hours: Sequence[datetime]) -> list[Hour]:
-        """Return what the hours' batches hold.
-
-        Raises:
-            BatchError: an hour has no batch, or its manifest is damaged.
-        """
+        """Return what the hours' batches hold; an hour without a batch is a BatchError."""
         return [_hour_of(self._batch_of(hour)) for hour in hours]
 
     def _batch_of(self, hour: datetime) -> Manifest:
@@ -236,38 +219,21 @@ class Traces:
         return [_hour_of(manifest) for manifest in manifests if manifest]
 
     def found(self, window: Window) -> dict[datetime, Figures]:
-        """Return what the table holds of every hour of a window.
-
-        Raises:
-            ClickHouseError: the table cannot be read.
-        """
+        """Return what the table holds of every hour of a window."""
         found = hour_totals(self._database, self._table, window, with_content_hash=True)
         return {hour: found.get(hour, _NOTHING) for hour in window.hours}
 
     def found_around(self, window: Window) -> dict[datetime, Figures]:
-        """Return what the table holds of every hour of a window, but for the content hash.
-
-        Raises:
-            ClickHouseError: the table cannot be read.
-        """
+        """Return what the table holds of every hour of a window, but for the content hash."""
         found = hour_totals(self._database, self._table, window)
         return {hour: found.get(hour, _NOTHING) for hour in window.hours}
 
     def fill(self, staging: str, hours: Sequence[Hour]) -> None:
-        """Put the batches' rows into a staging table.
-
-        Raises:
-            BatchError: a file is missing or damaged.
-            ClickHouseError: the engine refused it.
-        """
+        """Put the batches' rows into a staging table; a damaged file is a BatchError."""
         paths = [
             path for each in hours if each.batch for path in self._store.part_paths(each.batch)
         ]
         insert_parquet(self._database, staging, paths)
-
-    def differences(self, expected: Hour, found: Figures) -> list[str]:
-        """Return what of an hour is not as its batch says, such as ``rows 10, not 12``."""
-        return describe_differences(expected.figures, found)
 
 
 def _hour_of(manifest: Manifest) -> Hour:

@@ -22,9 +22,10 @@ from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import repaired_for_reading
+from llm_trace_pipeline.clickhouse.loads import describe_differences
 from llm_trace_pipeline.clickhouse.rollup import compare_rollup
 from llm_trace_pipeline.clickhouse.tables import TABLE
-from llm_trace_pipeline.clickhouse.traces import describe_differences, figures_of, hour_totals
+from llm_trace_pipeline.clickhouse.traces import Traces, figures_of, hour_totals
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, closed_hours
 from llm_trace_pipeline.source.postgres import Source
@@ -297,7 +298,7 @@ def compare_loaded(database: Database, manifests: Sequence[Manifest]) -> Differe
     differences: Differences = {}
     for manifest in manifests:
         if totals := found.get(manifest.hour):
-            differs = tuple(describe_differences(figures_of(manifest), totals))
+            differs = tuple(describe_differences(figures_of(manifest), totals, Traces.tolerances))
         else:
             differs = (f"rows 0, not {manifest.rows}",) if manifest.rows else ()
         if differs:

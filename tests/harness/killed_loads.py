@@ -14,6 +14,7 @@ from unittest.mock import patch
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.loads import describe_differences
 from llm_trace_pipeline.clickhouse.tables import IN_WINDOW, has_table
 from llm_trace_pipeline.clickhouse.traces import Traces
 from llm_trace_pipeline.hours import HOUR, Window
@@ -89,7 +90,7 @@ def differing_hours(database: Database, store: BatchStore) -> list[str]:
     return ([] if is_kept else [f"{UNLOADED_HOUR} holds {len(unloaded)} rows"]) + [
         f"{each.hour} {differences}"
         for each in contents.expected_around(day.hours)
-        if (differences := contents.differences(each, found[each.hour]))
+        if (differences := describe_differences(each.figures, found[each.hour], {}))
     ]
 
 
