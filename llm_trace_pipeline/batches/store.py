@@ -133,14 +133,19 @@ class BatchStore:
         Raises:
             BatchError: another process writes this hour and did not finish in time.
         """
-        folder = _folder(hour)
-        with self.files.locked(folder):
-            current = self.manifest(hour)
-            remove_litter(self.files, folder, self._named_by(current))
+        with self.files.locked(_folder(hour)):
+            writer = HourWriter(self, hour, self._tidied(hour))
             try:
-                yield HourWriter(self, hour, current)
+                yield writer
             finally:  # the files of a batch that was refused are litter too
-                remove_litter(self.files, folder, self._named_by(self.manifest(hour)))
+                self._tidied(hour)
+
+    def _tidied(self, hour: datetime) -> Manifest | None:
+        """Remove the litter of a held hour, and return its manifest."""
+        manifest = self.manifest(hour)
+        named = [part.name for part in manifest.parts] if manifest else []
+        remove_litter(self.files, _folder(hour), named)
+        return manifest
 
     def remove(self, hour: datetime) -> None:
         """Remove an hour's batch: its manifest first, so that no reader finds half a batch."""
@@ -149,10 +154,6 @@ class BatchStore:
             self.files.remove([f"{folder}/{MANIFEST}"])
             remove_litter(self.files, folder)
             self.files.remove_folder(folder)
-
-    @staticmethod
-    def _named_by(manifest: Manifest | None) -> set[str]:
-        return {part.name for part in manifest.parts} if manifest else set()
 
     def hours(self) -> list[datetime]:
         """Return the hours that have a batch, in their order."""

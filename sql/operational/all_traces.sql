@@ -1,13 +1,13 @@
--- Every trace of the source: provider_traces, and provider_trace_metadata, where a deployment that
--- stores metadata only writes instead. One row per stored row; nothing is filtered or folded here.
--- The other statements read this one as all_traces; the planner inlines it, so that a column which
--- they do not name (a payload, above all) is never fetched.
+-- Every trace of the source. A deployment that stores metadata only writes to provider_trace_metadata
+-- instead of provider_traces, so both are read. One row per stored row; nothing is filtered or folded.
+-- The other statements read this one as all_traces. The planner inlines it, so that a column which a
+-- statement does not name (a payload, above all) is never fetched.
 --
--- origin           which table; provider_traces comes first where both hold one id
+-- origin           the table, as a number; where both hold an id, the row of provider_traces (1) counts
 -- trace_key        the id without "provider_trace-": the id of the target
 -- *_json, llm_config
---                  as they are stored: a cast to text would copy each payload twice more
--- place            where in provider_traces the row lies, see places.sql; NULL where that is a view
+--                  in their stored type: a cast to text would copy each payload twice more
+-- place            the row's place in provider_traces, see places.sql; NULL where that is a view
 -- billing_context  NULL where the deployment has no such column: an unqualified name that the inner
 --                  SELECT does not find in its own table is taken from "absent" outside
 SELECT

@@ -1,12 +1,12 @@
--- The billing details of the organizations: one row per version known of an organization's details.
--- This table is not part of the open-source agent server. Where yours has another name or other
--- columns, edit this file; it must return these five columns:
+-- The billing details of the organizations: one row per known version of an organization's details.
+-- The table is not part of the open-source agent server. Where yours has another name or other columns,
+-- edit this file; it must return these five columns:
 --
--- organization_id  as the traces have it
+-- organization_id  the organization, as the traces name it
 -- plan_type        the plan, such as 'pro'
--- cost_source      what pays for a call: 'quota' or 'credits'
+-- cost_source      the means of payment: 'quota' or 'credits'
 -- customer_id      the Stripe customer
--- valid_from       from when on this version holds, inclusive
+-- valid_from       the moment from which on this version holds, inclusive
 SELECT
     organization_id::text AS organization_id,
     coalesce(plan_type::text, '') AS plan_type,

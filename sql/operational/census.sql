@@ -1,6 +1,7 @@
--- How many rows a window holds, counted without joining anything: what a batch is held against. One row.
+-- The number of rows of a window, counted without a join: a batch is compared with it. One row.
+-- {window} is the condition of the window.
 --
--- rows          stored rows that are not deleted, folded ones included
+-- rows          stored rows that are not deleted, folded rows included
 -- deleted       soft-deleted rows
 -- newest_change the latest updated_at of a trace
 SELECT

@@ -1,6 +1,6 @@
--- The stored rows of the hour that give way to another row of the same id: provider_traces comes
--- before provider_trace_metadata, then the later updated_at. Usually none.
--- One row each: its hour, origin, id, is_deleted.
+-- The stored rows of an hour that give way to another row of their id: provider_traces comes before
+-- provider_trace_metadata, then the later updated_at. Usually there is none. One row per stored row:
+-- hour, origin, id, is_deleted. {window} is the condition of the window.
 SELECT hour, origin, id, is_deleted
 FROM (
     SELECT
@@ -11,7 +11,7 @@ FROM (
         ) AS place
     FROM all_traces AS t
     WHERE {window}
-        -- The ids that occur twice are found by hashing, so that nothing is sorted where there are none.
+        -- Ids that occur twice are found by hashing, so that nothing is sorted where there is none.
         AND trace_key IN (
             SELECT trace_key
             FROM all_traces AS t

@@ -1,6 +1,7 @@
--- What the source holds, hour by hour, told without reading a payload. One row per hour that has any.
+-- The ledger of a window: its rows hour by hour, counted and hashed without reading a payload.
+-- One row per hour that has any. {window} is the condition of the window, {row_hash} the hash of a row.
 --
--- rows          stored rows that are not deleted, folded ones included
+-- rows          stored rows that are not deleted, folded rows included
 -- deleted       soft-deleted rows
 -- newest_change the latest updated_at of a trace
 -- source_hash   the sum of the rows' hashes (row_hash.sql), so that their order does not count
@@ -9,7 +10,7 @@ SELECT
     count(*) FILTER (WHERE NOT t.is_deleted) AS rows,
     count(*) FILTER (WHERE t.is_deleted) AS deleted,
     max(t.updated_at) AS newest_change,
-    -- modulo 2**64, which leaves the sign of the sum: brought above zero, as the sum of a batch is
+    -- Modulo 2**64 keeps the sign of the sum; the hash of a batch is never negative.
     ((sum({row_hash}::numeric) % 18446744073709551616 + 18446744073709551616)
         % 18446744073709551616)::text AS source_hash
 FROM all_traces AS t

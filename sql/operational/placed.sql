@@ -1,8 +1,9 @@
--- That a row is of the window: window.sql where no index finds it in provider_traces, but places.sql
--- told where its hour lies. Metadata has an index of its own.
+-- The condition that a row is of an hour, where no index finds the hour in provider_traces, but
+-- places.sql told its places. Metadata has an index of its own. {start} and {end} are the bounds of the
+-- window, {first} and {last} the places of the hour.
 --
--- The time is hidden in a CASE from the planner, which takes it and the place for independent of each
--- other: it would expect a row or two of an hour, and read whatever it joins anew for each that comes.
+-- A CASE hides the time from the planner. The planner would take time and place for independent, expect
+-- a row or two, and read the joined tables anew for every row that comes.
 (
     t.origin = 2
     AND t.created_at >= {start}

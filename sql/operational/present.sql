@@ -1,5 +1,6 @@
--- Which of some traces the source still has, in whatever hour, soft-deleted ones included.
--- One row each: trace_key. The ids come as a JSON list, with and without their prefix.
+-- The traces that the source still has, in whatever hour, of those asked for; soft-deleted traces count.
+-- One row per trace: trace_key. The setting llm_traces.ids is a JSON list of the ids asked for, with and
+-- without their prefix.
 SELECT DISTINCT trace_key
 FROM all_traces
 WHERE id IN (

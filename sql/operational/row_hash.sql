@@ -1,5 +1,6 @@
--- What tells one version of a stored row from another, without its payloads: every other column that a
--- load reads, its step's and its metrics' included. No statement, but an expression in two of them.
+-- The hash of a stored row without its payloads: of every other column that a load reads, those of its
+-- step and its metrics included. Two versions of a row have two hashes. No statement, but an expression
+-- in two of them.
 hash_record_extended(ROW(
     t.origin, t.id, t.created_at, t.updated_at, t.is_deleted, t.organization_id, t.agent_id,
     t.run_id, t.step_id, t.call_type, t.agent_tags, t.billing_context, v.id IS NOT NULL,

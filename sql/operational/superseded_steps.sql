@@ -1,5 +1,6 @@
--- The metadata-only traces of the window whose step a later trace shares. The step's usage belongs to
--- the latest trace alone, also where that one lies in another hour. One row each: id.
+-- The metadata-only traces of a window whose step a later trace shares. The step's usage belongs to the
+-- latest trace alone, also where that trace lies in another hour. One row per trace: id.
+-- {start} and {end} are the bounds of the window.
 SELECT t.id
 FROM all_traces AS t
 WHERE t.origin = 2

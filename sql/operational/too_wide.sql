@@ -1,6 +1,6 @@
 -- The traces of a window whose JSON does not fit into one message of PostgreSQL, which is limited to
--- 1 GB: no statement can return such a row whole. Asked only where the reading of an hour failed,
--- since it reads every payload. One row each: id.
+-- 1 GB: no statement can return such a row whole. One row per trace: id. The statement reads every
+-- payload, so it runs only where reading the hour failed. {window} is the condition of the window.
 SELECT id
 FROM all_traces AS t
 WHERE {window}

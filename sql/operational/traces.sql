@@ -1,13 +1,14 @@
--- The traces of a window that are neither deleted nor folded, with what their step knows of them.
--- One row per trace. The window is a part of the hour, so that several connections under one snapshot
--- share the work.
+-- The traces of a window, neither deleted nor folded, and the columns of their step. One row per trace.
+-- The window is a part of the hour, so that several connections under one snapshot share the work.
+-- {window} is the condition of the window, {row_hash} the hash of a row.
 --
--- latency_ms       llm_request_ns in milliseconds, rounded half up; not measured or negative: 0
--- step_*           of the trace's step, NULL where it has none; soft-deleted steps count too
+-- latency_ms       llm_request_ns in milliseconds, rounded half up; 0: not measured, or negative
+-- step_*           columns of the trace's step; NULL: it has no step; soft-deleted steps count too
 -- row_hash         the row's part of the ledger's source_hash
--- takes_step_usage a metadata-only trace that carries its step's tokens
--- is_too_wide      one of the setting llm_traces.too_wide, a JSON list of ids (too_wide.sql): it comes
---                  without its payloads, and without whatever else is large enough to matter
+-- takes_step_usage whether a metadata-only trace carries its step's tokens
+-- is_too_wide      whether the trace is one of the setting llm_traces.too_wide, a JSON list of ids (see
+--                  too_wide.sql): it then comes without its payloads, and without any other value that
+--                  is large enough to matter
 SELECT
     t.trace_key AS id,
     t.organization_id,

@@ -1,10 +1,11 @@
--- Asked of an hour without any trace: did the agent server work all the same? One row.
+-- Whether the agent server worked in an hour that has no trace. One row. {start} and {end} are the
+-- bounds of the hour.
 --
--- steps_without_trace steps of the hour that no trace belongs to, in whatever hour that trace might
---                     lie; those of the last minute are left out, their trace may still be on its way
+-- steps_without_trace steps of the hour that no trace belongs to, in whatever hour the trace might lie;
+--                     steps of the last minute are left out: their trace may still be on its way
 -- has_traces          whether the source holds any trace at all
--- has_earlier_traces  whether it holds any from before the hour; if it holds none, but has some from
---                     after it, the traces of this hour were pruned and their steps were kept
+-- has_earlier_traces  whether the source holds a trace from before the hour; a source that has traces,
+--                     but none from before, pruned the traces of this hour and kept their steps
 SELECT
     (
         SELECT count(*)
