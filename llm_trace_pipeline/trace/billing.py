@@ -15,25 +15,19 @@ import pyarrow.compute as pc
 
 from llm_trace_pipeline.trace.columns import BILLING_COLUMNS
 
+_DETAILS = ("plan_type", "cost_source", "customer_id")
+_VERSION = ["organization_id", *_DETAILS, "valid_from"]
+_TIME = pa.timestamp("us", tz="UTC")
 HISTORY_SCHEMA = pa.schema(
     [
-        pa.field("organization_id", pa.string(), nullable=False),
-        pa.field("plan_type", pa.string(), nullable=False),
-        pa.field("cost_source", pa.string(), nullable=False),
-        pa.field("customer_id", pa.string(), nullable=False),
-        pa.field("valid_from", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("seen_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in ("organization_id", *_DETAILS)),
+        *(pa.field(name, _TIME, nullable=False) for name in ("valid_from", "seen_at")),
     ]
 )
-_DETAILS = ("plan_type", "cost_source", "customer_id")
-_VERSION = ["organization_id", "valid_from", *_DETAILS]
 
-MATCH_REQUEST, MATCH_AS_OF, MATCH_FIRST_KNOWN, MATCH_NONE = (
-    "request",
-    "as_of",
-    "first_known",
-    "none",
-)
+# Where the details of a call came from.
+MATCH_AS_OF, MATCH_FIRST_KNOWN, MATCH_NONE = _KINDS = ("as_of", "first_known", "none")
+MATCH_REQUEST = "request"
 
 
 def current_versions(history: pa.Table) -> pa.Table:
@@ -55,13 +49,12 @@ def unseen_versions(history: pa.Table, versions: pa.Table, seen_at: datetime) ->
     """
     # Without this, two versions of one moment would supersede each other at every later reading.
     versions = _last_per_key(versions, list(_DETAILS))
-    for name in _DETAILS:
-        position = versions.schema.get_field_index(name)
-        versions = versions.set_column(position, name, versions.column(name).fill_null(""))
+    details = (versions[name].fill_null("") for name in _DETAILS)
+    versions = pa.table([versions["organization_id"], *details, versions["valid_from"]], _VERSION)
     new = versions.join(
         current_versions(history).select(_VERSION), keys=_VERSION, join_type="left anti"
     )
-    seen = pa.array([seen_at] * new.num_rows, pa.timestamp("us", tz="UTC"))
+    seen = pa.repeat(pa.scalar(seen_at, _TIME), new.num_rows)
     return new.append_column("seen_at", seen).select(HISTORY_SCHEMA.names).cast(HISTORY_SCHEMA)
 
 
@@ -86,24 +79,24 @@ class BillingMatcher:
         versions = current_versions(history).combine_chunks()
         organizations = versions["organization_id"].combine_chunks().dictionary_encode()
         self._organizations = organizations.dictionary
-        self._times = np.unique(_microseconds(versions["valid_from"]))
-        # Organization and time become one sortable number, so that one search matches a batch. The
-        # dictionary is in order of first appearance, which here is the sort order.
-        self._keys = self._key(
-            organizations.indices.to_numpy().astype(np.int64),
-            _microseconds(versions["valid_from"]),
-        )
-        # The last row stands for organizations that have no version.
+        # One row more stands for organizations that have no version.
+        organization = np.append(organizations.indices, len(self._organizations)).astype(np.int64)
+        self._valid_from = np.append(_microseconds(versions["valid_from"]), 0)
         self._details = [
-            pa.concat_arrays([versions[name].combine_chunks().cast(pa.string()), pa.array([""])])
-            for name in _DETAILS
+            pa.concat_arrays([versions[name].combine_chunks(), pa.array([""])]) for name in _DETAILS
         ]
+        # Organization and time become one sortable number, so that one search matches a batch. The
+        # dictionary is in order of first appearance, which here is the sort order. An
+        # organization's first version also matches the calls before it.
+        self._times = np.unique(self._valid_from)
+        is_first = np.diff(organization, prepend=-1) > 0
+        first = organization << 32
+        self._keys = np.where(is_first, first, self._key(organization, self._valid_from))
 
     def _key(
         self, organization: npt.NDArray[np.int64], time: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        rank = np.searchsorted(self._times, time, side="right").astype(np.int64)
-        return (organization << 32) + rank
+        return (organization << 32) + np.searchsorted(self._times, time, side="right")
 
     def match(
         self,
@@ -123,38 +116,23 @@ class BillingMatcher:
             requested: plan, cost source and customer that every trace carries, or None; these win.
                 Empty where no trace carries any.
         """
-        organization = (
-            pc.index_in(organization_id, self._organizations)
-            .fill_null(-1)
-            .to_numpy()
-            .astype(np.int64)
-        )
-        is_known = organization >= 0
-        key = self._key(organization, _microseconds(created_at))
-        position = np.searchsorted(self._keys, key, side="right") - 1
-        first = np.searchsorted(self._keys, organization << 32, side="left")
-        is_before_first = is_known & (position < first)
-        position = np.where(is_before_first, first, position)
-        position = np.where(is_known, position, len(self._keys))
-        kinds = np.where(is_known, np.where(is_before_first, 1, 0), 2)
-
-        rows = pa.array(position)
+        unknown = len(self._organizations)
+        organization = pc.index_in(organization_id, self._organizations).fill_null(unknown)
+        organization, at = organization.to_numpy().astype(np.int64), _microseconds(created_at)
+        row = np.searchsorted(self._keys, self._key(organization, at), side="right") - 1
+        kind = np.where(organization == unknown, 2, at < self._valid_from[row])
         matched = [
-            *(details.take(rows) for details in self._details),
-            pa.array([MATCH_AS_OF, MATCH_FIRST_KNOWN, MATCH_NONE]).take(pa.array(kinds)),
+            *(details.take(pa.array(row)) for details in self._details),
+            pa.array(_KINDS).take(pa.array(kind)),
         ]
         if any(requested):
             is_requested = pa.array([own is not None for own in requested])
-            carried = [
-                *(
-                    pa.array([own[field] if own else "" for own in requested], pa.string())
-                    for field in range(len(_DETAILS))
-                ),
-                MATCH_REQUEST,
-            ]
+            own_details = zip(*(own or [""] * len(_DETAILS) for own in requested), strict=True)
             matched = [
                 pc.if_else(is_requested, own, found)
-                for own, found in zip(carried, matched, strict=True)
+                for own, found in zip(
+                    (*map(pa.array, own_details), MATCH_REQUEST), matched, strict=True
+                )
             ]
         return dict(zip(BILLING_COLUMNS, matched, strict=True))
 

@@ -1,22 +1,23 @@
 """The columns of ``llm_traces``, declared once; the Arrow schema and the hashes come from here."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, Field
 
 SCHEMA_VERSION = 2  # of the table, in whose comment it stands; see sql/clickhouse/upgrade.sql
 REPEATS = "repeats"  # few distinct values: dictionary-encoded, LowCardinality where it is a label
+Label = Annotated[str, REPEATS]
 
 
 class BillingContext(BaseModel):
     """Who pays for a call, as it was when the call was made; '' where unknown."""
 
-    plan_type: Annotated[str, REPEATS] = Field(description="Plan of the organization.")
-    cost_source: Annotated[str, REPEATS] = Field(description="What pays: 'quota' or 'credits'.")
-    customer_id: Annotated[str, REPEATS] = Field(description="Stripe customer id.")
+    plan_type: Label = Field(description="Plan of the organization.")
+    cost_source: Label = Field(description="What pays: 'quota' or 'credits'.")
+    customer_id: Label = Field(description="Stripe customer id.")
 
 
 class LLMTrace(BaseModel):
@@ -26,16 +27,16 @@ class LLMTrace(BaseModel):
     """
 
     id: str = Field(description='Trace id: a uuid, without the "provider_trace-" prefix.')
-    organization_id: Annotated[str, REPEATS] = Field(description="Organization of the call.")
-    project_id: Annotated[str, REPEATS] = Field(description="Project of the step.")
-    agent_id: Annotated[str, REPEATS] = Field(description="Agent that made the call.")
+    organization_id: Label = Field(description="Organization of the call.")
+    project_id: Label = Field(description="Project of the step.")
+    agent_id: Label = Field(description="Agent that made the call.")
     agent_tags: Annotated[list[str], REPEATS] = Field(description="Tags of the agent.")
-    run_id: Annotated[str, REPEATS] = Field(description="Run that the call was part of.")
+    run_id: Label = Field(description="Run that the call was part of.")
     step_id: str = Field(description="Step that the call was part of.")
     trace_id: str = Field(description="OpenTelemetry trace id of the step.")
-    call_type: Annotated[str, REPEATS] = Field(description="Purpose of the call, or 'unknown'.")
-    provider: Annotated[str, REPEATS] = Field(description="Provider's endpoint type.")
-    model: Annotated[str, REPEATS] = Field(description="Model that was asked for.")
+    call_type: Label = Field(description="Purpose of the call, or 'unknown'.")
+    provider: Label = Field(description="Provider's endpoint type.")
+    model: Label = Field(description="Model that was asked for.")
     is_byok: bool = Field(description="The organization brought its own key.")
     request_size_bytes: int = Field(description="Octets of the request's JSON text.")
     response_size_bytes: int = Field(description="Octets of the response's JSON text.")
@@ -47,14 +48,14 @@ class LLMTrace(BaseModel):
     reasoning_tokens: int | None = Field(description="Of the completion; NULL: not reported.")
     latency_ms: int = Field(description="Milliseconds from request to response; 0: not measured.")
     is_error: bool = Field(description="The call failed.")
-    error_type: Annotated[str, REPEATS] = Field(description="Kind of the error, '' if none.")
+    error_type: Label = Field(description="Kind of the error, '' if none.")
     error_message: str = Field(description="First 1,000 code points of the message.")
     request_json: str = Field(description="Raw request, '' if not kept.")
     response_json: str = Field(description="Raw response, '' if not kept.")
-    llm_config_json: Annotated[str, REPEATS] = Field(description="Configuration of the call.")
+    llm_config_json: Label = Field(description="Configuration of the call.")
     billing: BillingContext
     created_at: AwareDatetime = Field(description="When the trace was stored, UTC, microseconds.")
-    billing_match: Annotated[str, REPEATS] = Field(
+    billing_match: Label = Field(
         description="Where billing came from: 'request', 'as_of', 'first_known' or 'none'."
     )
     payload_hash: int = Field(description="xxh3 of request_json followed by response_json.")
@@ -71,68 +72,49 @@ class LLMTrace(BaseModel):
         description="Of input_cost_usd, what was written to the cache."
     )
     output_cost_usd: Decimal | None = Field(description="Of cost_usd, all output.")
-    price_version: Annotated[str, REPEATS] = Field(
+    price_version: Label = Field(
         description="Prices that the costs were computed with, '' if none."
     )
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column of ``llm_traces``."""
 
     name: str
-    arrow_type: pa.DataType
     description: str
+    arrow_type: pa.DataType
+    clickhouse_type: str  # a text that repeats may be LowCardinality in the table
     is_nullable: bool
-    repeats: bool  # few distinct values
-
-    @property
-    def clickhouse_type(self) -> str:
-        """ClickHouse's name of the type. There, a text that repeats may be LowCardinality."""
-        bare = _CLICKHOUSE_TYPES[self.arrow_type]
-        return f"Nullable({bare})" if self.is_nullable else bare
+    repeats: bool
 
 
 # Exact where a price for a million tokens has at most 12 decimals; few packaged prices have more.
 COST_TYPE = pa.decimal128(38, 18)
 EXACT_DIGITS = 76  # for arithmetic with costs; Python's 28 digits would round them
 
-_CLICKHOUSE_TYPES = {
-    pa.string(): "String",
-    pa.uint64(): "UInt64",
-    pa.uint8(): "UInt8",
-    pa.list_(pa.string()): "Array(String)",
-    pa.timestamp("us", tz="UTC"): "DateTime64(6, 'UTC')",
-    COST_TYPE: "Decimal(38, 18)",
-}
-_ARROW_TYPES: dict[Any, pa.DataType] = {
-    str: pa.string(),
-    int: pa.uint64(),
-    int | None: pa.uint64(),
-    bool: pa.uint8(),
-    Decimal | None: COST_TYPE,
-    list[str]: pa.list_(pa.string()),
-    AwareDatetime: pa.timestamp("us", tz="UTC"),
+_TYPES: dict[Any, tuple[pa.DataType, str]] = {
+    str: (pa.string(), "String"),
+    int: (pa.uint64(), "UInt64"),
+    int | None: (pa.uint64(), "Nullable(UInt64)"),
+    bool: (pa.uint8(), "UInt8"),
+    Decimal | None: (COST_TYPE, "Nullable(Decimal(38, 18))"),
+    list[str]: (pa.list_(pa.string()), "Array(String)"),
+    AwareDatetime: (pa.timestamp("us", tz="UTC"), "DateTime64(6, 'UTC')"),
 }
 
 
-def _columns_of(model: type[BaseModel], prefix: str = "") -> list[Column]:
-    columns: list[Column] = []
+def _columns_of(model: type[BaseModel], prefix: str = "") -> Iterator[Column]:
     for name, field in model.model_fields.items():
-        annotation: Any = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            columns += _columns_of(annotation, f"{name}_")
+        if field.annotation is BillingContext:
+            yield from _columns_of(BillingContext, f"{name}_")
             continue
-        columns.append(
-            Column(
-                name=prefix + name,
-                arrow_type=_ARROW_TYPES[annotation],
-                description=field.description or "",
-                is_nullable=type(None) in get_args(annotation),
-                repeats=REPEATS in field.metadata,
-            )
+        yield Column(
+            prefix + name,
+            field.description or "",
+            *_TYPES[field.annotation],
+            is_nullable=type(None) in get_args(field.annotation),
+            repeats=REPEATS in field.metadata,
         )
-    return columns
 
 
 COLUMNS = tuple(_columns_of(LLMTrace))

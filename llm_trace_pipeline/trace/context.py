@@ -1,4 +1,4 @@
-"""What a trace says beside its response: configuration, requested model, tags, billing context.
+"""What a trace says beside its response: provider and model, tags, billing context.
 
 A text that is no JSON, or has another shape than expected, says nothing.
 """
@@ -7,48 +7,31 @@ from typing import Any, Final, NamedTuple, TypedDict
 
 import msgspec
 
-from llm_trace_pipeline.trace.json_values import parse, string_of, text_of
+from llm_trace_pipeline.trace.json_values import object_of, parse, string_of, text_of
 
 
-class ConfigReading(NamedTuple):
-    """What one `llm_config` says; '' stands for missing, empty or not a string."""
+class Names(NamedTuple):
+    """The names in a `llm_config` or a request; '' stands for missing, empty or not a string."""
 
     provider: str
     model: str
     provider_category: str
 
 
-class _Config(TypedDict, total=False):
+class _Named(TypedDict, total=False):
     model_endpoint_type: Any
     model: Any
     provider_category: Any
 
 
-class _Request(TypedDict, total=False):
-    model: Any
-
-
-_CONFIG: Final = msgspec.json.Decoder(_Config)
-_REQUEST: Final = msgspec.json.Decoder(_Request)
+_NAMED: Final = msgspec.json.Decoder(_Named)
 _ANY: Final = msgspec.json.Decoder()
 
 
-def read_llm_config(text: bytes | memoryview) -> ConfigReading:
-    """Read provider, model and provider category of a `llm_config`."""
-    config = parse(_CONFIG, text)
-    if not isinstance(config, dict):
-        return ConfigReading("", "", "")
-    return ConfigReading(
-        string_of(config.get("model_endpoint_type")),
-        string_of(config.get("model")),
-        string_of(config.get("provider_category")),
-    )
-
-
-def read_request_model(text: bytes | memoryview) -> str:
-    """Read the model that a `request_json` asks for; '' if it names none."""
-    request = parse(_REQUEST, text)
-    return string_of(request.get("model")) if isinstance(request, dict) else ""
+def read_names(text: bytes | memoryview) -> Names:
+    """Read the names that a `llm_config` states; a `request_json` states the model alone."""
+    get = object_of(parse(_NAMED, text)).get
+    return Names(*map(string_of, map(get, ("model_endpoint_type", "model", "provider_category"))))
 
 
 def read_agent_tags(text: bytes | memoryview) -> list[str]:
@@ -59,9 +42,7 @@ def read_agent_tags(text: bytes | memoryview) -> list[str]:
 
 def read_billing_context(text: bytes | memoryview) -> tuple[str, str, str] | None:
     """Read plan type, cost source and customer id; None if the context states none of them."""
-    context = parse(_ANY, text)
-    if not isinstance(context, dict):
-        return None
+    context = object_of(parse(_ANY, text))
     plan_type, cost_source, customer_id = (
         "" if isinstance(value, bool | dict | list) else text_of(value)
         for value in map(context.get, ("plan_type", "cost_source", "customer_id"))

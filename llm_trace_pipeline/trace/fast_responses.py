@@ -12,6 +12,7 @@ import msgspec
 
 from llm_trace_pipeline.trace.json_values import INT64_MAX, UINT64_MAX
 from llm_trace_pipeline.trace.responses import ResponseReading, read_any_response
+from llm_trace_pipeline.trace.usage import Tokens
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)] | None
 
@@ -83,9 +84,6 @@ class _Answer(msgspec.Struct):
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
 _NO_DETAILS: Final = _Details()
 
-# Prompt, completion, reported total, cached, cache-written, reasoning.
-_Tokens = tuple[int, int, int | None, int | None, int | None, int | None]
-
 
 def read_response(text: bytes | memoryview) -> ResponseReading:
     """Read usage, error and model of a response, whatever the provider."""
@@ -126,7 +124,7 @@ def read_plain(text: bytes | memoryview) -> ResponseReading | None:
     )
 
 
-def _of_chat(usage: PlainUsage) -> _Tokens:
+def _of_chat(usage: PlainUsage) -> Tokens:
     details = usage.prompt_tokens_details
     if not isinstance(details, _Details):
         details = _NO_DETAILS
@@ -134,7 +132,7 @@ def _of_chat(usage: PlainUsage) -> _Tokens:
     return (
         usage.prompt_tokens or 0,
         usage.completion_tokens or 0,
-        usage.total_tokens,
+        usage.total_tokens or 0,
         _first(
             details.cached_tokens,
             usage.cached_tokens,
@@ -146,7 +144,7 @@ def _of_chat(usage: PlainUsage) -> _Tokens:
     )
 
 
-def _of_responses_and_anthropic(usage: PlainUsage) -> _Tokens:
+def _of_responses_and_anthropic(usage: PlainUsage) -> Tokens:
     read, written = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
     details = usage.input_tokens_details or _NO_DETAILS
     realtime = usage.input_token_details or _NO_DETAILS
@@ -154,18 +152,18 @@ def _of_responses_and_anthropic(usage: PlainUsage) -> _Tokens:
     return (
         (usage.input_tokens or 0) + (read or 0) + (written or 0),
         usage.output_tokens or 0,
-        usage.total_tokens,
+        usage.total_tokens or 0,
         _first(read, details.cached_tokens, realtime.cached_tokens),
         _first(written, details.cache_write_tokens),
         _first(outputs.reasoning_tokens, outputs.thinking_tokens),
     )
 
 
-def _of_gemini(usage: PlainUsage) -> _Tokens:
+def _of_gemini(usage: PlainUsage) -> Tokens:
     return (
         (usage.prompt_token_count or 0) + (usage.tool_use_prompt_token_count or 0),
         (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0),
-        usage.total_token_count,
+        usage.total_token_count or 0,
         usage.cached_content_token_count,
         None,
         usage.thoughts_token_count,

@@ -10,6 +10,8 @@ had before this table had prices.
 The hash of an hour is the sum of its rows' hashes modulo 2**64, so that their order does not count.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -20,15 +22,6 @@ from llm_trace_pipeline.sql import quote_identifier
 from llm_trace_pipeline.trace.columns import COLUMNS, COST_COLUMNS, COST_TYPE, PAYLOAD_COLUMNS
 
 Hashes = npt.NDArray[np.uint64]
-
-_APART = (*PAYLOAD_COLUMNS, *COST_COLUMNS, "price_version")
-_HASHED = tuple(column for column in COLUMNS if column.name not in _APART)
-# The lower 64 bits of every cost are multiplied by an odd number of its own: a cost alone cannot
-# change without changing the sum.
-_WEIGHTS = {name: xxh3_64_intdigest(name.encode()) | 1 for name in COST_COLUMNS}
-_BY_HASH = "llm_config_json"
-_BETWEEN_COLUMNS = "\x1f"
-_BETWEEN_ELEMENTS = "\x1e"
 
 
 def octets(texts: pa.StringArray) -> list[bytes]:
@@ -46,34 +39,51 @@ def hash_each(texts: pa.StringArray) -> Hashes:
     return np.fromiter(map(xxh3_64_intdigest, octets(texts)), dtype=np.uint64, count=len(texts))
 
 
-def hash_distinct(texts: pa.StringArray) -> Hashes:
-    """Return the xxh3 of every text, computed once per distinct text."""
+def _hash_of_distinct(texts: pa.StringArray) -> pa.StringArray:
     encoded = texts.dictionary_encode()
-    hashes: Hashes = hash_each(encoded.dictionary)[encoded.indices.to_numpy()]
-    return hashes
+    return pa.array(hash_each(encoded.dictionary)).cast(pa.string()).take(encoded.indices)
+
+
+def _text_of_list(lists: pa.ListArray) -> pa.StringArray:
+    length = pc.list_value_length(lists).cast(pa.string())
+    return pc.binary_join_element_wise(length, pc.binary_join(lists, "\x1e"), "\x1e")
+
+
+# How a column becomes text, here and in ClickHouse: by its name, else by its type.
+_AsText = tuple[Callable[[pa.Array], pa.StringArray], str]
+_INTEGER: _AsText = (lambda each: each.cast("string").fill_null(""), "ifNull(toString({0}), '')")
+_AS_TEXT: dict[str | pa.DataType, _AsText] = {
+    "llm_config_json": (_hash_of_distinct, "toString(xxh3({0}))"),
+    pa.string(): (lambda each: each, "{0}"),
+    pa.uint8(): _INTEGER,
+    pa.uint64(): _INTEGER,
+    pa.timestamp("us", tz="UTC"): (
+        lambda each: each.cast("int64").cast("string"),
+        "toString(toUnixTimestamp64Micro({0}))",
+    ),
+    pa.list_(pa.string()): (
+        _text_of_list,
+        "concat(toString(length({0})), '\\x1e', arrayStringConcat({0}, '\\x1e'))",
+    ),
+}
+_HASHED = {
+    column.name: _AS_TEXT.get(column.name) or _AS_TEXT[column.arrow_type]
+    for column in COLUMNS
+    if column.name not in (*PAYLOAD_COLUMNS, *COST_COLUMNS, "price_version")
+}
+# The lower 64 bits of every cost are multiplied by an odd number of its own: a cost alone cannot
+# change without changing the sum.
+_WEIGHTS = {name: xxh3_64_intdigest(name.encode()) | 1 for name in COST_COLUMNS}
 
 
 def row_hashes(batch: pa.RecordBatch) -> Hashes:
     """Return the hash of every row of a batch of ``ARROW_SCHEMA``; see ``row_hash_sql``."""
-    parts: list[pa.Array] = []
-    for column in _HASHED:
-        values = batch.column(column.name)
-        if column.name == _BY_HASH:
-            values = pa.array(hash_distinct(values)).cast(pa.string())
-        elif pa.types.is_list(column.arrow_type):
-            length = pc.list_value_length(values).cast(pa.string())
-            elements = pc.binary_join(values, _BETWEEN_ELEMENTS)
-            values = pc.binary_join_element_wise(length, elements, _BETWEEN_ELEMENTS)
-        elif pa.types.is_timestamp(column.arrow_type):
-            values = values.cast(pa.int64()).cast(pa.string())
-        elif pa.types.is_integer(column.arrow_type):
-            values = values.cast(pa.string()).fill_null("")
-        parts.append(values)
+    texts = [as_text(batch.column(name)) for name, (as_text, _) in _HASHED.items()]
     version = batch.column("price_version")
     costs = pa.array(_sums_of_costs(batch)).cast(pa.string())
-    priced = pc.binary_join_element_wise("", version, costs, _BETWEEN_COLUMNS)
+    priced = pc.binary_join_element_wise("", version, costs, "\x1f")
     priced = pc.if_else(pc.equal(version, ""), "", priced)
-    text = pc.binary_join_element_wise(*parts, _BETWEEN_COLUMNS)
+    text = pc.binary_join_element_wise(*texts, "\x1f")
     return hash_each(pc.binary_join_element_wise(text, priced, ""))
 
 
@@ -82,31 +92,19 @@ def _sums_of_costs(batch: pa.RecordBatch) -> Hashes:
     sums: Hashes = np.zeros(batch.num_rows, np.uint64)
     for name, weight in _WEIGHTS.items():
         costs = pc.fill_null(batch.column(name), pa.scalar(0, COST_TYPE))
-        halves = np.frombuffer(costs.buffers()[1], np.uint64).reshape(-1, 2)
-        sums += halves[costs.offset : costs.offset + len(costs), 0] * np.uint64(weight)
+        sums += np.frombuffer(costs.buffers()[1], np.uint64)[::2] * np.uint64(weight)
     return sums
 
 
 def row_hash_sql() -> str:
     """Return the expression by which ClickHouse computes ``row_hashes`` of ``llm_traces``."""
-    parts: list[str] = []
-    for column in _HASHED:
-        name = quote_identifier(column.name)
-        if column.name == _BY_HASH:
-            name = f"toString(xxh3({name}))"
-        elif pa.types.is_list(column.arrow_type):
-            name = f"concat(toString(length({name})), '\\x1e', arrayStringConcat({name}, '\\x1e'))"
-        elif pa.types.is_timestamp(column.arrow_type):
-            name = f"toString(toUnixTimestamp64Micro({name}))"
-        elif pa.types.is_integer(column.arrow_type):
-            name = f"ifNull(toString({name}), '')"
-        parts.append(name)
+    texts = [sql.format(quote_identifier(name)) for name, (_, sql) in _HASHED.items()]
     costs = " + ".join(
         f"toUInt64(reinterpret(ifNull({quote_identifier(name)}, 0), 'UInt128')) * {weight}"
         for name, weight in _WEIGHTS.items()
     )
     return (
-        f"xxh3(concat(concatWithSeparator('\\x1f', {', '.join(parts)}), "
+        f"xxh3(concat(concatWithSeparator('\\x1f', {', '.join(texts)}), "
         f"if(price_version = '', '', concat('\\x1f', price_version, '\\x1f', toString({costs})))))"
     )
 

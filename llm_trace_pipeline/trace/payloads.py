@@ -32,8 +32,18 @@ class PayloadPolicy:
         Raises:
             SettingsError: the function cannot be imported.
         """
-        name = settings.redact
-        return cls(settings.payloads != "none", _function(name) if name else None)
+        name, function = settings.redact, None
+        if name:
+            module, _, attribute = name.partition(":")
+            try:
+                function = getattr(import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                raise SettingsError(
+                    f"LLM_TRACES_REDACT: {name} cannot be imported: {error}"
+                ) from None
+            if not callable(function):
+                raise SettingsError(f"LLM_TRACES_REDACT: {name} is no function")
+        return cls(settings.payloads != "none", function)
 
     @property
     def keeps_all(self) -> bool:
@@ -71,14 +81,3 @@ class PayloadPolicy:
 
 
 KEEP_ALL = PayloadPolicy()
-
-
-def _function(name: str) -> Callable[[str], str]:
-    module, _, attribute = name.partition(":")
-    try:
-        function: Callable[[str], str] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"LLM_TRACES_REDACT: {name} cannot be imported: {error}") from None
-    if not callable(function):
-        raise SettingsError(f"LLM_TRACES_REDACT: {name} is no function")
-    return function

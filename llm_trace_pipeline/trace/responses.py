@@ -15,14 +15,15 @@ from llm_trace_pipeline.trace.json_values import (
     string_of,
     text_of,
 )
-from llm_trace_pipeline.trace.usage import USAGE_PLACES, tokens_in
+from llm_trace_pipeline.trace.usage import OLLAMA_KEYS, USAGE_PLACES, tokens_in
 
 
 class ResponseReading(NamedTuple):
     """What one `response_json` says.
 
-    A count that the response does not report is None, or 0 in the first three. A missing text is
-    ''. The error message is whole; rows keep its first 1,000 code points.
+    Cached and cache-written tokens are part of the prompt, reasoning tokens of the completion. A
+    count that the response does not report is None, or 0 in the first three. A missing text is ''.
+    The error message is whole; rows keep its first 1,000 code points.
     """
 
     prompt_tokens: int = 0
@@ -38,47 +39,30 @@ class ResponseReading(NamedTuple):
     is_readable: bool = True
 
 
+_MODEL_KEYS: Final = ("model", "model_version", "modelVersion")
+_ERROR_KEYS: Final = ("error", "error_type", "object", "type", "code", "message", "__type")
+_HOLDERS: Final = ("x_groq", "response", "result")  # see ``_bodies``
+
+
 # The keys that the rules look at. msgspec skips all other keys without building objects, as fast as
 # with its structs. These are TypedDicts, since Python's own parser yields dicts too: one set of
 # rules reads both.
-
-
 class _Choice(TypedDict, total=False):
     usage: Any
     error: Any
 
 
+_READ = (*USAGE_PLACES, *OLLAMA_KEYS, *_MODEL_KEYS, *_ERROR_KEYS, *_HOLDERS)
 _Response = TypedDict(
     "_Response",
     {
-        "usage": Any,
-        "usage_metadata": Any,
-        "usageMetadata": Any,
-        "meta_info": Any,
-        "amazon-bedrock-invocationMetrics": Any,
-        "prompt_eval_count": Any,
-        "prompt_eval_cached_count": Any,
-        "eval_count": Any,
+        **dict.fromkeys(_READ, Any),  # type: ignore[misc]  # mypy looks for the keys here
         "choices": list[_Choice] | None,
-        "x_groq": Any,
-        "response": Any,
-        "result": Any,
-        "model": Any,
-        "model_version": Any,
-        "modelVersion": Any,
-        "error": Any,
-        "error_type": Any,
-        "object": Any,
-        "type": Any,
-        "code": Any,
-        "message": Any,
-        "__type": Any,
         # Any other value is left to Python's parser, which keeps the keys that stand beside it.
         "detail": None,
     },
     total=False,
 )
-
 _RESPONSE: Final = msgspec.json.Decoder(_Response)
 
 
@@ -113,7 +97,7 @@ def _bodies(top: Object) -> list[Object]:
 
 def _model(bodies: list[Object]) -> str:
     for body in bodies:
-        for key in ("model", "model_version", "modelVersion"):
+        for key in _MODEL_KEYS:
             if model := string_of(body.get(key)):
                 return model
     return ""

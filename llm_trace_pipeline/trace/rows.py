@@ -1,5 +1,8 @@
 """The transformation: rows of the operational database become rows of ``llm_traces``."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
@@ -7,11 +10,9 @@ from xxhash import xxh3_64_intdigest
 from llm_trace_pipeline.trace.billing import BillingMatcher
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA, PAYLOAD_COLUMNS, TOKEN_COLUMNS
 from llm_trace_pipeline.trace.context import (
-    ConfigReading,
     read_agent_tags,
     read_billing_context,
-    read_llm_config,
-    read_request_model,
+    read_names,
 )
 from llm_trace_pipeline.trace.fast_responses import read_response
 from llm_trace_pipeline.trace.hashes import octets
@@ -25,6 +26,7 @@ MAX_MESSAGE_LENGTH = 1_000  # code points of an error message that are kept
 
 _NO_RESPONSE = ResponseReading()
 _NOT_SENT = ResponseReading(is_readable=False)
+_Reading = TypeVar("_Reading")
 _STEP_TOKENS = tuple(f"step_{name}" for name in TOKEN_COLUMNS)
 _COPIED = ("id", "organization_id", "project_id", "agent_id", "run_id", "step_id", "trace_id")
 
@@ -50,36 +52,53 @@ def transform(
     }
     requests, responses = (octets(texts[name]) for name in PAYLOAD_COLUMNS)
     readings = _read_responses(source, responses)
-    configs, llm_config_json = _read_configs(texts["llm_config"])
+    configs = _read_distinct(read_names, texts["llm_config"])
     models = [
-        config.model or (read_request_model(request) if request else "") or reading.model
+        config.model or (read_names(request).model if request else "") or reading.model
         for config, request, reading in zip(configs, requests, readings, strict=True)
     ]
+    provider = _or_else([config.provider for config in configs], texts["step_provider"])
+    category = _or_else(
+        [config.provider_category for config in configs], texts["step_provider_category"]
+    )
+    has_no_config = pc.is_in(texts["llm_config"], pa.array(["", "null"]))
     sizes = [pc.binary_length(texts[name]).cast(pa.uint64()) for name in PAYLOAD_COLUMNS]
     kept = {name: payloads.kept(texts[name]) for name in PAYLOAD_COLUMNS}
     if not payloads.keeps_all:
         requests, responses = (octets(text) for text in kept.values())
+    pairs = zip(requests, responses, strict=True)
+    messages = payloads.redacted(pa.array([each.error_message for each in readings], pa.string()))
 
     columns: dict[str, pa.Array] = {
         **{name: texts[name] for name in _COPIED},
-        "agent_tags": _agent_tags(texts["agent_tags"]),
+        "agent_tags": pa.array(
+            _read_distinct(read_agent_tags, texts["agent_tags"]), pa.list_(pa.string())
+        ),
         "call_type": _or_else(texts["call_type"], "unknown"),
-        **_names(configs, models, texts),
+        "provider": _or_else(provider, "unknown"),
+        "model": _or_else(models, texts["step_model"]),
+        "is_byok": pc.equal(category, "byok").cast(pa.uint8()),
         "request_size_bytes": sizes[0],
         "response_size_bytes": sizes[1],
+        **{
+            name: pa.array([reading[position] for reading in readings], pa.uint64())
+            for position, name in enumerate(TOKEN_COLUMNS)
+        },
         "latency_ms": source.column("latency_ms").cast(pa.uint64()),
-        **_usage_and_errors(readings, payloads),
+        "is_error": pa.array([reading.is_error for reading in readings]).cast(pa.uint8()),
+        "error_type": pa.array([reading.error_type for reading in readings], pa.string()),
+        "error_message": pc.utf8_slice_codeunits(messages, 0, MAX_MESSAGE_LENGTH),
         **kept,
-        "llm_config_json": llm_config_json,
+        "llm_config_json": pc.if_else(has_no_config, "{}", texts["llm_config"]),
         "created_at": source.column("created_at"),
         "payload_hash": pa.array(
-            [
-                xxh3_64_intdigest(request + response)
-                for request, response in zip(requests, responses, strict=True)
-            ],
-            pa.uint64(),
+            [xxh3_64_intdigest(request + response) for request, response in pairs], pa.uint64()
         ),
-        **_billing(source, texts, billing),
+        **billing.match(
+            texts["organization_id"],
+            source.column("created_at"),
+            _read_distinct(read_billing_context, texts["billing_context"]),
+        ),
     }
     columns |= prices.costs(pa.record_batch({name: columns[name] for name in PRICED_BY}))
     batch = pa.RecordBatch.from_arrays(
@@ -87,6 +106,19 @@ def transform(
     )
     is_unreadable = pa.array([not reading.is_readable for reading in readings], pa.bool_())
     return batch, tally_of(batch, texts["id"].filter(is_unreadable).to_pylist())
+
+
+def _read_distinct(read: Callable[[bytes], _Reading], texts: pa.StringArray) -> list[_Reading]:
+    """Read all texts; equal texts are read once."""
+    encoded = texts.dictionary_encode()
+    readings = [read(text) for text in octets(encoded.dictionary)]
+    return [readings[index] for index in encoded.indices.to_pylist()]
+
+
+def _or_else(texts: pa.StringArray | list[str], default: pa.StringArray | str) -> pa.StringArray:
+    """Return every text, or the default where the text is ''."""
+    texts = pa.array(texts, pa.string())
+    return pc.if_else(pc.equal(texts, ""), default, texts)
 
 
 def _read_responses(source: pa.RecordBatch, responses: list[bytes]) -> list[ResponseReading]:
@@ -117,70 +149,3 @@ def _read_step(*counts: int | None) -> ResponseReading:
         "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
     return ResponseReading(*tokens_in([{"usage": usage}]))
-
-
-def _read_configs(texts: pa.StringArray) -> tuple[list[ConfigReading], pa.StringArray]:
-    """Return the configuration of every row, and the text that is kept of it.
-
-    A distinct configuration is read once.
-    """
-    encoded = texts.dictionary_encode()
-    readings = [read_llm_config(text) for text in octets(encoded.dictionary)]
-    kept = pc.if_else(
-        pc.is_in(encoded.dictionary, pa.array(["", "null"])), "{}", encoded.dictionary
-    )
-    return [readings[index] for index in encoded.indices.to_pylist()], kept.take(encoded.indices)
-
-
-def _agent_tags(texts: pa.StringArray) -> pa.ListArray:
-    encoded = texts.dictionary_encode()
-    tags = [read_agent_tags(text) if text else [] for text in octets(encoded.dictionary)]
-    return pa.array(tags, pa.list_(pa.string())).take(encoded.indices)
-
-
-def _names(
-    configs: list[ConfigReading], models: list[str], texts: dict[str, pa.StringArray]
-) -> dict[str, pa.Array]:
-    """Return who served the call, with which model and whose key; the step says what is missing."""
-    provider = pa.array([config.provider for config in configs], pa.string())
-    category = pa.array([config.provider_category for config in configs], pa.string())
-    category = _or_else(category, texts["step_provider_category"])
-    return {
-        "provider": _or_else(_or_else(provider, texts["step_provider"]), "unknown"),
-        "model": _or_else(pa.array(models, pa.string()), texts["step_model"]),
-        "is_byok": pc.equal(category, "byok").cast(pa.uint8()),
-    }
-
-
-def _or_else(texts: pa.StringArray, default: pa.StringArray | str) -> pa.StringArray:
-    """Return every text, or the default where the text is ''."""
-    return pc.if_else(pc.equal(texts, ""), default, texts)
-
-
-def _usage_and_errors(
-    readings: list[ResponseReading], payloads: PayloadPolicy
-) -> dict[str, pa.Array]:
-    messages = pa.array([reading.error_message for reading in readings], pa.string())
-    return {
-        **{
-            name: pa.array([reading[position] for reading in readings], pa.uint64())
-            for position, name in enumerate(TOKEN_COLUMNS)
-        },
-        "is_error": pa.array([reading.is_error for reading in readings]).cast(pa.uint8()),
-        "error_type": pa.array([reading.error_type for reading in readings], pa.string()),
-        "error_message": pc.utf8_slice_codeunits(
-            payloads.redacted(messages), 0, MAX_MESSAGE_LENGTH
-        ),
-    }
-
-
-def _billing(
-    source: pa.RecordBatch, texts: dict[str, pa.StringArray], billing: BillingMatcher
-) -> dict[str, pa.Array]:
-    contexts = texts["billing_context"]
-    requested = (
-        [read_billing_context(text) if text else None for text in octets(contexts)]
-        if pc.any(pc.not_equal(contexts, "")).as_py()
-        else []
-    )
-    return billing.match(texts["organization_id"], source.column("created_at"), requested)

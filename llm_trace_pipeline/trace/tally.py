@@ -54,10 +54,15 @@ class Tally:
         self.unpriced.update(other.unpriced)
         self.erased += other.erased
         self.source_hash = (self.source_hash + other.source_hash) % 2**64
-        earliest = (self.min_created_at, other.min_created_at)
-        latest = (self.max_created_at, other.max_created_at)
-        self.min_created_at = min((at for at in earliest if at), default=None)
-        self.max_created_at = max((at for at in latest if at), default=None)
+        ends = (
+            self.min_created_at,
+            self.max_created_at,
+            other.min_created_at,
+            other.max_created_at,
+        )
+        times = [at for at in ends if at]
+        self.min_created_at = min(times, default=None)
+        self.max_created_at = max(times, default=None)
 
     def add_source_hashes(self, row_hashes: pa.Int64Array) -> None:
         """Add the ``row_hash`` of rows of ``sql/operational/traces.sql``."""
@@ -76,6 +81,7 @@ class Tally:
     def figures(self) -> dict[str, Any]:
         """Return the figures by the names of a manifest's fields."""
         unbilled = sorted(self.organizations_without_billing)
+        frequent = sorted(self.unpriced, key=self.unpriced.__getitem__)[-EXAMPLES:]
         return {
             "rows": self.rows,
             "distinct_ids": self.distinct_ids,
@@ -90,10 +96,8 @@ class Tally:
             "organizations_without_billing": len(unbilled),
             "organizations_without_billing_ids": tuple(unbilled[:EXAMPLES]),
             "cost_usd": self.cost_usd,
-            "unpriced": sum(self.unpriced.values()),
-            "unpriced_models": tuple(
-                sorted(self.unpriced, key=self.unpriced.__getitem__)[-EXAMPLES:]
-            ),
+            "unpriced": self.unpriced.total(),
+            "unpriced_models": tuple(frequent),
         }
 
 
@@ -104,34 +108,31 @@ def tally_of(batch: pa.RecordBatch, unreadable: Sequence[str] = ()) -> Tally:
         batch: rows of ``ARROW_SCHEMA``.
         unreadable: the ids of the rows whose response could not be read.
     """
-    times = pc.min_max(batch.column("created_at")).as_py()
-    unmatched = batch.column("organization_id").filter(
-        pc.equal(batch.column("billing_match"), MATCH_NONE)
+    column = batch.column
+    times = pc.min_max(column("created_at")).as_py()
+    without_billing = column("organization_id").filter(
+        pc.equal(column("billing_match"), MATCH_NONE)
     )
+    models = pc.binary_join_element_wise(column("provider"), column("model"), "/")
     return Tally(
         rows=batch.num_rows,
-        tokens=Counter({name: pc.sum(batch.column(name)).as_py() or 0 for name in TOKEN_COLUMNS}),
-        payload_bytes=sum(
-            pc.sum(batch.column(name)).as_py() or 0
-            for name in ("request_size_bytes", "response_size_bytes")
-        ),
+        tokens=Counter({name: _sum(column(name)) for name in TOKEN_COLUMNS}),
+        payload_bytes=_sum(column("request_size_bytes")) + _sum(column("response_size_bytes")),
         content_hash=sum_of_hashes(row_hashes(batch)),
-        id_hashes=[hash_each(batch.column("id"))],
+        id_hashes=[hash_each(column("id"))],
         unreadable=len(unreadable),
         unreadable_ids=sorted(unreadable)[:EXAMPLES],
-        billing_matches=_counts(batch.column("billing_match")),
-        organizations_without_billing=set(unmatched.unique().to_pylist()),
-        cost_usd=pc.sum(batch.column("cost_usd")).as_py() or Decimal(0),
-        unpriced=_unpriced(batch),
+        billing_matches=_counts(column("billing_match")),
+        organizations_without_billing=set(without_billing.unique().to_pylist()),
+        cost_usd=pc.sum(column("cost_usd")).as_py() or Decimal(0),
+        unpriced=_counts(models.filter(pc.is_null(column("cost_usd")))),
         min_created_at=times["min"],
         max_created_at=times["max"],
     )
 
 
-def _unpriced(batch: pa.RecordBatch) -> Counter[str]:
-    """Count the calls whose cost is not known, by provider and model."""
-    missing = batch.select(["provider", "model"]).filter(pc.is_null(batch.column("cost_usd")))
-    return _counts(pc.binary_join_element_wise(*missing.columns, "/"))
+def _sum(counts: pa.UInt64Array) -> int:
+    return pc.sum(counts).as_py() or 0
 
 
 def _counts(texts: pa.StringArray) -> Counter[str]:

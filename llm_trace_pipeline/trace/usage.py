@@ -4,14 +4,14 @@ Every provider puts its usage elsewhere and names it differently, and an OpenAI-
 may answer in any of these vocabularies. So the keys of the usage object decide how it is read,
 never the provider and never `type`: Letta writes `"type": "message"` for all of them.
 
-To add a provider's usage, add a vocabulary to ``_VOCABULARIES``, and its place to ``USAGE_PLACES``
-and to the type in ``responses.py`` where it is a new one. ``fast_responses.py`` repeats the three
-most common vocabularies, and a test compares both.
+To add a provider's usage, add a vocabulary to ``_VOCABULARIES``, and a new place of it to
+``USAGE_PLACES``. ``fast_responses.py`` repeats the three most common vocabularies, and a test
+compares both.
 """
 
 from typing import Final, NamedTuple
 
-from llm_trace_pipeline.trace.json_values import UINT64_MAX, Object, count_of, object_of
+from llm_trace_pipeline.trace.json_values import UINT64_MAX, Object, count_of
 
 # The keys of a response, or of an object inside it, that hold a usage object.
 USAGE_PLACES: Final = (
@@ -22,25 +22,10 @@ USAGE_PLACES: Final = (
     "amazon-bedrock-invocationMetrics",  # Bedrock InvokeModel streams
 )
 # Ollama's own API has no usage object: these keys stand in the response itself.
-_OLLAMA_KEYS: Final = ("prompt_eval_count", "prompt_eval_cached_count", "eval_count")
+OLLAMA_KEYS: Final = ("prompt_eval_count", "prompt_eval_cached_count", "eval_count")
 
-
-class Tokens(NamedTuple):
-    """The tokens of a call; None where the provider did not report a count.
-
-    Cached and cache-written tokens are part of the prompt, reasoning tokens of the completion.
-    """
-
-    prompt: int
-    completion: int
-    total: int
-    cached: int | None
-    cache_write: int | None
-    reasoning: int | None
-
-
-_NONE_REPORTED: Final = Tokens(0, 0, 0, None, None, None)
-
+# Prompt, completion, total, cached, cache-written, reasoning; see ``ResponseReading``.
+Tokens = tuple[int, int, int, int | None, int | None, int | None]
 _Paths = tuple[tuple[str, str], ...]
 
 
@@ -146,65 +131,61 @@ _VOCABULARIES: Final = (
 def tokens_in(bodies: list[Object]) -> Tokens:
     """Return the tokens of the first object that reports usage; zeros and None where none does."""
     for body in bodies:
-        for place in USAGE_PLACES:
-            usage = body.get(place)
+        for usage in map(body.get, USAGE_PLACES):
             if usage and isinstance(usage, dict) and (tokens := _read_usage(usage)):
                 return tokens
-        if "prompt_eval_count" in body or "eval_count" in body:
-            usage = {key: body.get(key) for key in _OLLAMA_KEYS}
-            if tokens := _read_usage(usage):
-                return tokens
-    return _NONE_REPORTED
+        is_ollama = "prompt_eval_count" in body or "eval_count" in body
+        if is_ollama and (tokens := _read_usage({key: body.get(key) for key in OLLAMA_KEYS})):
+            return tokens
+    return 0, 0, 0, None, None, None
 
 
 def _read_usage(usage: Object) -> Tokens | None:
-    if names := _vocabulary(usage):
-        return _read_as(names, usage)
     # Cohere v2 has two objects inside, which differ on input. The tokens that the model read come
     # before the billed ones.
-    for part in (object_of(usage.get("tokens")), object_of(usage.get("billed_units"))):
-        if names := _vocabulary(part):
-            return _read_as(names, part)
-    return None
-
-
-def _vocabulary(usage: Object) -> _Vocabulary | None:
-    for names in _VOCABULARIES:
-        for key in names.prompt + names.completion:
-            # SDK dumps fill in null for a key that was not sent.
-            if usage.get(key) is not None:
-                return names
+    for part in (usage, usage.get("tokens"), usage.get("billed_units")):
+        if not isinstance(part, dict):
+            continue
+        for names in _VOCABULARIES:
+            for key in names.prompt + names.completion:
+                # SDK dumps fill in null for a key that was not sent.
+                if part.get(key) is not None:
+                    return _read_as(names, part)
     return None
 
 
 def _read_as(names: _Vocabulary, usage: Object) -> Tokens:
-    prompt = _sum(names.prompt, usage)
-    completion = _sum(names.completion, usage)
-    cached = _first(names.cached, usage)
-    cache_write = _first(names.cache_write, usage)
-    reasoning = _first(names.reasoning, usage)
+    prompt, completion, *parts = _counts(names, usage)
     total = count_of(usage.get(names.total)) if names.total else None
     # xAI and Gemini's compatible endpoint leave thinking out of the completion, others do not. Only
     # the total tells (vercel/ai#12425).
-    if reasoning and total == prompt + completion + reasoning:
+    if (reasoning := parts[-1]) and total == prompt + completion + reasoning:
         completion += reasoning
     iterations = usage.get("iterations")
     if iterations and isinstance(iterations, list):
         for iteration in iterations:
             # Anthropic's top level leaves out compactions, and contains every other iteration.
             if isinstance(iteration, dict) and iteration.get("type") == "compaction":
-                prompt += _sum(names.prompt, iteration)
-                completion += _sum(names.completion, iteration)
-                cached = _add(cached, _first(names.cached, iteration))
-                cache_write = _add(cache_write, _first(names.cache_write, iteration))
-                reasoning = _add(reasoning, _first(names.reasoning, iteration))
-    return Tokens(
-        min(prompt, UINT64_MAX),
-        min(completion, UINT64_MAX),
-        total or min(prompt + completion, UINT64_MAX),
-        cached,
-        cache_write,
-        reasoning,
+                more_prompt, more_completion, *more = _counts(names, iteration)
+                prompt, completion = prompt + more_prompt, completion + more_completion
+                parts = [_add(part, another) for part, another in zip(parts, more, strict=True)]
+    cached, cache_write, reasoning = parts
+    total = total or min(prompt + completion, UINT64_MAX)
+    return (
+        *(min(prompt, UINT64_MAX), min(completion, UINT64_MAX), total),
+        *(cached, cache_write, reasoning),
+    )
+
+
+def _counts(
+    names: _Vocabulary, usage: Object
+) -> tuple[int, int, int | None, int | None, int | None]:
+    return (
+        _sum(names.prompt, usage),
+        _sum(names.completion, usage),
+        _first(names.cached, usage),
+        _first(names.cache_write, usage),
+        _first(names.reasoning, usage),
     )
 
 

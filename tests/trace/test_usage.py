@@ -9,11 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_trace_pipeline.trace.context import (
-    ConfigReading,
+    Names,
     read_agent_tags,
     read_billing_context,
-    read_llm_config,
-    read_request_model,
+    read_names,
 )
 from llm_trace_pipeline.trace.fast_responses import PlainUsage, read_plain, read_response
 from llm_trace_pipeline.trace.responses import ResponseReading, read_any_response
@@ -36,11 +35,11 @@ RESPONSES = [case["call"]["response_json"] for case in CASES]
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_call_is_read_as_its_provider_means_it(case: dict[str, Any]) -> None:
     call = {name: as_json(value) for name, value in case["call"].items()}
-    config = read_llm_config(call["llm_config"])
+    config = read_names(call["llm_config"])
     response = read_response(call["response_json"])
     actual = response._asdict() | {
         "provider": config.provider,
-        "model": config.model or read_request_model(call["request_json"]) or response.model,
+        "model": config.model or read_names(call["request_json"]).model or response.model,
     }
     no_error = {"error_type": "", "error_message": ""}
     expected = {
@@ -284,7 +283,7 @@ def test_any_json_is_read_alike_by_both_paths(response: Any) -> None:
 @given(st.binary(max_size=40) | ANY_JSON.map(as_json))
 def test_no_text_makes_a_reader_raise(text: bytes) -> None:
     read_response(text)
-    for value in (*read_llm_config(text), read_request_model(text), *read_agent_tags(text)):
+    for value in (*read_names(text), *read_agent_tags(text)):
         value.encode()
     "".join(read_billing_context(text) or ()).encode()
 
@@ -314,8 +313,7 @@ def test_lone_surrogates_are_replaced_and_pairs_are_kept() -> None:
 )
 def test_unreadable_text_is_reported(text: bytes) -> None:
     assert read_response(text) == ResponseReading(is_readable=False)
-    assert read_llm_config(text) == ("", "", "")
-    assert read_request_model(text) == ""
+    assert read_names(text) == ("", "", "")
     assert read_agent_tags(text) == []
     assert read_billing_context(text) is None
 
@@ -341,9 +339,9 @@ def test_json_that_is_no_object_is_readable(text: bytes) -> None:
 
 def test_config_and_request_ignore_what_is_no_string() -> None:
     config = {"model_endpoint_type": None, "model": 4, "provider_category": "byok"}
-    assert read_llm_config(as_json(config)) == ConfigReading("", "", "byok")
-    assert read_request_model(memoryview(b'{"messages": ["\\ud83d"], "model": "m"}')) == "m"
-    assert read_request_model(b'{"model": {"id": "m"}}') == ""
+    assert read_names(as_json(config)) == Names("", "", "byok")
+    assert read_names(memoryview(b'{"messages": ["\\ud83d"], "model": "m"}')).model == "m"
+    assert read_names(b'{"model": {"id": "m"}}').model == ""
 
 
 @pytest.mark.parametrize(
