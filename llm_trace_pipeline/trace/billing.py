@@ -90,8 +90,8 @@ class BillingMatcher:
         # organization's first version also matches the calls before it.
         self._times = np.unique(self._valid_from)
         is_first = np.diff(organization, prepend=-1) > 0
-        first = organization << 32
-        self._keys = np.where(is_first, first, self._key(organization, self._valid_from))
+        keys = self._key(organization, self._valid_from)
+        self._keys = np.where(is_first, organization << 32, keys)
 
     def _key(
         self, organization: npt.NDArray[np.int64], time: npt.NDArray[np.int64]

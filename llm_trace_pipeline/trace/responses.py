@@ -39,20 +39,20 @@ class ResponseReading(NamedTuple):
     is_readable: bool = True
 
 
-_MODEL_KEYS: Final = ("model", "model_version", "modelVersion")
-_ERROR_KEYS: Final = ("error", "error_type", "object", "type", "code", "message", "__type")
-_HOLDERS: Final = ("x_groq", "response", "result")  # see ``_bodies``
-
-
 # The keys that the rules look at. msgspec skips all other keys without building objects, as fast as
 # with its structs. These are TypedDicts, since Python's own parser yields dicts too: one set of
 # rules reads both.
+_MODEL_KEYS: Final = ("model", "model_version", "modelVersion")
+_ERROR_KEYS: Final = ("error", "error_type", "object", "type", "code", "message", "__type")
+_HOLDERS: Final = ("x_groq", "response", "result")  # see ``_bodies``
+_READ: Final = (*USAGE_PLACES, *OLLAMA_KEYS, *_MODEL_KEYS, *_ERROR_KEYS, *_HOLDERS)
+
+
 class _Choice(TypedDict, total=False):
     usage: Any
     error: Any
 
 
-_READ = (*USAGE_PLACES, *OLLAMA_KEYS, *_MODEL_KEYS, *_ERROR_KEYS, *_HOLDERS)
 _Response = TypedDict(
     "_Response",
     {

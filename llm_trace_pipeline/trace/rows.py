@@ -9,11 +9,7 @@ from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.trace.billing import BillingMatcher
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA, PAYLOAD_COLUMNS, TOKEN_COLUMNS
-from llm_trace_pipeline.trace.context import (
-    read_agent_tags,
-    read_billing_context,
-    read_names,
-)
+from llm_trace_pipeline.trace.context import read_agent_tags, read_billing_context, read_names
 from llm_trace_pipeline.trace.fast_responses import read_response
 from llm_trace_pipeline.trace.hashes import octets
 from llm_trace_pipeline.trace.payloads import KEEP_ALL, PayloadPolicy
@@ -26,9 +22,10 @@ MAX_MESSAGE_LENGTH = 1_000  # code points of an error message that are kept
 
 _NO_RESPONSE = ResponseReading()
 _NOT_SENT = ResponseReading(is_readable=False)
-_Reading = TypeVar("_Reading")
 _STEP_TOKENS = tuple(f"step_{name}" for name in TOKEN_COLUMNS)
 _COPIED = ("id", "organization_id", "project_id", "agent_id", "run_id", "step_id", "trace_id")
+
+_Reading = TypeVar("_Reading")
 
 
 def transform(

@@ -155,26 +155,22 @@ def _read_usage(usage: Object) -> Tokens | None:
 
 
 def _read_as(names: _Vocabulary, usage: Object) -> Tokens:
-    prompt, completion, *parts = _counts(names, usage)
+    prompt, completion, cached, written, reasoning = _counts(names, usage)
     total = count_of(usage.get(names.total)) if names.total else None
     # xAI and Gemini's compatible endpoint leave thinking out of the completion, others do not. Only
     # the total tells (vercel/ai#12425).
-    if (reasoning := parts[-1]) and total == prompt + completion + reasoning:
+    if reasoning and total == prompt + completion + reasoning:
         completion += reasoning
     iterations = usage.get("iterations")
     if iterations and isinstance(iterations, list):
         for iteration in iterations:
             # Anthropic's top level leaves out compactions, and contains every other iteration.
             if isinstance(iteration, dict) and iteration.get("type") == "compaction":
-                more_prompt, more_completion, *more = _counts(names, iteration)
-                prompt, completion = prompt + more_prompt, completion + more_completion
-                parts = [_add(part, another) for part, another in zip(parts, more, strict=True)]
-    cached, cache_write, reasoning = parts
+                more = _counts(names, iteration)
+                prompt, completion = prompt + more[0], completion + more[1]
+                cached, written, reasoning = map(_add, (cached, written, reasoning), more[2:])
     total = total or min(prompt + completion, UINT64_MAX)
-    return (
-        *(min(prompt, UINT64_MAX), min(completion, UINT64_MAX), total),
-        *(cached, cache_write, reasoning),
-    )
+    return min(prompt, UINT64_MAX), min(completion, UINT64_MAX), total, cached, written, reasoning
 
 
 def _counts(
