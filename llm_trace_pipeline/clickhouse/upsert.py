@@ -235,19 +235,11 @@ class Swap:
         )
 
     def partitions_of(self, window: Window) -> set[str]:
-        """Return the ids of the table's partitions that hold rows of a window.
-
-        Raises:
-            ClickHouseError: the table cannot be read.
-        """
+        """Return the ids of the table's partitions that hold rows of a window."""
         return self._partitions(self._table, self._in_window, window.parameters)
 
     def drop_staged(self) -> None:
-        """Drop the staging table.
-
-        Raises:
-            ClickHouseError: the statement failed.
-        """
+        """Drop the staging table."""
         self._drop(self._staging)
 
     def _partitions(self, table: str, condition: str, parameters: dict[str, Any]) -> set[str]:

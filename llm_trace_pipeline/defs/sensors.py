@@ -74,12 +74,7 @@ class Asked(BaseModel):
         }
 
     def and_now(self, found: Reconciliation, wanted: Reconciliation) -> "Asked":
-        """Return the cursor after the hours of ``wanted`` were requested.
-
-        Args:
-            found: the reconciliation that was acted on.
-            wanted: the part of it that was requested.
-        """
+        """Return the cursor after the hours of ``wanted`` were requested."""
         kept = {hour: self.hours[hour] for hour in self.in_vain(found)}
         requested = {*wanted.drifted, *wanted.stale, *wanted.damaged}
         new = {hour: (_way(found, hour), found.at) for hour in requested}

@@ -239,11 +239,7 @@ def write_invoice(
 
 
 def _write_files(database: Database, month: Month, window: Window, folder: Path) -> Totals:
-    """Write all files of a window of a month into a folder.
-
-    Raises:
-        PipelineError: the rows do not add up to what ClickHouse says of the hours.
-    """
+    """Write all files of a window of a month into a folder."""
     totals = Totals()
     events, items = (
         chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), window.parameters))

@@ -97,12 +97,7 @@ class Erased:
 
 
 def count_traces(database: Database, store: BatchStore, erasure: Erasure) -> Found:
-    """Count the rows that an erasure covers.
-
-    Raises:
-        BatchError: a batch is damaged, so that nobody knows what it holds.
-        ClickHouseError: the table cannot be read.
-    """
+    """Count the rows that an erasure covers."""
     found = Found()
     for manifest in _batches(store, erasure):
         if rows := _count_in_batch(store, manifest, erasure):
@@ -128,9 +123,6 @@ def remove_from_batches(store: BatchStore, erasure: Erasure) -> list[datetime]:
 
     Every hour's folder is held once, also where no batch is yet: an extraction that began before
     the erasure was recorded has ended then, and files that an interrupted write left are gone.
-
-    Raises:
-        BatchError: a batch is damaged, or another process writes it.
     """
     written = []
     for hour in store.begun_hours():
@@ -152,9 +144,6 @@ def remove_from_clickhouse(
 
     A mutation deletes the rows, since it writes the parts anew: a lightweight DELETE would leave
     the bytes where they are.
-
-    Raises:
-        ClickHouseError: a statement failed, or an hour does not equal its batch.
     """
     loader = loader_of(database, store, kept_from)
     condition, parameters = _condition(erasure)

@@ -141,14 +141,7 @@ def _check_tables(database: Database) -> list[Problem]:
 
 
 def _check_table(database: Database, name: str, table: str, anew: str) -> list[Problem]:
-    """Return the problems of one table.
-
-    Args:
-        database: the database that holds the table.
-        name: the name of the table.
-        table: the quoted name for the statements of a repair.
-        anew: the repair that makes another table.
-    """
+    """Return the problems of one table."""
     layout = layout_of(database, name)
     if not layout:
         return []
