@@ -32,12 +32,7 @@ def materialize_hours(
     """Process the hours of a run, and record every hour by itself.
 
     An hour that fails, or whose blocking check fails, is not recorded as materialized. The other
-    hours are; then the step fails.
-
-    Args:
-        context: the step's.
-        groups: the hours of the run. The hours of a group are processed together.
-        process: returns the metadata and the findings of every hour of a group.
+    hours are; then the step fails. The hours of a group are processed together.
 
     Raises:
         Failure: hours failed; the message has one line for every such hour.

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from itertools import chain
 
 import dagster as dg
 from pydantic import AwareDatetime, BaseModel
@@ -93,37 +92,24 @@ def requests_for(found: Reconciliation, taken: Collection[datetime]) -> list[dg.
     """Return the runs that put hours right.
 
     An hour whose traces the source lost is never read from the source again. Its billing is renewed
-    and its rows in ClickHouse are repaired from its batch.
-
-    Args:
-        found: the hours that differ.
-        taken: hours that something else is loading. No run covers them.
+    and its rows in ClickHouse are repaired from its batch. No run covers an hour of ``taken``:
+    something else is loading it.
     """
     drifted, stale, damaged = set(found.drifted), set(found.stale), set(found.damaged)
     others = set(found.loaded).difference(taken, drifted, stale, damaged)
-    return list(
-        chain(
-            (
-                _request(found, "changed", hours, {"only_changed": True}, None)
-                for hours in ranges(drifted, others.difference(found.pruned))
-            ),
-            (
-                # The billing table was read by the reconciliation: no database is needed.
-                _request(
-                    found,
-                    "billing",
-                    hours,
-                    {"enrich_only": True},
-                    (TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY),
-                )
-                for hours in ranges(stale, others, gap=_RESTATED_GAP)
-            ),
-            (
-                _request(found, "table", hours, {}, (LLM_TRACES, LLM_USAGE_HOURLY))
-                for hours in ranges(damaged, others)
-            ),
-        )
-    )
+    table = (LLM_TRACES, LLM_USAGE_HOURLY)
+    return [
+        *(
+            _request(found, "changed", hours, {"only_changed": True}, None)
+            for hours in ranges(drifted, others.difference(found.pruned))
+        ),
+        *(
+            # The billing table was read by the reconciliation: no database is needed.
+            _request(found, "billing", hours, {"enrich_only": True}, (TRACE_BATCHES, *table))
+            for hours in ranges(stale, others, gap=_RESTATED_GAP)
+        ),
+        *(_request(found, "table", hours, {}, table) for hours in ranges(damaged, others)),
+    ]
 
 
 def _request(

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.hours import Window
 
 SERIES = 9  # colours of the page: eight of their own, and that of all others
 
@@ -33,15 +34,12 @@ _CONFIG = {
 }
 
 
-def stacked_bars(
-    rows: Sequence[Mapping[str, Any]], start: datetime, end: datetime, step: timedelta
-) -> Markup:
+def stacked_bars(rows: Sequence[Mapping[str, Any]], window: Window, step: timedelta) -> Markup:
     """Draw US dollars over time, a bar for each step, the series on top of each other.
 
     Args:
         rows: ``bucket``, the start of a step; ``series``, 1 to ``SERIES``; ``spend_usd``.
-        start: of the axis of time.
-        end: of the axis of time.
+        window: the axis of time.
         step: an hour or a day.
 
     Raises:
@@ -53,7 +51,7 @@ def stacked_bars(
         raise PipelineError(
             "the report's charts need the extra: pip install 'llm-trace-pipeline[report]'"
         ) from None
-    steps = [start + step * number for number in range(int((end - start) / step))]
+    steps = [window.start + step * n for n in range((window.end - window.start) // step)]
     totals: dict[datetime, Decimal] = defaultdict(Decimal)
     for row in rows:
         totals[row["bucket"]] += row["spend_usd"]

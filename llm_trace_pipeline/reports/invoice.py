@@ -213,7 +213,7 @@ def write_invoice(
         month: such as ``2026-03``.
         folder: gets the files.
         first_hour: the first hour that can be loaded.
-        now: every hour that has ended by now is expected to be loaded.
+        now: every hour that has ended by then is expected to be loaded.
 
     Raises:
         SettingsError: the month is none that can be invoiced.

@@ -127,7 +127,7 @@ def page_of(figures: Figures, made_at: datetime) -> str:
     window = figures.days.window
     with localcontext(prec=EXACT_DIGITS):
         charts = {
-            name: stacked_bars(rows, window.start, window.end, figures.days.step)
+            name: stacked_bars(rows, window, figures.days.step)
             for name, rows in figures.over_time.items()
             if any(row["spend_usd"] for row in rows)
         }

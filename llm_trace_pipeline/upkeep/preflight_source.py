@@ -44,12 +44,7 @@ _BILLING_FIELDS = [field for field in HISTORY_SCHEMA if field.name != "seen_at"]
 
 
 def check_source(source: Source, until: datetime) -> list[Problem]:
-    """Return the problems of the operational database.
-
-    Args:
-        source: the operational database.
-        until: the end of the last hour to load.
-    """
+    """Return the problems of the operational database; ``until`` ends the last hour to load."""
     with ExitStack() as stack:
         try:
             snapshot = stack.enter_context(source.snapshot())

@@ -141,7 +141,10 @@ def _check_tables(database: Database) -> list[Problem]:
 
 
 def _check_table(database: Database, name: str, table: str, anew: str) -> list[Problem]:
-    """Return the problems of one table."""
+    """Return the problems of the table ``name``.
+
+    The statements of a repair call it ``table``; ``anew`` is the repair that makes another one.
+    """
     layout = layout_of(database, name)
     if not layout:
         return []

@@ -104,15 +104,8 @@ def reconcile(
     """Compare contiguous hours of the source, of the batches and of ClickHouse.
 
     Restated billing and new prices may concern any past, so all batches are compared with them,
-    however old. Of the hours found so, ClickHouse is compared too until it follows its batch.
-
-    Args:
-        source: the operational database.
-        store: the batches.
-        open_database: opens ClickHouse. It is held only while ClickHouse is compared.
-        hours: the hours to compare.
-        rules: the billing history and the prices as they are known now.
-        kept_from: where the retention of ClickHouse begins.
+    however old. The hours found so are compared in ClickHouse too, until it follows their batches.
+    ClickHouse is opened, and held, only while it is compared; it keeps hours from ``kept_from`` on.
 
     Raises:
         SourceError: the operational database cannot be read.

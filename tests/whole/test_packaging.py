@@ -8,12 +8,13 @@ import pytest
 
 WITHOUT = """
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 sys.modules[{package!r}] = None  # as if it were not installed
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.demo.postgres import embedded_postgres
 from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.reports.charts import stacked_bars
 from llm_trace_pipeline.settings import Settings
 now, folder = datetime(2026, 3, 2, tzinfo=UTC), Path.cwd()
@@ -42,7 +43,7 @@ except PipelineError as error:
         ),
         (
             "vl_convert",
-            "stacked_bars([], now, now, timedelta(hours=1))",
+            "stacked_bars([], Window(now, now), HOUR)",
             "report",
             "the report's charts need the extra",
         ),
