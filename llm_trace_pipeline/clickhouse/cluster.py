@@ -96,17 +96,7 @@ class TracesOfShard(Traces):
     """What a shard's own table is to hold of some hours: the rows of its organizations."""
 
     def __init__(self, shard: Database, store: BatchStore, hours: Sequence[Hour]) -> None:
-        """Read which of the batches' rows are the shard's own.
-
-        Args:
-            shard: a replica of the shard.
-            store: where the batches lie.
-            hours: the hours with their batches.
-
-        Raises:
-            BatchError: a batch is missing or damaged.
-            ClickHouseError: the shard does not say which organizations are its own.
-        """
+        """Read the batches of some hours for the rows that are the shard's own."""
         super().__init__(shard, store, LOCAL_TABLE)
         self._own = {
             each.hour: self._own_part_of(each.batch) for each in hours if each.batch is not None
@@ -136,11 +126,7 @@ class ClusterLoader(Loader):
     def __init__(
         self, database: Database, cluster: Cluster, store: BatchStore, keep_from: datetime | None
     ) -> None:
-        """Load from the store; ``keep_from`` is where the retention begins.
-
-        Raises:
-            ClickHouseError: the cluster is not known, or no replica of a shard answers.
-        """
+        """Load from the store; ``keep_from`` is where the retention begins."""
         super().__init__(database, TABLE, Traces(database, store), store.files, keep_from)
         self._store = store
         self._shards = shards_of(database, cluster)
@@ -151,11 +137,7 @@ class ClusterLoader(Loader):
         return [(shard, LOCAL_TABLE) for shard in self._shards]
 
     def recover(self) -> None:
-        """Drop what an interrupted load left on any shard, and let its replica catch up.
-
-        Raises:
-            ClickHouseError: a statement failed, or one of an earlier load does not end.
-        """
+        """Drop what an interrupted load left on any shard, and let its replica catch up."""
         for shard in self._shards:
             Swap(shard, LOCAL_TABLE, self.time_column).recover()
             catch_up(shard, LOCAL_TABLE)

@@ -52,14 +52,7 @@ class Rollup:
     tolerances: Mapping[str, float] = dict.fromkeys(_QUANTILES, LATENCY_TOLERANCE)
 
     def __init__(self, database: Database, store: BatchStore, traces: str, table: str) -> None:
-        """Compare the roll-up ``table`` with the table ``traces``.
-
-        Args:
-            database: where both lie.
-            store: tells which hours were ever loaded.
-            traces: the table of traces.
-            table: the roll-up.
-        """
+        """Compare the roll-up ``table`` with ``traces``; the store knows the loaded hours."""
         self._database = database
         self._store = store
         self._traces = traces
@@ -143,11 +136,7 @@ class RollupLoader(Loader):
         self._traces = traces
 
     def recover(self) -> None:
-        """Finish a swap of the traces that was cut, which shows rows twice; then the roll-up's.
-
-        Raises:
-            ClickHouseError: a statement failed, or one of an earlier load does not end.
-        """
+        """Finish a swap of the traces that was cut, which shows rows twice; then the roll-up's."""
         Swap(self._database, self._traces, Traces.time_column).recover()
         super().recover()
         for table in (self._traces, self._table):

@@ -205,10 +205,6 @@ def wait_for_statements_on(database: Database, *tables: str) -> None:
 
 
 def catch_up(database: Database, table: str) -> None:
-    """Let a replica of a shard fetch the parts of its other replicas; elsewhere there are none.
-
-    Raises:
-        ClickHouseError: the table is not replicated, or fetching takes too long.
-    """
+    """Let a replica of a shard fetch the parts of its other replicas; elsewhere there are none."""
     if database.shard and has_table(database, table):
         database.execute(f"SYSTEM SYNC REPLICA {database.qualified(table)} LIGHTWEIGHT")

@@ -54,11 +54,6 @@ _NOTHING: Figures = {
 def insert_parquet(database: Database, table: str, paths: Sequence[PartPath]) -> None:
     """Add the rows of Parquet files of the target's schema to a table; of a shard, its own rows.
 
-    Args:
-        database: where the table lies.
-        table: where the rows go.
-        paths: the files.
-
     Raises:
         BatchError: a file was removed meanwhile.
         ClickHouseError: the engine refused it.
@@ -129,13 +124,9 @@ def own_rows(database: Database, rows: _Rows) -> _Rows:
 def hour_totals(
     database: Database, table: str, window: Window, *, with_content_hash: bool = False
 ) -> dict[datetime, Figures]:
-    """Return what a table holds of a window, by hour; an hour without rows is left out.
+    """Return what a table of traces holds of a window, by hour; empty hours are left out.
 
-    Args:
-        database: where the table lies.
-        table: a table with the target's columns.
-        window: the hours.
-        with_content_hash: compute the content hash too.
+    The content hash takes most of the time, and is computed on demand.
 
     Raises:
         ClickHouseError: the table cannot be read.

@@ -46,7 +46,10 @@ _PROJECTION_MODE = "lightweight_mutation_projection_mode"  # else projections fo
 
 
 class Swap:
-    """Replaces windows of one table on one node: the statements, and nothing of what is loaded."""
+    """Replaces windows of one table on one node, whatever rows they hold.
+
+    Every method raises a ClickHouseError where a statement fails.
+    """
 
     def __init__(self, database: Database, table: str, time_column: str) -> None:
         """Swap windows of a table.
@@ -65,11 +68,7 @@ class Swap:
         )
 
     def recover(self) -> None:
-        """Finish a swap that was cut, and drop what an interrupted load left behind.
-
-        Raises:
-            ClickHouseError: a statement failed, or one of an earlier load does not end.
-        """
+        """Finish a swap that was cut, and drop what an interrupted load left behind."""
         wait_for_statements_on(self._database, self._staging, self._clone, self._ready)
         if (
             not self._database.shard  # a swap of replicated tables is never cut: see cluster.py
