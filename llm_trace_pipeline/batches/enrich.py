@@ -26,9 +26,6 @@ def is_stale(store: BatchStore, manifest: Manifest, rules: Rules) -> bool:
     """Whether a batch holds other billing details or costs than the rules would give its rows now.
 
     Only the columns that matter are read. No checksum is compared: that would read all payloads.
-
-    Raises:
-        BatchError: a part is missing or cannot be read.
     """
     return any(
         not renewed(rows, rules).select(_COMPARED).equals(rows.select(_COMPARED))
@@ -62,11 +59,9 @@ def renewed(rows: pa.RecordBatch, rules: Rules) -> pa.RecordBatch:
     """
     now = rules.billing.match(rows.column("organization_id"), rows.column("created_at"))
     is_own = pc.equal(rows.column("billing_match"), MATCH_REQUEST)
-    columns = {
+    changed = {
         **{name: pc.if_else(is_own, rows.column(name), column) for name, column in now.items()},
         **rules.prices.costs(rows),
     }
-    for name, column in columns.items():
-        position = rows.schema.get_field_index(name)
-        rows = rows.set_column(position, rows.schema.field(position), column)
-    return rows
+    columns = [changed.get(name, rows.column(name)) for name in rows.schema.names]
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)

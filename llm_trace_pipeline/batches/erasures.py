@@ -1,7 +1,6 @@
 """Erasures: requests to remove traces, recorded so that no later load brings the traces back."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +12,7 @@ from llm_trace_pipeline.errors import BatchError
 
 _FOLDER = "erasures"
 _KEY = f"{_FOLDER}/{MANIFEST}"
+_TIME = pa.timestamp("us", tz="UTC")
 
 
 class Erasure(BaseModel):
@@ -36,7 +36,7 @@ class Erasure(BaseModel):
         """
         covered = pc.and_(
             pc.equal(batch.column("organization_id"), self.organization_id),
-            pc.less(batch.column("created_at"), _as_scalar(self.before)),
+            pc.less(batch.column("created_at"), pa.scalar(self.before, _TIME)),
         )
         if self.agent_id is not None:
             covered = pc.and_(covered, pc.equal(batch.column("agent_id"), self.agent_id))
@@ -75,9 +75,6 @@ def record_erasure(files: Files, erasure: Erasure) -> None:
     """Record an erasure, so that no later load brings its traces back.
 
     An erasure that a recorded one includes adds nothing.
-
-    Raises:
-        BatchError: the record is damaged, or another process holds it and did not finish.
     """
     with files.locked(_FOLDER):
         recorded = read_erasures(files)
@@ -91,7 +88,3 @@ def without_erased(batch: pa.RecordBatch, erasures: Sequence[Erasure]) -> pa.Rec
     for erasure in erasures:
         batch = batch.filter(pc.invert(erasure.covers(batch)))
     return batch
-
-
-def _as_scalar(at: datetime) -> pa.TimestampScalar:
-    return pa.scalar(at, pa.timestamp("us", tz="UTC"))

@@ -6,13 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 
 import pyarrow as pa
 
 from llm_trace_pipeline.batches.enrich import is_stale
 from llm_trace_pipeline.batches.erasures import Erasure, read_erasures, without_erased
 from llm_trace_pipeline.batches.manifest import Manifest, Part
-from llm_trace_pipeline.batches.parts import PartPath, PartWriter
 from llm_trace_pipeline.batches.rules import Rules, keep_prices
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter
 from llm_trace_pipeline.errors import SourceError
@@ -160,28 +160,30 @@ def _write_traces(
     A connection's stream is read, transformed and written by a thread of its own: the drivers,
     Arrow and the codec all work outside the interpreter's lock.
     """
+    parts, total = [], Tally()
     with (
         snapshot.traces(plan.hour, plan.connections, folded, too_wide) as streams,
         ThreadPoolExecutor(len(streams)) as pool,
     ):
-        writers = [writer.part_writer(number) for number in range(len(streams))]
-        total = Tally()
-        for tally in pool.map(partial(_write_stream, plan), streams, writers):
+        for made, tally in pool.map(partial(_write_stream, plan, writer), count(), streams):
+            parts += made
             total.add(tally)
-    return [part for each in writers for part in each.parts], total
+    return parts, total
 
 
-def _write_stream(plan: _Plan, stream: Iterator[pa.RecordBatch], writer: PartWriter) -> Tally:
+def _write_stream(
+    plan: _Plan, writer: HourWriter, number: int, stream: Iterator[pa.RecordBatch]
+) -> tuple[list[Part], Tally]:
     rules, tally = plan.rules, Tally()
-    with writer:
+    with writer.part_writer(number) as parts:
         for stored in stream:
             kept = without_erased(stored, plan.erasures)
             batch, counted = transform(kept, rules.billing, rules.payloads, rules.prices)
-            writer.write(batch)
+            parts.write(batch)
             tally.add(counted)
             tally.erased += stored.num_rows - kept.num_rows
             tally.add_source_hashes(stored.column("row_hash"))
-    return tally
+    return parts.parts, tally
 
 
 def _refuse_losses(plan: _Plan, snapshot: Snapshot, store: BatchStore, manifest: Manifest) -> None:
@@ -196,7 +198,7 @@ def _refuse_lost_traces(
     snapshot: Snapshot, store: BatchStore, current: Manifest, manifest: Manifest
 ) -> None:
     """Refuse to replace a batch where the source lost traces that the batch holds."""
-    gone = set(_ids(store.intact_paths(current))) - set(_ids(store.paths(manifest)))
+    gone = _ids(store, store.undamaged(current)) - _ids(store, manifest)
     lost = sorted(gone - snapshot.present(sorted(gone)))
     missing, examples = len(lost), f", such as {', '.join(lost[:EXAMPLES])}" if lost else ""
     if not missing and not store.is_intact(current):
@@ -224,9 +226,9 @@ def _refuse_steps_without_traces(snapshot: Snapshot, hour: datetime) -> None:
         )
 
 
-def _ids(paths: Sequence[PartPath]) -> list[str]:
-    ids: list[str] = []
-    for path in paths:
-        with path.open() as file:
-            ids += file.read(columns=["id"]).column("id").to_pylist()
-    return ids
+def _ids(store: BatchStore, manifest: Manifest) -> set[str]:
+    return {
+        trace_id
+        for rows in store.column_batches(manifest, ["id"])
+        for trace_id in rows.column("id").to_pylist()
+    }

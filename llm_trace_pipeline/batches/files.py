@@ -13,7 +13,6 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
-import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
 from xxhash import xxh3_128
@@ -75,13 +74,8 @@ class Files(ABC):
         with translated(self.location(key)):
             return bool(self.filesystem.get_file_info(self.path(key)).type is FileType.File)
 
-    def content(self, key: str) -> pa.Buffer:
-        """Return all of a file."""
-        with translated(self.location(key)), self.filesystem.open_input_file(self.path(key)) as it:
-            return it.read_buffer()
-
     def read(self, key: str) -> bytes | None:
-        """Return a small file; None: there is no such file."""
+        """Return all of a file; None: there is no such file."""
         with translated(self.location(key)), suppress(FileNotFoundError):
             with self.filesystem.open_input_file(self.path(key)) as file:
                 content: bytes = file.read()  # one request, so of one state of an object

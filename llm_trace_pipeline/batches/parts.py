@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
-from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,13 +31,9 @@ class PartPath:
     """The place of a part file of an hour."""
 
     hour: datetime
+    part: Part
     files: Files
     key: str
-
-    @property
-    def name(self) -> str:
-        """The file's own name."""
-        return self.key.rpartition("/")[2]
 
     @property
     def url(self) -> str | None:
@@ -50,13 +44,10 @@ class PartPath:
         """Return the name by which an operator finds the file: its path or its URI."""
         return self.files.location(self.key)
 
-    def is_intact(self, part: Part) -> bool:
+    @property
+    def is_intact(self) -> bool:
         """Whether the file exists and holds the bytes that were written."""
-        return self.files.checksum(self.key) == part.checksum
-
-    def content(self) -> pa.Buffer:
-        """Return all of the file."""
-        return self.files.content(self.key)
+        return self.files.checksum(self.key) == self.part.checksum
 
     @property
     def exists(self) -> bool:
@@ -88,7 +79,7 @@ class PartWriter:
     """Writes one stream of record batches as part files of bounded bytes."""
 
     def __init__(self, files: Files, prefix: str) -> None:
-        """Write ``<prefix>-0.parquet`` and so on; without a row, no file is made."""
+        """Begin without a file; see ``writing_parts``."""
         self._files = files
         self._prefix = prefix
         self._pending: list[pa.RecordBatch] = []
@@ -139,24 +130,34 @@ class PartWriter:
             self.parts.append(seal_part(self._files, self._key, self._part_rows))
             self._part_rows = 0
 
-    def __enter__(self) -> Self:
-        """Return the writer itself."""
-        return self
+    def complete(self) -> None:
+        """Write the rows that are pending, and complete the last part."""
+        if self._pending:
+            self._write_row_group()
+        self._close_part()
 
-    def __exit__(
-        self,
-        error: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Complete the last part; after an error, give up the part that was begun."""
-        if error is None:
-            if self._pending:
-                self._write_row_group()
-            self._close_part()
-        elif self._writer is not None:
-            with suppress(OSError):  # the first error is on its way already
+    def give_up(self) -> None:
+        """Close the part that was begun."""
+        if self._writer is not None:
+            with suppress(OSError):  # the error that ends the write is on its way already
                 self._writer.close()
+
+
+@contextmanager
+def writing_parts(files: Files, prefix: str) -> Iterator[PartWriter]:
+    """Write part files; they are complete at the end of the block.
+
+    Args:
+        files: where the part files go.
+        prefix: of their keys: ``<prefix>-0.parquet`` and so on. Without a row, no file is made.
+    """
+    writer = PartWriter(files, prefix)
+    try:
+        yield writer
+        writer.complete()
+    except BaseException:
+        writer.give_up()
+        raise
 
 
 def seal_part(files: Files, key: str, rows: int) -> Part:

@@ -24,12 +24,9 @@ def rewrite(
         The manifest of the new batch, which the caller publishes. The figures of the rows are those
         of the new rows. The figures of the source are those of ``current``, and so is the number of
         unreadable responses: only a reading of the source tells which they are.
-
-    Raises:
-        BatchError: a part of the current batch is missing or damaged.
     """
     tally = Tally()
-    with writer.part_writer(0) as parts:
+    with writer.part_writer() as parts:
         for rows in writer.store.row_groups(current):
             changed = change(rows)
             if changed.num_rows:
@@ -37,9 +34,11 @@ def rewrite(
                 tally.add(tally_of(changed))
     figures = tally.figures()
     del figures["unreadable"], figures["unreadable_ids"]
-    made = {
-        "batch_id": writer.batch_id,
-        "written_at": datetime.now(UTC),
-        "parts": tuple(parts.parts),
-    }
-    return current.model_copy(update={**figures, **made})
+    return current.model_copy(
+        update={
+            **figures,
+            "batch_id": writer.batch_id,
+            "written_at": datetime.now(UTC),
+            "parts": tuple(parts.parts),
+        }
+    )

@@ -6,7 +6,7 @@ an interrupted write left behind are removed by the next write of the hour.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Self
 from uuid import uuid4
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from llm_trace_pipeline.batches.files import Files, files_of
 from llm_trace_pipeline.batches.manifest import Manifest, is_newer
-from llm_trace_pipeline.batches.parts import PartPath, PartWriter
+from llm_trace_pipeline.batches.parts import PartPath, PartWriter, writing_parts
 from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_litter, switch_record
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import key_of
@@ -68,9 +68,9 @@ class BatchStore:
         Raises:
             BatchError: a file is missing, or does not hold the bytes that were written.
         """
-        paths = self.paths(manifest)
-        for part, path in zip(manifest.parts, paths, strict=True):
-            if not path.is_intact(part):
+        paths = self._paths(manifest)
+        for path in paths:
+            if not path.is_intact:
                 raise BatchError(
                     f"hour {key_of(manifest.hour)}: part {path} is missing or damaged; "
                     "materialize trace_batches for this hour again"
@@ -80,11 +80,10 @@ class BatchStore:
                 )
         return paths
 
-    def paths(self, manifest: Manifest) -> list[PartPath]:
-        """Return the places of a batch's files, whether it is published or about to be."""
-        folder = _folder(manifest.hour)
+    def _paths(self, manifest: Manifest) -> list[PartPath]:
+        hour, folder = manifest.hour, _folder(manifest.hour)
         return [
-            PartPath(manifest.hour, self.files, f"{folder}/{part.name}") for part in manifest.parts
+            PartPath(hour, part, self.files, f"{folder}/{part.name}") for part in manifest.parts
         ]
 
     def row_groups(
@@ -95,9 +94,6 @@ class BatchStore:
         Args:
             manifest: of the batch.
             columns: the columns to read, in the order of ``ARROW_SCHEMA``; None: all.
-
-        Raises:
-            BatchError: a part is missing or damaged.
         """
         for path in self.part_paths(manifest):
             with path.open() as file:
@@ -110,21 +106,20 @@ class BatchStore:
     ) -> Iterator[pa.RecordBatch]:
         """Hand out some columns of a batch. No other column is read, and no checksum is compared.
 
-        Raises:
-            BatchError: a part is missing or cannot be read.
+        The batch may be one that is about to be published.
         """
-        for path in self.paths(manifest):
+        for path in self._paths(manifest):
             with path.open() as file:
                 yield from file.iter_batches(columns=list(columns))
 
-    def intact_paths(self, manifest: Manifest) -> list[PartPath]:
-        """Return the files of a batch that exist and are undamaged."""
-        paths = zip(self.paths(manifest), manifest.parts, strict=True)
-        return [path for path, part in paths if path.is_intact(part)]
+    def undamaged(self, manifest: Manifest) -> Manifest:
+        """Return the manifest with the parts alone that exist and are undamaged."""
+        parts = tuple(path.part for path in self._paths(manifest) if path.is_intact)
+        return manifest.model_copy(update={"parts": parts})
 
     def is_intact(self, manifest: Manifest) -> bool:
         """Whether every file of a batch exists and is undamaged."""
-        return len(self.intact_paths(manifest)) == len(manifest.parts)
+        return self.undamaged(manifest) == manifest
 
     @contextmanager
     def writing(self, hour: datetime) -> Iterator["HourWriter"]:
@@ -183,9 +178,9 @@ class HourWriter:
         self.current = current
         self.batch_id = uuid4().hex
 
-    def part_writer(self, stream: int) -> PartWriter:
-        """Return the writer of one stream; the streams together make the batch."""
-        return PartWriter(self.store.files, f"{_folder(self.hour)}/{self.batch_id}-{stream}")
+    def part_writer(self, stream: int = 0) -> AbstractContextManager[PartWriter]:
+        """Hold the writer of one stream; the streams together make the batch."""
+        return writing_parts(self.store.files, f"{_folder(self.hour)}/{self.batch_id}-{stream}")
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Switch the hour to a batch; return the manifest that holds now.

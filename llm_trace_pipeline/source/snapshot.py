@@ -47,7 +47,6 @@ EMPTY_LEDGER = Ledger(rows=0, deleted=0, newest_change=None, source_hash="0")
 class FoldedRow:
     """A stored row that gives way to another row of its id; see ``sql/operational/folded.sql``."""
 
-    hour: datetime
     origin: int
     id: str
     is_deleted: bool

@@ -4,7 +4,6 @@ The erasure is recorded before anything is removed, so that no load brings the r
 after that does only the work that is left, so an erasure that was cut is finished by repeating it.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -235,7 +234,8 @@ def search(store: BatchStore, erasure: Erasure) -> Search:
         text = manifest.model_dump_json().encode()
         places = {"manifest.json": text.count(name.encode())}
         for path in store.part_paths(manifest):
-            places[path.name] = len(re.findall(re.escape(name.encode()), path.content()))
+            content = path.files.read(path.key) or b""
+            places[path.part.name] = content.count(name.encode())
         for rows in store.row_groups(manifest, _TEXT_COLUMNS):
             for column, texts in zip(_TEXT_COLUMNS, rows.columns, strict=True):
                 values = texts.flatten() if pa.types.is_list(texts.type) else texts

@@ -1,13 +1,12 @@
 -- The stored rows of an hour that give way to another row of their id: provider_traces comes before
 -- provider_trace_metadata, then the later updated_at. Usually there is none. One row per stored row:
--- hour, origin, id, is_deleted. {window} is the condition of the window.
-SELECT hour, origin, id, is_deleted
+-- origin, id, is_deleted. {window} is the condition of the hour.
+SELECT origin, id, is_deleted
 FROM (
     SELECT
-        date_trunc('hour', created_at, 'UTC') AS hour, origin, id, is_deleted,
+        origin, id, is_deleted,
         row_number() OVER (
-            PARTITION BY trace_key, date_trunc('hour', created_at, 'UTC')
-            ORDER BY origin, updated_at DESC NULLS LAST, id DESC
+            PARTITION BY trace_key ORDER BY origin, updated_at DESC NULLS LAST, id DESC
         ) AS place
     FROM all_traces AS t
     WHERE {window}
