@@ -15,7 +15,8 @@ from llm_trace_pipeline.clickhouse.traces import in_groups, own_rows
 from llm_trace_pipeline.errors import ClickHouseError, SettingsError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.upkeep.erase import count_traces, remove_from_batches
+from llm_trace_pipeline.upkeep.covered import count_traces
+from llm_trace_pipeline.upkeep.erase import remove_from_batches
 from llm_trace_pipeline.upkeep.erase import remove_from_clickhouse as erase_from_clickhouse
 from llm_trace_pipeline.upkeep.preflight_target import check_target
 from llm_trace_pipeline.upkeep.reconcile import compare_table

@@ -25,7 +25,8 @@ from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import BEGINNING, HOUR, Window
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, TOKEN_COLUMNS
-from llm_trace_pipeline.upkeep.erase import count_traces, remove_from_batches
+from llm_trace_pipeline.upkeep.covered import count_traces
+from llm_trace_pipeline.upkeep.erase import remove_from_batches
 from llm_trace_pipeline.upkeep.erase import remove_from_clickhouse as erase_from_clickhouse
 from llm_trace_pipeline.upkeep.retention import apply_retention
 from tests.harness.rows import DAY, MIDNIGHT, TABLE, Row, erasure, make_rows
