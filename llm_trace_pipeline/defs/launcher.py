@@ -1,9 +1,9 @@
-"""How runs start in a checkout: as Dagster does it, but a run whose process is gone is noticed.
+"""How runs start in a checkout: as with Dagster, but a run whose process is gone is noticed.
 
-Dagster leaves that to the code server, the parent of its runs. When that is gone too (a power cut,
-a kill -9 of `make run`), the run would count as started and hold its place in the pools for ever.
-For one machine: whoever asks must see the processes of the runs. Where containers keep them from
-that, the next code server asks, by `main`.
+Dagster leaves that to the code server, the parent of its runs. When the code server is gone too (a
+power cut, a kill -9 of `make run`), the run would count as started and hold its place in the pools
+for ever. The launcher serves one machine: it must see the processes of the runs. Containers do
+not see each other's processes: there the next code server fails the runs, by `main`.
 """
 
 import os
@@ -66,8 +66,9 @@ def _has_run_since(pid: int, timestamp: float) -> bool:
 def main() -> None:
     """Fail the runs of an earlier code server, whose processes ended with it.
 
-    Started beside a code server, as its child and with its port (see deploy/Dockerfile). It waits
-    until the server answers, since Dagster gives up a retry for which no server does.
+    The image starts it beside a code server, as its child and with its port (deploy/Dockerfile). It
+    is no subcommand of ``llm-traces``, since nobody else is to call it. It waits until the server
+    answers, since Dagster gives up a retry for which no server answers.
     """
     began = psutil.Process(os.getppid()).create_time()
     server = DagsterGrpcClient(port=int(sys.argv[1]))
