@@ -151,6 +151,11 @@ def main() -> None:
         llm_traces(prog_name=_NAME, standalone_mode=False)
     except PipelineError as error:
         sys.exit(_ended_by(str(error)))
+    except OSError as error:
+        if error.filename is None:  # of no path that the user could mend
+            raise
+        place = f"{error.filename}: {error.strerror}"
+        sys.exit(_ended_by(f"{place}; set LLM_TRACES_STATE to a folder that can be written"))
     except click.UsageError as error:
         usage = error.ctx.get_usage() if error.ctx else ""
         sys.exit(_ended_by(" ".join(f"{error.format_message()} {usage}".split())))

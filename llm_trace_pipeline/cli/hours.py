@@ -27,6 +27,7 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
 
     Raises:
         PipelineError: hours failed; the message names them and the run in which they did.
+        KeyboardInterrupt: a run was interrupted; the hours that it recorded stay loaded.
     """
     progress = logging.getLogger("llm_trace_pipeline")
     progress.setLevel(logging.INFO)
@@ -40,6 +41,8 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
             result = _run(instance, window, assets)
             if result.success:
                 continue
+            if _was_interrupted(result):
+                raise KeyboardInterrupt
             failed.append(f"{key_of(window.start)} to {key_of(window.last)} (run {result.run_id})")
             # Dagster does not start llm_traces where trace_batches failed for a single hour; the
             # others have their batches. Nor the roll-up, which follows whatever the table holds.
@@ -64,4 +67,13 @@ def _run(
         tags=tags_of(window),
         asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
         raise_on_error=False,
+    )
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether a signal ended the run: Dagster takes the signal, and tells it as a failed step."""
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    return any(
+        failure.error is not None and failure.error.cls_name == "DagsterExecutionInterruptedError"
+        for failure in failures
     )

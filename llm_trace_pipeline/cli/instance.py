@@ -20,15 +20,15 @@ IS_CHECKOUT = _PACKAGE.parent == _FILES
 def use_instance(settings: Settings) -> None:
     """Set the variables by which Dagster finds its instance, here and in processes started here.
 
-    A home that the user names in ``DAGSTER_HOME`` stays. Else the state folder is Dagster's home:
-    it gets a copy of the instance's file, beside which Dagster keeps its records.
+    Dagster's home is the folder that the user names in ``DAGSTER_HOME``, else the state folder. It
+    gets a copy of the instance's file, beside which Dagster keeps its records. A folder of the
+    user's that holds anything already is an instance of the user's, and stays as it is.
     """
-    home = settings.state_dir
-    os.environ["LLM_TRACES_STATE"] = str(home)
-    if named := os.environ.get("DAGSTER_HOME"):
-        home = Path(named).absolute()
-    else:
-        home.mkdir(parents=True, exist_ok=True)
+    os.environ["LLM_TRACES_STATE"] = str(settings.state_dir)
+    named = os.environ.get("DAGSTER_HOME")
+    home = Path(named or settings.state_dir).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    if not named or not any(home.iterdir()):
         # Renamed into place: another process may be reading the one that is there.
         new = home / f"dagster.yaml.{os.getpid()}"
         shutil.copyfile(_FILES / "dagster.yaml", new)

@@ -40,5 +40,16 @@ def test_an_instance_of_the_user_stays_and_relative_paths_become_absolute(
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "0")
     use_instance(Settings.from_environment())
     assert os.environ["DAGSTER_HOME"] == str(folder / "mine")
+    assert (folder / "mine" / "dagster.yaml").exists()  # a new home is one of ours
     assert os.environ["LLM_TRACES_STATE"] == str(folder / "state")
     assert os.environ["DAGSTER_DISABLE_TELEMETRY"] == "0"
+
+
+def test_a_home_of_the_user_that_holds_anything_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes").touch()
+    monkeypatch.setenv("DAGSTER_HOME", "mine")
+    use_instance(Settings.from_environment())
+    assert [path.name for path in (folder / "mine").iterdir()] == ["notes"]

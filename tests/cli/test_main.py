@@ -107,3 +107,22 @@ def test_a_wrong_call_is_one_line_and_exit_status_2(
     assert said.out == ""
     pattern = re.escape(line).replace(r"\.\*", ".*")
     assert re.fullmatch(f"{pattern}\n", said.err), said.err
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["sql", "SELECT 1"]], ids=lambda words: words[0])
+def test_a_state_folder_that_cannot_be_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    environment = {name: os.environ[name] for name in os.environ if "CLICKHOUSE" not in name}
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_trace_pipeline.cli", *arguments],
+        env=environment | {"LLM_TRACES_STATE": str(file / "state")},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        f"{file}.*: Not a directory; set LLM_TRACES_STATE to a folder that can be written\\n",
+        done.stderr,
+    )
