@@ -168,8 +168,8 @@ def dlt_to_parquet(hour: Hour) -> Figures:
     """
     os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR"}
     import dlt  # noqa: PLC0415 -- its memory is not the others'
-    from dlt.destinations import filesystem  # noqa: PLC0415 -- as above
-    from dlt.sources.sql_database import sql_table  # noqa: PLC0415 -- as above
+    from dlt.destinations import filesystem  # noqa: PLC0415 -- its memory is not the others'
+    from dlt.sources.sql_database import sql_table  # noqa: PLC0415 -- its memory is not the others'
 
     folder = hour.fresh("dlt")
     # dlt's driver for what it asks of the catalog; the rows come by connectorx, which finds a

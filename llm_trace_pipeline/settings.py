@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    FilePath,
     SecretStr,
     ValidationError,
     model_validator,
@@ -26,6 +25,18 @@ from llm_trace_pipeline.hours import parse_hour
 S3_SCHEME = "s3://"
 # What ClickHouse takes for a pattern of names is refused.
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*")
+
+
+def _state_dir(value: Path) -> Path:
+    if value == value.parent:
+        raise ValueError("must be a folder of its own, not the root of the file system")
+    return value
+
+
+def _file(value: Path) -> Path:
+    if not value.is_file():
+        raise ValueError(f"must be a file, not {str(value)!r}")
+    return value
 
 
 def _hour(value: object) -> object:
@@ -83,7 +94,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
-    state_dir: Path = Field(
+    state_dir: Annotated[Path, AfterValidator(_state_dir)] = Field(
         alias="LLM_TRACES_STATE",
         description="Folder of the embedded stores and of Dagster's records. `make` sets it: "
         "give another one on its command line, `make run LLM_TRACES_STATE=/srv/traces`.",
@@ -138,19 +149,19 @@ class Settings(BaseModel):
         alias="CLICKHOUSE_CLUSTER",
         description="Cluster of that server over which `llm_traces` is spread. Unset: one server.",
     )
-    clickhouse_ca_cert: FilePath | None = Field(
+    clickhouse_ca_cert: Annotated[Path, AfterValidator(_file)] | None = Field(
         default=None,
         alias="CLICKHOUSE_CA_CERT",
         description="PEM file of the authority that signed the server's certificate. Unset: the "
         "usual authorities.",
     )
-    clickhouse_client_cert: FilePath | None = Field(
+    clickhouse_client_cert: Annotated[Path, AfterValidator(_file)] | None = Field(
         default=None,
         alias="CLICKHOUSE_CLIENT_CERT",
         description="PEM file of a client certificate. Without a password, the certificate says "
         "who the user is.",
     )
-    clickhouse_client_key: FilePath | None = Field(
+    clickhouse_client_key: Annotated[Path, AfterValidator(_file)] | None = Field(
         default=None,
         alias="CLICKHOUSE_CLIENT_KEY",
         description="PEM file of the client certificate's key, where the key is not in the same "
@@ -206,7 +217,7 @@ class Settings(BaseModel):
         description="`module:function` that is given a text and returns what of the text may be "
         "kept. Unset: all of it.",
     )
-    price_file: FilePath | None = Field(
+    price_file: Annotated[Path, AfterValidator(_file)] | None = Field(
         default=None,
         alias="LLM_TRACES_PRICES",
         description="TOML file of prices that come before the packaged ones. Unset: the packaged "

@@ -16,6 +16,7 @@ URL = f"postgresql://reader:{SECRET}@db.internal/letta"
 VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
 
 WRONG = [
+    ("LLM_TRACES_STATE", "/"),
     ("LLM_TRACES_PAYLOADS", "clickhouse"),
     ("LLM_TRACES_REDACT", "my_company.privacy"),
     ("TRACE_BATCH_URI", "gs://bucket/traces"),
@@ -63,7 +64,6 @@ WRONG = [
 ]
 # Whether these are right is for the file system, PostgreSQL and ClickHouse to say.
 ANY_TEXT = {
-    "LLM_TRACES_STATE",
     "OPERATIONAL_DATABASE_URL",
     "CLICKHOUSE_USERNAME",
     "CLICKHOUSE_PASSWORD",
@@ -89,6 +89,14 @@ def test_a_wrong_value_is_one_line_that_names_its_variable(name: str, value: str
     assert message.startswith(f"{name}: ")
     assert "\n" not in message
     assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CLICKHOUSE_CA_CERT", "CLICKHOUSE_CLIENT_CERT", "CLICKHOUSE_CLIENT_KEY", "LLM_TRACES_PRICES"],
+)
+def test_a_file_that_is_missing_is_named(name: str) -> None:
+    assert refusal({name: "/no/such/file"}) == f"{name}: must be a file, not '/no/such/file'"
 
 
 def test_a_wrong_value_of_every_variable_is_tried() -> None:

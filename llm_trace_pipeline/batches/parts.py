@@ -155,7 +155,7 @@ def writing_parts(files: Files, prefix: str) -> Iterator[PartWriter]:
     try:
         yield writer
         writer.complete()
-    except BaseException:
+    except BaseException:  # also where the process is told to end: no file stays open
         writer.give_up()
         raise
 

@@ -154,8 +154,12 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:  # of no path that the user could mend
             raise
-        place = f"{error.filename}: {error.strerror}"
-        sys.exit(_ended_by(f"{place}; set LLM_TRACES_STATE to a folder that can be written"))
+        sys.exit(
+            _ended_by(
+                f"{error.filename}: {error.strerror}; name another place, by LLM_TRACES_STATE, "
+                "TRACE_BATCH_URI or the command's OUT"
+            )
+        )
     except click.UsageError as error:
         usage = error.ctx.get_usage() if error.ctx else ""
         sys.exit(_ended_by(" ".join(f"{error.format_message()} {usage}".split())))

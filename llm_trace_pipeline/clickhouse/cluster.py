@@ -36,7 +36,7 @@ from llm_trace_pipeline.clickhouse.tables import (
 from llm_trace_pipeline.clickhouse.traces import Traces, figures_of, own_rows
 from llm_trace_pipeline.clickhouse.upsert import Swap
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
-from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.hours import BEGINNING, key_of
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS
 from llm_trace_pipeline.trace.tally import Tally, tally_of
@@ -115,7 +115,7 @@ class TracesOfShard(Traces):
         """Return the shard's part of the hours' batches."""
         return [self._own[hour] for hour in hours]
 
-    def expected_around(self, hours: Sequence[datetime]) -> list[Hour]:  # noqa: ARG002 -- none
+    def expected_around(self, hours: Sequence[datetime]) -> list[Hour]:  # noqa: ARG002 -- no other hour counts
         """Return nothing: other hours are compared over all shards together."""
         return []
 
@@ -124,10 +124,10 @@ class ClusterLoader(Loader):
     """Loads hours into all shards; what it compares is what the Distributed table shows."""
 
     def __init__(
-        self, database: Database, cluster: Cluster, store: BatchStore, keep_from: datetime | None
+        self, database: Database, cluster: Cluster, store: BatchStore, kept_from: datetime
     ) -> None:
-        """Load from the store; ``keep_from`` is where the retention begins."""
-        super().__init__(database, TABLE, Traces(database, store), store.files, keep_from)
+        """Load from the store; ``kept_from`` is where the retention begins."""
+        super().__init__(database, TABLE, Traces(database, store), store.files, kept_from)
         self._store = store
         self._shards = shards_of(database, cluster)
 
@@ -163,20 +163,20 @@ class ClusterLoader(Loader):
         return self._contents.found(window), partitions
 
 
-def loader_of(database: Database, store: BatchStore, keep_from: datetime | None = None) -> Loader:
+def loader_of(database: Database, store: BatchStore, kept_from: datetime = BEGINNING) -> Loader:
     """Return what loads hours into ``llm_traces``, on one server or in a cluster.
 
     Args:
         database: where the table lies.
         store: where the batches lie.
-        keep_from: where the retention begins; earlier hours may lack what their batches hold.
+        kept_from: where the retention begins; earlier hours may lack what their batches hold.
 
     Raises:
         ClickHouseError: the cluster is not known, or no replica of a shard answers.
     """
     if database.cluster:
-        return ClusterLoader(database, database.cluster, store, keep_from)
-    return Loader(database, TABLE, Traces(database, store), store.files, keep_from)
+        return ClusterLoader(database, database.cluster, store, kept_from)
+    return Loader(database, TABLE, Traces(database, store), store.files, kept_from)
 
 
 @contextmanager

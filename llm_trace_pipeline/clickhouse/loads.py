@@ -16,8 +16,8 @@ from llm_trace_pipeline.batches.files import Files
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.tables import TABLE, define_table
-from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS, Swap
-from llm_trace_pipeline.hours import HOUR, Window, midnight
+from llm_trace_pipeline.clickhouse.upsert import SWAP_ATTEMPTS, Swap
+from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, midnight
 from llm_trace_pipeline.sql import render
 
 Figures = dict[str, Any]  # of an hour, by the name that a message tells: counts, sums, hashes
@@ -96,7 +96,7 @@ class Loader:
         table: str,
         contents: Contents,
         files: Files,
-        keep_from: datetime | None = None,
+        kept_from: datetime = BEGINNING,
     ) -> None:
         """Load into the table, which is made if it is missing.
 
@@ -105,13 +105,13 @@ class Loader:
             table: the target.
             contents: what the table is to hold.
             files: where the batches and the lock of the loads lie.
-            keep_from: where the retention begins; earlier hours may lack what is expected of them.
+            kept_from: where the retention begins; earlier hours may lack what is expected of them.
         """
         self._database = database
         self._table = table
         self._contents = contents
         self._files = files
-        self._keep_from = keep_from
+        self._kept_from = kept_from
         self._swap = Swap(database, table, contents.time_column)
 
     @property
@@ -225,7 +225,7 @@ class Loader:
             What the table holds of the hours now, and the partitions concerned.
         """
         window = window_of(hours)
-        for _ in range(ATTEMPTS):
+        for _ in range(SWAP_ATTEMPTS):
             partitions = self._swap.replace(window, partial(self._contents.fill, hours=hours))
             found = self._contents.found(window)
             if not any(self._differences(each, found[each.hour]) for each in hours):
@@ -258,11 +258,7 @@ class Loader:
         around = Window(first, last + 24 * HOUR)
         found = self._contents.found_around(around)
         others = self._contents.expected_around(
-            [
-                hour
-                for hour in around.hours
-                if hour not in excluded and not (self._keep_from and hour < self._keep_from)
-            ]
+            [hour for hour in around.hours if hour not in excluded and hour >= self._kept_from]
         )
         return [each for each in others if self._differences(each, found[each.hour])]
 

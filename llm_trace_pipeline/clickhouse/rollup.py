@@ -25,7 +25,7 @@ from llm_trace_pipeline.clickhouse.tables import (
 from llm_trace_pipeline.clickhouse.traces import Traces
 from llm_trace_pipeline.clickhouse.upsert import Swap
 from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.hours import Window, by_day
+from llm_trace_pipeline.hours import BEGINNING, Window, by_day
 from llm_trace_pipeline.sql import quote_identifier, render
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, TOKEN_COLUMNS
 
@@ -128,11 +128,11 @@ class RollupLoader(Loader):
         store: BatchStore,
         traces: str = TABLE,
         table: str = ROLLUP,
-        keep_from: datetime | None = None,
+        kept_from: datetime = BEGINNING,
     ) -> None:
         """Roll up ``traces`` into ``table``, from where the retention begins on."""
         contents = Rollup(database, store, traces, table)
-        super().__init__(database, table, contents, store.files, keep_from)
+        super().__init__(database, table, contents, store.files, kept_from)
         self._traces = traces
 
     def recover(self) -> None:
@@ -144,22 +144,22 @@ class RollupLoader(Loader):
 
 
 def rollups_of(
-    database: Database, store: BatchStore, keep_from: datetime | None = None
+    database: Database, store: BatchStore, kept_from: datetime = BEGINNING
 ) -> list[RollupLoader]:
     """Return the loaders that roll up ``llm_traces``: one, or one a shard of a cluster.
 
     Args:
         database: where the tables lie.
         store: where the batches lie.
-        keep_from: where the retention begins.
+        kept_from: where the retention begins.
 
     Raises:
         ClickHouseError: the cluster is not known, or no replica of a shard answers.
     """
     if not database.cluster:
-        return [RollupLoader(database, store, keep_from=keep_from)]
+        return [RollupLoader(database, store, kept_from=kept_from)]
     return [
-        RollupLoader(shard, store, traces, local_name(ROLLUP), keep_from)
+        RollupLoader(shard, store, traces, local_name(ROLLUP), kept_from)
         for shard, traces in loader_of(database, store).targets
     ]
 
@@ -168,7 +168,7 @@ def roll_up(
     database: Database,
     store: BatchStore,
     hours: Sequence[datetime],
-    keep_from: datetime | None = None,
+    kept_from: datetime = BEGINNING,
 ) -> list[Loaded]:
     """Make the roll-up hold what ``llm_traces`` adds up to; an hour that is right is left alone.
 
@@ -176,7 +176,7 @@ def roll_up(
         database: where the tables lie.
         store: where the batches lie.
         hours: the hours, in their order; those of a day are swapped in together.
-        keep_from: where the retention begins; earlier hours of a partition are not compared.
+        kept_from: where the retention begins; earlier hours of a partition are not compared.
 
     Returns:
         One result an hour; in a cluster, one an hour and shard.
@@ -185,7 +185,7 @@ def roll_up(
         ClickHouseError: a statement failed, or another writer is in the way.
     """
     _define_on_cluster(database)
-    loaders = rollups_of(database, store, keep_from)
+    loaders = rollups_of(database, store, kept_from)
     return [result for day in by_day(hours) for loader in loaders for result in loader.load(day)]
 
 

@@ -137,28 +137,44 @@ def definition_of(database: Database, table: str, *, exists: bool) -> list[str]:
             )
             for view, (period, start_of) in VIEWS.items()
         ]
+        comment = _comment("Usage by hour")
+        # Last: it tells that all the rest of this version is there.
+        commented = render("clickhouse/comment.sql", table=target, comment=comment)
         if not database.cluster:
-            return [render(make, table=target, engine=_MERGE_TREE), *views]
-        distributed = _distributed(database, database.cluster, table, "Usage by hour")
-        return [_local(database, make, table), distributed, *views]
+            return [render(make, table=target, engine=_MERGE_TREE), *views, commented]
+        return [
+            _local(database, make, table),
+            render("clickhouse/comment.sql", table=_local_target(database, table), comment=comment),
+            _distributed(database, database.cluster, table, comment),
+            *views,
+            commented,
+        ]
     make, upgrade = "clickhouse/llm_traces.sql", "clickhouse/upgrade.sql"
     if not database.cluster:
         if exists:
             return [render(upgrade, table=target)]
         return [render(make, table=target, engine=_MERGE_TREE)]
-    local = f"{database.qualified(local_name(table))}{database.on_cluster}"
-    distributed = _distributed(database, database.cluster, table, "One row per LLM call")
+    distributed = _distributed(database, database.cluster, table, _comment("One row per LLM call"))
     return [
         _local(database, make, table),
-        render(upgrade, table=local),  # one that was there already
+        render(upgrade, table=_local_target(database, table)),  # one that was there already
         render(upgrade, table=target) if exists else distributed,
     ]
 
 
+def _comment(text: str) -> str:
+    """Return a table's comment, quoted, with the version of its schema."""
+    return quote_text(f"{text} (llm_trace_pipeline schema {SCHEMA_VERSION}).")
+
+
+def _local_target(database: Database, table: str) -> str:
+    """Return what a statement for all local tables behind a table of the cluster names."""
+    return f"{database.qualified(local_name(table))}{database.on_cluster}"
+
+
 def _local(database: Database, make: str, table: str) -> str:
     """Return the statement that makes the local tables behind a table of the cluster."""
-    local = f"{database.qualified(local_name(table))}{database.on_cluster}"
-    return render(make, table=local, engine=_REPLICATED)
+    return render(make, table=_local_target(database, table), engine=_REPLICATED)
 
 
 def _distributed(database: Database, cluster: Cluster, table: str, comment: str) -> str:
@@ -172,7 +188,7 @@ def _distributed(database: Database, cluster: Cluster, table: str, comment: str)
         database=quote_text(database.name),
         name=quote_text(name),
         key=SHARDING_KEY,
-        comment=quote_text(f"{comment} (llm_trace_pipeline schema {SCHEMA_VERSION})."),
+        comment=comment,
     )
 
 

@@ -33,7 +33,7 @@ from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.sql import render
 
-ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
+SWAP_ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
 
 _IN_PARTITION = "_partition_id = {partition:String}"
 _WAIT = {"mutations_sync": 2, "alter_sync": 2, "lightweight_deletes_sync": 2}
@@ -112,7 +112,7 @@ class Swap:
 
     def _swap(self, partition: str, window: Window, *, has_rows: bool) -> None:
         """Replace the window within one partition, in one step for readers."""
-        for _ in range(ATTEMPTS):
+        for _ in range(SWAP_ATTEMPTS):
             before = self._fingerprint(partition)
             self._drop(self._clone)
             self._create_like_target(self._clone)
@@ -144,7 +144,7 @@ class Swap:
             return
         raise ClickHouseError(
             f"hour {key_of(window.start)}: another writer kept inserting into partition "
-            f"{partition} of {self._table} during {ATTEMPTS} attempts to swap it; pause that "
+            f"{partition} of {self._table} during {SWAP_ATTEMPTS} attempts to swap it; pause that "
             "writer for hours that are being loaded, then materialize "
             f"{name_in_front(self._table)} again"
         )

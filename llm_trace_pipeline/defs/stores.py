@@ -26,7 +26,7 @@ class Stores(dg.ConfigurableResource):  # type: ignore[type-arg]  # takes no typ
 
     _settings: Settings = PrivateAttr()
 
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 -- Dagster's
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 -- Dagster passes it
         """Read the settings."""
         self._settings = Settings.from_environment()
 

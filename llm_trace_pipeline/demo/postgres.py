@@ -119,7 +119,7 @@ def _ensure_running(cluster: Path, sockets: Path, url: str) -> None:
             raise PipelineError(
                 f"the embedded PostgreSQL does not start; its log, {log}, ends:\n{lines}"
             )
-        time.sleep(0.2 if status else 0)
+        time.sleep(0.2 if status else 0)  # pg_ctl only saw that another process starts the server
 
 
 def _run(program: str, arguments: list[str]) -> tuple[int, str]:

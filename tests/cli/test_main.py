@@ -123,6 +123,7 @@ def test_a_state_folder_that_cannot_be_is_one_line(arguments: list[str], tmp_pat
     )
     assert done.returncode == 2
     assert re.fullmatch(
-        f"{file}.*: Not a directory; set LLM_TRACES_STATE to a folder that can be written\\n",
+        f"{file}.*: Not a directory; name another place, by LLM_TRACES_STATE, TRACE_BATCH_URI or "
+        "the command's OUT\\n",
         done.stderr,
     )

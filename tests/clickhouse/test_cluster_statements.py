@@ -3,9 +3,18 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE
 from llm_trace_pipeline.clickhouse.rollup import compare_rollup, roll_up
-from llm_trace_pipeline.clickhouse.tables import ROLLUP, SHARDING_KEY, definition_of, layout_of
+from llm_trace_pipeline.clickhouse.tables import (
+    ROLLUP,
+    SHARDING_KEY,
+    define_table,
+    definition_of,
+    layout_of,
+    local_name,
+)
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.columns import SCHEMA_VERSION
@@ -98,6 +107,8 @@ def test_every_statement_is_one_of_the_engine(cluster: ClusterWarehouse, tmp_pat
     assert on_cluster == [
         "ALTER TABLE db.`llm_traces_local` ON CLUSTER `three_shards`",
         "ALTER TABLE db.`llm_traces` ON CLUSTER `three_shards`",
+        f"ALTER TABLE db.`{ROLLUP}_local` ON CLUSTER `three_shards`",
+        f"ALTER TABLE {rollup} ON CLUSTER `three_shards`",
         "CREATE DATABASE IF NOT EXISTS db ON CLUSTER `three_shards`",
         "CREATE OR REPLACE VIEW db.`llm_usage_daily` ON CLUSTER `three_shards` AS",
         "CREATE OR REPLACE VIEW db.`llm_usage_monthly` ON CLUSTER `three_shards` AS",
@@ -117,6 +128,20 @@ def test_every_statement_is_one_of_the_engine(cluster: ClusterWarehouse, tmp_pat
         "PARTITION BY toDate(created_at)\n"
     ) in definition
     assert any(re.fullmatch(r"SYSTEM SYNC REPLICA \S+ LIGHTWEIGHT", sql) for sql in sent)
+
+
+def test_the_rollup_of_an_older_version_is_brought_up_to_date_on_all_shards(
+    cluster: ClusterWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define_table(cluster.database, ROLLUP)
+    raised = SCHEMA_VERSION + 1
+    monkeypatch.setattr("llm_trace_pipeline.clickhouse.tables.SCHEMA_VERSION", raised)
+    for is_defined in (True, False):
+        cluster.statements()
+        define_table(cluster.database, ROLLUP)
+        for shard in cluster.shards():
+            define_table(shard, local_name(ROLLUP))  # refuses an older one
+        assert any("ON CLUSTER" in sql for sql in cluster.statements()) == is_defined
 
 
 def test_the_distributed_table_is_one_that_the_engine_makes_and_upgrades(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from llm_trace_pipeline.clickhouse.tables import define_table
-from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS
+from llm_trace_pipeline.clickhouse.upsert import SWAP_ATTEMPTS
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
 from tests.harness.rows import MIDNIGHT, TABLE, make_rows
@@ -99,7 +99,7 @@ def test_rows_inserted_into_the_hour_itself_do_not_stay(warehouse: Warehouse, mo
     [
         pytest.param(0, "`llm_traces` ATTACH PARTITION", 1, id="after a first load"),
         pytest.param(10, "REPLACE PARTITION", 1, id="after a swap"),
-        pytest.param(10, "REPLACE PARTITION", ATTEMPTS - 1, id="after swap upon swap"),
+        pytest.param(10, "REPLACE PARTITION", SWAP_ATTEMPTS - 1, id="after swap upon swap"),
     ],
 )
 def test_rows_inserted_into_the_hour_right_after_it_was_loaded_do_not_stay(
@@ -129,19 +129,19 @@ def test_rows_that_somebody_inserted_before_are_replaced(
 
 def test_a_writer_that_keeps_inserting_is_named_after_some_attempts(warehouse: Warehouse) -> None:
     warehouse.load(MIDNIGHT, 10)
-    theirs = make_rows(MIDNIGHT + 5 * HOUR, ATTEMPTS)
+    theirs = make_rows(MIDNIGHT + 5 * HOUR, SWAP_ATTEMPTS)
     one_by_one = iter(theirs)
     manifest = warehouse.publish(MIDNIGHT, 10, 2)
     with (
         another_writer(
             lambda: warehouse.insert([next(one_by_one)]),
             before="RENAME TABLE",
-            times=ATTEMPTS,
+            times=SWAP_ATTEMPTS,
         ),
         pytest.raises(
             ClickHouseError,
             match=f"hour 2026-03-01-00:00: another writer kept inserting into partition 20260301 "
-            f"of llm_traces during {ATTEMPTS} attempts .* materialize llm_traces again",
+            f"of llm_traces during {SWAP_ATTEMPTS} attempts .* materialize llm_traces again",
         ),
     ):
         warehouse.load_batch(manifest)

@@ -20,7 +20,7 @@ from llm_trace_pipeline.clickhouse.rollup import (
     roll_up,
 )
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, VIEWS, define_table, parts_of
-from llm_trace_pipeline.clickhouse.upsert import ATTEMPTS, Swap
+from llm_trace_pipeline.clickhouse.upsert import SWAP_ATTEMPTS, Swap
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import BEGINNING, HOUR, Window
 from llm_trace_pipeline.settings import Settings
@@ -395,7 +395,7 @@ def test_another_writer_is_named_with_the_asset_to_materialize(loaded: RolledUp)
     inserting = f"INSERT INTO {ROLLUP} SELECT * FROM {ROLLUP} {IN_HOUR} LIMIT 1"
     with (
         another_writer(
-            lambda: loaded.database.execute(inserting), before="RENAME TABLE", times=ATTEMPTS
+            lambda: loaded.database.execute(inserting), before="RENAME TABLE", times=SWAP_ATTEMPTS
         ),
         pytest.raises(
             ClickHouseError, match=f"of {ROLLUP} during .* then materialize {ROLLUP} again"

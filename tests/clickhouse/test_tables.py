@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.tables import define_table, layout_of
+from llm_trace_pipeline.clickhouse.tables import ROLLUP, define_table, layout_of
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.trace.columns import (
@@ -19,6 +19,7 @@ from llm_trace_pipeline.trace.columns import (
 )
 from llm_trace_pipeline.upkeep.preflight_target import check_target
 from tests.harness.rows import MIDNIGHT, TABLE, make_rows
+from tests.harness.statements import Stopped, recording, stopping_after
 from tests.harness.warehouse import Warehouse, left_over_tables
 
 SCHEMA_0 = Path(__file__).parents[1] / "data" / "llm_traces_schema_0.sql"
@@ -114,8 +115,8 @@ def test_a_table_from_before_billing_is_upgraded_with_its_rows(
     warehouse.check()
 
 
-def schema_of(database: Database) -> str:
-    comment: str = layout_of(database, TABLE)["comment"]
+def schema_of(database: Database, table: str = TABLE) -> str:
+    comment: str = layout_of(database, table)["comment"]
     return comment
 
 
@@ -137,6 +138,25 @@ def test_a_table_from_before_schemas_had_numbers_is_upgraded_with_its_rows(
         warehouse.check()
     assert columns_of(warehouse.database) == fresh
     assert schema_of(warehouse.database) == comment
+
+
+def test_the_rollup_of_an_older_version_is_defined_until_all_of_it_is_there_and_then_no_more(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for table in (TABLE, ROLLUP):
+        define_table(warehouse.database, table)
+    assert schema_of(warehouse.database, ROLLUP).endswith(f"schema {SCHEMA_VERSION}).")
+    raised = SCHEMA_VERSION + 1
+    monkeypatch.setattr("llm_trace_pipeline.clickhouse.tables.SCHEMA_VERSION", raised)
+    with pytest.raises(Stopped), stopping_after(3):  # the table and its two views
+        define_table(warehouse.database, ROLLUP)
+    with recording() as again:
+        define_table(warehouse.database, ROLLUP)
+    assert len(again) == 4
+    assert schema_of(warehouse.database, ROLLUP).endswith(f"schema {raised}).")
+    with recording() as once_more:
+        define_table(warehouse.database, ROLLUP)
+    assert once_more == []
 
 
 def test_a_table_that_is_newer_is_refused_and_left_alone(warehouse: Warehouse) -> None:

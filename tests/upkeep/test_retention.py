@@ -38,11 +38,9 @@ class Deployment(Pipeline):
             operational.insert("provider_traces", trace(hour), trace(hour + HOUR - microsecond))
         self.load_hours(*HOURS)
 
-    def repaired_by(
-        self, hour: datetime, keep_from: datetime | None = None
-    ) -> tuple[datetime, ...]:
+    def repaired_by(self, hour: datetime, kept_from: datetime = BEGINNING) -> tuple[datetime, ...]:
         """Load the batch of an hour; return the hours that were repaired beside it."""
-        [result] = loader_of(self.database, self.store, keep_from=keep_from).load([hour])
+        [result] = loader_of(self.database, self.store, kept_from=kept_from).load([hour])
         return result.repaired_hours
 
     def apply(self, days: int | None, batch_days: int | None, now: datetime = NOW) -> Any:
@@ -142,7 +140,7 @@ def test_a_partition_across_the_line_is_kept_and_its_old_hours_are_not_repaired(
         "IN ({a:DateTime('UTC')}, {b:DateTime('UTC')})",
         {"a": HOURS[1], "b": HOURS[2]},
     )
-    assert deployment.repaired_by(HOURS[3], keep_from=LINE) == (HOURS[2],)
+    assert deployment.repaired_by(HOURS[3], kept_from=LINE) == (HOURS[2],)
     assert deployment.hours() == [HOURS[0], *KEPT]
     assert deployment.repaired_by(HOURS[3]) == (HOURS[1],)
 
@@ -151,7 +149,7 @@ def test_a_swap_that_was_cut_brings_nothing_back(deployment: Deployment) -> None
     deployment.database.execute("CREATE TABLE llm_traces__ready AS llm_traces")
     deployment.database.execute("INSERT INTO llm_traces__ready SELECT * FROM llm_traces")
     deployment.apply(DAYS, None)
-    deployment.repaired_by(HOURS[3], keep_from=LINE)
+    deployment.repaired_by(HOURS[3], kept_from=LINE)
     assert deployment.hours() == KEPT
 
 
