@@ -181,10 +181,9 @@ class Snapshot:
     def present(self, trace_keys: Sequence[str]) -> set[str]:
         """Return the traces that the source still has, in whatever hour, of those named."""
         found: set[str] = set()
-        for begin in range(0, len(trace_keys), _KEYS_PER_QUERY):
-            keys = trace_keys[begin : begin + _KEYS_PER_QUERY]
-            self.leader.set(ids=json.dumps([*keys, *(f"provider_trace-{key}" for key in keys)]))
-            found |= {row["trace_key"] for row in self.leader.rows(self.statement("present"))}
+        for keys in _chunks(trace_keys):
+            ids = [*keys, *(f"provider_trace-{key}" for key in keys)]
+            found |= {row["trace_key"] for row in self.leader.rows(self.statement("present"), ids)}
         return found
 
     @contextmanager
@@ -245,6 +244,12 @@ class Snapshot:
             for start, end in windows:
                 session.set(start=start.isoformat(), end=end.isoformat())
                 yield from session.batches(sql)
+
+
+def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield as many keys at a time as one query takes."""
+    for begin in range(0, len(keys), _KEYS_PER_QUERY):
+        yield keys[begin : begin + _KEYS_PER_QUERY]
 
 
 def _rendered(name: str, parts: Mapping[str, str]) -> str:

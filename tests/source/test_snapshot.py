@@ -110,3 +110,25 @@ def test_what_a_deployment_may_lack_is_no_error(
     operational.execute(change)
     operational.insert("provider_traces", trace(id="a"))
     assert pipeline.load().rows == 1
+
+
+@pytest.mark.parametrize("json_type", ["json", "jsonb", "text"])
+def test_json_is_read_from_a_column_of_any_type(
+    operational: Operational, pipeline: Pipeline, json_type: str
+) -> None:
+    context = '{"plan_type": "own", "cost_source": "credits", "customer_id": "cus_own"}'
+    stored = trace(agent_tags='["a", "b"]', billing_context=context)
+    operational.insert("provider_traces", stored)
+    for table, columns in {
+        "provider_traces": "request_json response_json llm_config agent_tags billing_context",
+        "provider_trace_metadata": "agent_tags",
+    }.items():
+        for column in columns.split():
+            operational.execute(
+                f"ALTER TABLE {table} ALTER {column} TYPE {json_type} USING {column}::{json_type}"
+            )
+    assert pipeline.load().rows == 1
+    [row] = pipeline.rows()
+    assert (row["request_json"], row["total_tokens"]) == (stored["request_json"], 15)
+    assert (row["model"], row["agent_tags"]) == ("gpt-4o", ["a", "b"])
+    assert row["billing_plan_type"] == "own"
