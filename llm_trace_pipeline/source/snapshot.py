@@ -107,6 +107,7 @@ class Snapshot:
         } | {
             # So that a statement reads only the columns and the hours it asks for.
             "all_traces AS NOT MATERIALIZED": "operational/all_traces.sql",
+            "all_steps AS NOT MATERIALIZED": "operational/all_steps.sql",
             "superseded_steps AS": "operational/superseded_steps.sql",
         }
 

@@ -47,6 +47,11 @@ CREATE TABLE IF NOT EXISTS provider_trace_metadata (
 );
 CREATE INDEX IF NOT EXISTS ix_provider_trace_metadata_step_id ON provider_trace_metadata (step_id);
 
+DO $$ BEGIN
+    CREATE TYPE stepstatus AS ENUM ('PENDING', 'SUCCESS', 'FAILED', 'CANCELLED');
+EXCEPTION WHEN duplicate_object THEN
+    NULL;
+END $$;
 CREATE TABLE IF NOT EXISTS steps (
     id varchar PRIMARY KEY,
     organization_id varchar,
@@ -55,12 +60,17 @@ CREATE TABLE IF NOT EXISTS steps (
     provider_name varchar,
     provider_category varchar,
     model varchar,
+    model_handle varchar,
     prompt_tokens int NOT NULL DEFAULT 0,
     completion_tokens int NOT NULL DEFAULT 0,
     total_tokens int NOT NULL DEFAULT 0,
     cached_input_tokens int,
     cache_write_tokens int,
     reasoning_tokens int,
+    stop_reason varchar,
+    error_type varchar,
+    error_data json,
+    status stepstatus,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     is_deleted bool NOT NULL DEFAULT false

@@ -14,7 +14,7 @@ SELECT
     ((sum({row_hash}::numeric) % 18446744073709551616 + 18446744073709551616)
         % 18446744073709551616)::text AS source_hash
 FROM all_traces AS t
-LEFT JOIN steps AS s ON s.id = t.step_id
+LEFT JOIN all_steps AS s ON s.id = t.step_id
 LEFT JOIN step_metrics AS m ON m.id = t.step_id
 LEFT JOIN superseded_steps AS v ON t.origin = 2 AND v.id = t.id
 WHERE {window}

@@ -4,6 +4,8 @@
 --
 -- latency_ms       llm_request_ns in milliseconds, rounded half up; 0: not measured, or negative
 -- step_*           columns of the trace's step; NULL: it has no step; soft-deleted steps count too
+-- step_error_data  as text; NULL too where it has 512 kB or more, so that it cannot be what makes a row
+--                  too wide (too_wide.sql)
 -- row_hash         the row's part of the ledger's source_hash
 -- takes_step_usage whether a metadata-only trace carries its step's tokens
 -- is_too_wide      whether the trace is one of the setting llm_traces.too_wide, a JSON list of ids (see
@@ -18,6 +20,7 @@ SELECT
         WHEN w.id IS NULL OR octet_length(t.agent_tags) < 268435456 THEN t.agent_tags
     END AS agent_tags,
     t.run_id,
+    t.user_id,
     t.step_id,
     s.trace_id,
     t.call_type,
@@ -26,6 +29,13 @@ SELECT
     s.provider_name AS step_provider,
     s.provider_category AS step_provider_category,
     s.model AS step_model,
+    s.model_handle AS step_model_handle,
+    s.status AS step_status,
+    s.stop_reason AS step_stop_reason,
+    s.error_type AS step_error_type,
+    CASE
+        WHEN octet_length(s.error_data::text) < 524288 THEN s.error_data::text
+    END AS step_error_data,
     s.prompt_tokens::bigint AS step_prompt_tokens,
     s.completion_tokens::bigint AS step_completion_tokens,
     s.total_tokens::bigint AS step_total_tokens,
@@ -49,7 +59,7 @@ SELECT
     t.created_at,
     {row_hash} AS row_hash
 FROM all_traces AS t
-LEFT JOIN steps AS s ON s.id = t.step_id
+LEFT JOIN all_steps AS s ON s.id = t.step_id
 LEFT JOIN step_metrics AS m ON m.id = t.step_id
 LEFT JOIN superseded_steps AS v ON t.origin = 2 AND v.id = t.id
 LEFT JOIN json_array_elements_text(current_setting('llm_traces.too_wide')::json) AS w (id)

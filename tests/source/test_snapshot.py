@@ -68,11 +68,11 @@ def test_a_snapshot_can_be_asked_after_a_stream_that_failed(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("DROP TABLE steps", "no table steps.*sql/operational/.*traces.sql"),
+        ("DROP TABLE steps", "no table steps.*sql/operational/all_steps.sql"),
         ("DROP TABLE provider_traces", "no table provider_traces.*sql/operational/all_traces.sql"),
         (
             "ALTER TABLE steps DROP COLUMN cache_write_tokens",
-            "no column s.cache_write_tokens.*sql/operational/.*traces.sql",
+            "no column cache_write_tokens.*sql/operational/all_steps.sql",
         ),
         (
             "ALTER TABLE provider_traces DROP COLUMN org_id",

@@ -19,7 +19,7 @@ READ_TRACES = "sql/operational/all_traces.sql"
 
 
 READ_STEPS = " and ".join(
-    f"sql/operational/{name}.sql" for name in ("ledger", "traces", "unaccounted_steps")
+    f"sql/operational/{name}.sql" for name in ("all_steps", "unaccounted_steps")
 )
 
 
@@ -69,6 +69,18 @@ def test_a_column_that_no_statement_reads_may_be_missing(
 ) -> None:
     operational.execute("ALTER TABLE provider_traces DROP compaction_settings, DROP source")
     operational.execute("ALTER TABLE steps DROP organization_id, DROP updated_at")
+    assert check_source(source, UNTIL) == []
+
+
+def test_a_column_that_a_deployment_may_lack_is_not_asked_for(
+    source: Source, operational: Operational
+) -> None:
+    operational.execute("ALTER TABLE provider_traces DROP billing_context, DROP user_id")
+    operational.execute("ALTER TABLE provider_trace_metadata DROP user_id")
+    operational.execute(
+        "ALTER TABLE steps DROP status, DROP stop_reason, DROP error_type, DROP error_data, "
+        "DROP model_handle"
+    )
     assert check_source(source, UNTIL) == []
 
 

@@ -1,0 +1,27 @@
+-- Every step of the source with what its traces need of it, soft-deleted steps too. One row per step.
+-- The other statements read this one as all_steps. The planner inlines it.
+--
+-- status, stop_reason, error_type, error_data, model_handle
+--             NULL where the deployment has no such column, see all_traces.sql
+-- status      in lower case: the server's own type has the values in capitals
+-- error_data  in its stored type. coalesce() hides its width from the planner, which else takes the mean
+--             width of the few steps that failed for that of every step, and then plans no hash join
+SELECT
+    s.id, s.project_id, s.trace_id, s.provider_name, s.provider_category, s.model,
+    s.prompt_tokens, s.completion_tokens, s.total_tokens, s.cached_input_tokens,
+    s.cache_write_tokens, s.reasoning_tokens,
+    lower(s.status::text) AS status, s.stop_reason::text AS stop_reason,
+    s.error_type::text AS error_type, coalesce(s.error_data, NULL) AS error_data,
+    s.model_handle::text AS model_handle
+FROM (
+    SELECT
+        NULL::text AS status, NULL::text AS stop_reason, NULL::text AS error_type,
+        NULL::text AS error_data, NULL::text AS model_handle
+) AS absent
+CROSS JOIN LATERAL (
+    SELECT
+        id, project_id, trace_id, provider_name, provider_category, model,
+        prompt_tokens, completion_tokens, total_tokens, cached_input_tokens, cache_write_tokens,
+        reasoning_tokens, status, stop_reason, error_type, error_data, model_handle
+    FROM steps
+) AS s
