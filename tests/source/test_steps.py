@@ -1,9 +1,11 @@
-"""What a trace takes from its step, as far as the deployment has it."""
+"""What a trace takes from its step: all that the deployment has, and the usage for one trace."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.source.postgres import Source
 from tests.harness.operational import Operational, trace
 from tests.harness.rows import DAY, T0, Row
@@ -18,6 +20,7 @@ STEP = {
 }
 OF_STEP = {f"step_{name}": value for name, value in STEP.items() if name != "id"}
 OF_STEP["step_status"] = "failed"
+MINUTE = timedelta(minutes=1)
 
 
 def metadata(at: Any = T0, /, **values: Any) -> Row:
@@ -103,7 +106,7 @@ def test_error_data_too_large_to_be_sent_beside_payloads_is_left_out(
         # The trace of the hour that has the usage of the step loses it.
         (
             "INSERT INTO provider_trace_metadata (id, step_id, call_type, organization_id, "
-            f"created_at) VALUES ('c', 'step-1', 'agent_step', 'org-1', '{T0 + DAY}')"
+            f"created_at) VALUES ('c', 'step-1', 'agent_step', 'org-1', '{T0 - DAY}')"
         ),
     ],
 )
@@ -123,3 +126,93 @@ def test_a_change_of_what_a_load_writes_changes_the_ledger(
     before, after = hashes
     assert before != after
     assert int(after) == sum(row["row_hash"] for row in read(source).values()) % 2**64
+
+
+# Traces of one step, and which of them has the usage of the step. A trace is metadata only unless
+# it says "stored".
+SHARED: dict[str, tuple[list[Row], set[str]]] = {
+    "the only one": ([{"id": "a", "call_type": "summarization"}], {"a"}),
+    "the call, not the later compaction": (
+        [
+            {"id": "failed", "call_type": "agent_step"},
+            {"id": "answered", "call_type": "agent_step", "at": T0 + MINUTE},
+            {"id": "compaction", "call_type": "summarization", "at": T0 + 2 * MINUTE},
+            {"id": "unnamed", "call_type": None, "at": T0 + 3 * MINUTE},
+        ],
+        {"answered"},
+    ),
+    "the latest where there is no call": (
+        [
+            {"id": "earlier", "call_type": "summarization"},
+            {"id": "later", "call_type": None, "at": T0 + MINUTE},
+        ],
+        {"later"},
+    ),
+    "of two at once, the one with the greater id": (
+        [{"id": "a", "call_type": "agent_step"}, {"id": "b", "call_type": "agent_step"}],
+        {"b"},
+    ),
+    "not a call that was soft-deleted": (
+        [
+            {"id": "gone", "call_type": "agent_step", "at": T0 + MINUTE, "is_deleted": True},
+            {"id": "stays", "call_type": "agent_step"},
+            {"id": "compaction", "call_type": "summarization", "at": T0 + 2 * MINUTE},
+        ],
+        {"stays"},
+    ),
+    "the latest where the call was soft-deleted": (
+        [
+            {"id": "gone", "call_type": "agent_step", "is_deleted": True},
+            {"id": "compaction", "call_type": "summarization", "at": T0 + MINUTE},
+        ],
+        {"compaction"},
+    ),
+    "a call of the hour before": (
+        [
+            {"id": "call", "call_type": "agent_step"},
+            {"id": "compaction", "call_type": "summarization", "at": T0 + HOUR},
+        ],
+        {"call"},
+    ),
+    "a call of the hour after": (
+        [
+            {"id": "failed", "call_type": "agent_step"},
+            {"id": "answered", "call_type": "agent_step", "at": T0 + HOUR},
+        ],
+        {"answered"},
+    ),
+    "none where the call itself is stored": (
+        [
+            {"id": "call", "call_type": "agent_step", "stored": True},
+            {"id": "compaction", "call_type": "summarization", "at": T0 + MINUTE},
+        ],
+        set(),
+    ),
+    "the call where the compaction is stored": (
+        [
+            {"id": "call", "call_type": "agent_step"},
+            {"id": "compaction", "call_type": "summarization", "at": T0 + MINUTE, "stored": True},
+        ],
+        {"call"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_of_the_traces_of_a_step_one_has_its_usage(
+    operational: Operational, source: Source, case: str
+) -> None:
+    rows, expected = SHARED[case]
+    for each in rows:
+        values = {"step_id": "step-1"} | {
+            name: value for name, value in each.items() if name not in ("at", "stored")
+        }
+        at = each.get("at", T0)
+        if each.get("stored"):
+            operational.insert("provider_traces", trace(at, **values))
+        else:
+            operational.insert("provider_trace_metadata", metadata(at, **values))
+    operational.insert("provider_trace_metadata", metadata(id="other", step_id="step-2"))
+    found = read(source) | read(source, T0 + HOUR)
+    takers = {name for name, row in found.items() if row["takes_step_usage"]}
+    assert takers == expected | {"other"}
