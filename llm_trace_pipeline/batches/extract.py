@@ -162,10 +162,10 @@ def _write_traces(
     """
     parts, total = [], Tally()
     with (
-        snapshot.traces(plan.hour, plan.connections, folded, too_wide) as streams,
-        ThreadPoolExecutor(len(streams)) as pool,
+        snapshot.traces(plan.hour, plan.connections, folded, too_wide) as traces,
+        ThreadPoolExecutor(len(traces.streams)) as pool,
     ):
-        for made, tally in pool.map(partial(_write_stream, plan, writer), count(), streams):
+        for made, tally in pool.map(partial(_write_stream, plan, writer), count(), traces.streams):
             parts += made
             total.add(tally)
     return parts, total

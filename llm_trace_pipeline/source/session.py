@@ -68,11 +68,14 @@ class Session:
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Keep the transaction, and so its snapshot, usable where a statement fails."""
+        """Keep the transaction, and so its snapshot, usable where a statement fails.
+
+        A stream inside that is not read to its end leaves it as usable.
+        """
         self.run("SAVEPOINT usable")
         try:
             yield
-        except SourceError:
+        except (SourceError, GeneratorExit):
             with suppress(SourceError):  # the connection is lost: the first error says why
                 self.run("ROLLBACK TO SAVEPOINT usable")
                 self.run("RELEASE SAVEPOINT usable")

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -77,6 +78,53 @@ Place = tuple[str, str]
 _NOWHERE = ("(0,0)", "(0,0)")  # PostgreSQL counts the rows of a page from 1
 
 OpenSession = Callable[[], AbstractContextManager[Session]]
+
+
+class Traces:
+    """The traces of an hour, while threads read them, and what else is known of their steps.
+
+    Attributes:
+        streams: the traces, as rows of ``sql/operational/traces.sql``. Every stream is read by a
+            thread of its own: driver and server work outside the interpreter's lock.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Iterator[pa.RecordBatch]],
+        siblings_sql: str,
+        open_follower: Callable[[], Session],
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            streams: see the attribute.
+            siblings_sql: the statement of ``sql/operational/siblings.sql``.
+            open_follower: opens a connection that sees the snapshot of the streams.
+        """
+        self.streams = streams
+        self._siblings_sql = siblings_sql
+        self._open_follower = open_follower
+        self._session: Session | None = None
+        self._lock = Lock()
+
+    def siblings(self, step_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the traces of the steps named, in whatever hour, the steps' own among them.
+
+        Any thread may ask while the streams are read. The first call opens a connection for all
+        calls, which is closed with the streams.
+
+        Returns:
+            A dict a row of ``sql/operational/siblings.sql``.
+
+        Raises:
+            SourceError: the source cannot be asked.
+        """
+        found: list[dict[str, Any]] = []
+        with self._lock:
+            for ids in _chunks(step_ids):
+                self._session = self._session or self._open_follower()
+                found += self._session.rows(self._siblings_sql, ids)
+        return found
 
 
 class Snapshot:
@@ -194,7 +242,7 @@ class Snapshot:
         connections: int = 1,
         folded: Sequence[FoldedRow] = (),
         too_wide: Sequence[str] = (),
-    ) -> Iterator[list[Iterator[pa.RecordBatch]]]:
+    ) -> Iterator[Traces]:
         """Hand out the traces of an hour, as rows of ``sql/operational/traces.sql``.
 
         Args:
@@ -205,9 +253,8 @@ class Snapshot:
             too_wide: ids of rows to hand out without their payloads.
 
         Returns:
-            One stream a connection. Streams are read by a thread each: driver and server work
-            outside the interpreter's lock. A stream raises a SourceError where its rows cannot be
-            read; the snapshot can still be asked.
+            The traces, with one stream a connection. A stream raises a SourceError where its rows
+            cannot be read; the snapshot can still be asked.
         """
         count = connections * WINDOWS_PER_CONNECTION if connections > 1 else 1
         bounds = [hour + HOUR * number / count for number in range(count + 1)]
@@ -219,16 +266,22 @@ class Snapshot:
             "first": first,
             "last": last,
         }
+        # Before any stream begins: a stream of the leader is inside a savepoint, where a snapshot
+        # cannot be exported.
+        [exported] = self.leader.rows("SELECT pg_export_snapshot() AS name")
         with ExitStack() as stack:
-            followers = [stack.enter_context(self._open_session()) for _ in range(connections - 1)]
-            if followers:
-                [exported] = self.leader.rows("SELECT pg_export_snapshot() AS name")
-            for follower in followers:
-                follower.run(f"SET TRANSACTION SNAPSHOT '{exported['name']}'")
-            yield [
+
+            def open_follower() -> Session:
+                session = stack.enter_context(self._open_session())
+                session.run(f"SET TRANSACTION SNAPSHOT '{exported['name']}'")
+                return session
+
+            sessions = [self.leader, *(open_follower() for _ in range(connections - 1))]
+            streams = [
                 stack.enter_context(closing(self._stream(session, waiting, values)))
-                for session in (self.leader, *followers)
+                for session in sessions
             ]
+            yield Traces(streams, self.statement("siblings"), open_follower)
 
     def _stream(
         self,

@@ -41,10 +41,10 @@ def test_connections_share_an_hour_of_one_moment_and_hand_out_every_trace_once(
     with source.snapshot() as snapshot:
         operational.insert("provider_traces", trace(id="later"))
         with (
-            snapshot.traces(T0, connections=3) as streams,
-            ThreadPoolExecutor(len(streams)) as pool,
+            snapshot.traces(T0, connections=3) as traces,
+            ThreadPoolExecutor(len(traces.streams)) as pool,
         ):
-            found = list(pool.map(ids_of, streams))
+            found = list(pool.map(ids_of, traces.streams))
     assert len(found) == 3
     assert sorted(chain(*found)) == sorted(ids)
 
@@ -56,13 +56,23 @@ def test_a_snapshot_can_be_asked_after_a_stream_that_failed(
     with source.snapshot() as snapshot:
         with (
             patch.object(snapshot, "statement", return_value="SELECT 1 / 0 AS nothing"),
-            snapshot.traces(T0) as [stream],
+            snapshot.traces(T0) as traces,
             pytest.raises(SourceError, match="division by zero"),
         ):
-            next(stream)
+            next(traces.streams[0])
         assert snapshot.census(T0).rows == 1
-        with snapshot.traces(T0) as [stream]:
-            assert sum(batch.num_rows for batch in stream) == 1
+        with snapshot.traces(T0) as traces:
+            assert sum(batch.num_rows for batch in traces.streams[0]) == 1
+
+
+def test_an_hour_can_be_read_again_after_a_stream_that_was_left(
+    operational: Operational, source: Source
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    with source.snapshot() as snapshot:
+        for _ in range(2):
+            with snapshot.traces(T0, connections=2) as traces:
+                assert next(traces.streams[0]).num_rows == 1
 
 
 @pytest.mark.parametrize(

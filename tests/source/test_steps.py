@@ -30,7 +30,8 @@ def metadata(at: Any = T0, /, **values: Any) -> Row:
 
 def read(source: Source, hour: Any = T0) -> dict[str, Row]:
     """Return the traces of an hour by their ids."""
-    with source.snapshot() as snapshot, snapshot.traces(hour) as [stream]:
+    with source.snapshot() as snapshot, snapshot.traces(hour) as traces:
+        [stream] = traces.streams
         rows = [row for batch in stream for row in batch.to_pylist()]
     return {row["id"]: row for row in rows}
 
