@@ -97,12 +97,13 @@ def _rows_of_call(rng: Random, at: datetime, asked: int) -> Iterator[tuple[str, 
         "organization_id": organization_id(number),
         "is_deleted": chance(rng, 0.005),
     }
+    handle = f"{recipe.provider}/{recipe.model}"
     config = {
         "model": recipe.model,
         "model_endpoint_type": recipe.endpoint_type or recipe.provider,
         "provider_name": recipe.provider,
         "provider_category": category,
-        "handle": f"{recipe.provider}/{recipe.model}",
+        "handle": handle,
         "context_window": 128000,
     }
     if has_step and chance(rng, 0.03):
@@ -125,6 +126,11 @@ def _rows_of_call(rng: Random, at: datetime, asked: int) -> Iterator[tuple[str, 
         yield "provider_traces", trace | again
     if not has_step:
         return
+    status, stop_reason = "SUCCESS", "end_turn"
+    if failure:
+        status, stop_reason = "FAILED", "llm_api_error"
+    if failure == responses.CANCELLED:
+        status, stop_reason = "CANCELLED", "cancelled"
     step = responses.step_counts({} if failure else call) | {
         "id": step_id,
         "organization_id": organization_id(number),
@@ -133,6 +139,9 @@ def _rows_of_call(rng: Random, at: datetime, asked: int) -> Iterator[tuple[str, 
         "provider_name": recipe.provider,
         "provider_category": category,
         "model": recipe.model,
+        "model_handle": handle,
+        "status": status,
+        "stop_reason": stop_reason,
         "created_at": at,
         "updated_at": at + timedelta(microseconds=rng.randrange(900_000)),
     }

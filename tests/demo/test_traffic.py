@@ -12,7 +12,8 @@ from adbc_driver_postgresql import dbapi
 from llm_trace_pipeline.demo.responses import RECIPES
 from llm_trace_pipeline.demo.rows import CHANGES_PLAN, WITHOUT_BILLING, organization_id
 from llm_trace_pipeline.demo.traffic import add_traffic, first_hour
-from tests.harness.operational import fresh_database
+from llm_trace_pipeline.sql import read_sql
+from tests.harness.operational import execute, fresh_database
 
 START = datetime(2026, 3, 1, 13, tzinfo=UTC)
 END = START + timedelta(hours=3)
@@ -86,6 +87,18 @@ def test_two_who_add_at_once_add_everything_once(empty: str, whole: str) -> None
     assert contents(empty) == contents(whole)
 
 
+def test_a_database_of_an_earlier_version_gets_what_it_has_columns_for(
+    empty: str, whole: str
+) -> None:
+    execute(empty, read_sql("demo/schema.sql"))
+    execute(empty, "ALTER TABLE steps DROP status, DROP stop_reason, DROP model_handle")
+    add_traffic(empty, START, END)
+    tables = {name: rows for name, rows in contents(whole).items() if name != "steps"}
+    assert contents(empty) | tables == contents(empty)
+    counts = "SELECT count(*), sum(total_tokens) FROM steps"
+    assert query(empty, counts) == query(whole, counts)
+
+
 def test_every_trace_lies_strictly_inside_its_hour(whole: str) -> None:
     ((first, last, on_the_hour),) = query(
         whole,
@@ -157,6 +170,19 @@ def test_some_steps_were_tried_twice(whole: str) -> None:
         " GROUP BY step_id HAVING count(*) = 2) AS twice",
     )
     assert count > 0
+
+
+def test_a_step_says_how_it_ended(whole: str) -> None:
+    found = query(
+        whole,
+        "SELECT DISTINCT s.status::text, s.stop_reason, s.total_tokens > 0,"
+        " s.model_handle = s.provider_name || '/' || s.model FROM steps AS s",
+    )
+    assert set(found) == {
+        ("SUCCESS", "end_turn", True, True),
+        ("FAILED", "llm_api_error", False, True),
+        ("CANCELLED", "cancelled", False, True),
+    }
 
 
 def test_the_first_hour_is_kept(tmp_path: Path) -> None:
