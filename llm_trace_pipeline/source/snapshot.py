@@ -293,11 +293,12 @@ class Snapshot:
         # with them (2 cores: 1.2 s for half an hour's query, 1.5 s with workers).
         session.run("SET LOCAL max_parallel_workers_per_gather = 0")
         session.set(**values)
-        sql = self.statement("traces")
         with session.savepoint():
-            for start, end in windows:
-                session.set(start=start.isoformat(), end=end.isoformat())
-                yield from session.batches(sql)
+            for window in windows:
+                # A setting would be read anew for every row that is scanned (0.03 s for 50,000).
+                start, end = (f"timestamptz '{at.isoformat()}'" for at in window)
+                bounds = _AS_SETTINGS | {"start": start, "end": end}
+                yield from session.batches(self.statement("traces", bounds))
 
 
 def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
