@@ -32,7 +32,7 @@ from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
 
-VERSION = 4  # of the databases; another one makes them anew
+VERSION = 5  # of the databases; another one makes them anew
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 
 _AGENTS_PER_ORGANIZATION = 20

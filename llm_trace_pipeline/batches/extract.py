@@ -19,6 +19,7 @@ from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapshot
+from llm_trace_pipeline.trace.readings import AskSiblings
 from llm_trace_pipeline.trace.rows import transform
 from llm_trace_pipeline.trace.tally import EXAMPLES, Tally
 
@@ -165,20 +166,27 @@ def _write_traces(
         snapshot.traces(plan.hour, plan.connections, folded, too_wide) as traces,
         ThreadPoolExecutor(len(traces.streams)) as pool,
     ):
-        for made, tally in pool.map(partial(_write_stream, plan, writer), count(), traces.streams):
+        write = partial(_write_stream, plan, writer, traces.siblings)
+        for made, tally in pool.map(write, count(), traces.streams):
             parts += made
             total.add(tally)
     return parts, total
 
 
 def _write_stream(
-    plan: _Plan, writer: HourWriter, number: int, stream: Iterator[pa.RecordBatch]
+    plan: _Plan,
+    writer: HourWriter,
+    ask_siblings: AskSiblings,
+    number: int,
+    stream: Iterator[pa.RecordBatch],
 ) -> tuple[list[Part], Tally]:
     rules, tally = plan.rules, Tally()
     with writer.part_writer(number) as parts:
         for stored in stream:
             kept = without_erased(stored, plan.erasures)
-            batch, counted = transform(kept, rules.billing, rules.payloads, rules.prices)
+            batch, counted = transform(
+                kept, rules.billing, rules.payloads, rules.prices, ask_siblings
+            )
             parts.write(batch)
             tally.add(counted)
             tally.erased += stored.num_rows - kept.num_rows

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-MANIFEST_VERSION: Final = 2
+MANIFEST_VERSION: Final = 3
 
 
 class Part(BaseModel):
@@ -28,7 +28,9 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: Literal[2] = MANIFEST_VERSION
+    # A batch of version 2 lacks the columns of ADDED_COLUMNS, and nobody read its responses for
+    # what else decides a cost. It is renewed from its own payloads; see enrich.py.
+    version: Literal[2, 3] = MANIFEST_VERSION
     hour: datetime
     batch_id: str
     written_at: datetime
@@ -52,8 +54,13 @@ class Manifest(BaseModel):
     organizations_without_billing: int
     organizations_without_billing_ids: tuple[str, ...]  # examples
     cost_usd: Decimal
-    unpriced: int  # rows whose cost is not known
+    unpriced: int  # rows whose usage is known, and their cost is not
     unpriced_models: tuple[str, ...]  # examples, as provider/model
+    unmetered: int = 0  # rows of calls that answered, and whose usage is not known
+    unmetered_models: tuple[str, ...] = ()  # examples, as provider/model
+    # Rows of a renewed batch of version 2 whose response was not kept: their cost is that of their
+    # tokens alone.
+    unread_responses: int = 0
 
     @property
     def expected_rows(self) -> int:

@@ -20,6 +20,7 @@ from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_lit
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.trace.columns import ARROW_SCHEMA, with_blanks
 
 _HOURS = "llm_traces/????-??-??/??"
 _HOUR_FOLDER = "llm_traces/%Y-%m-%d/%H"
@@ -99,7 +100,8 @@ class BatchStore:
             with path.open() as file:
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group, columns=columns)
-                    yield from rows.combine_chunks().to_batches()
+                    for batch in rows.combine_chunks().to_batches():
+                        yield with_blanks(batch, columns or ARROW_SCHEMA.names)
 
     def column_batches(
         self, manifest: Manifest, columns: Sequence[str]
@@ -110,7 +112,8 @@ class BatchStore:
         """
         for path in self._paths(manifest):
             with path.open() as file:
-                yield from file.iter_batches(columns=list(columns))
+                for batch in file.iter_batches(columns=list(columns)):
+                    yield with_blanks(batch, columns)
 
     def undamaged(self, manifest: Manifest) -> Manifest:
         """Return the manifest with the parts alone that exist and are undamaged."""

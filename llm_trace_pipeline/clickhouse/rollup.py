@@ -35,7 +35,7 @@ DIMENSIONS = (
 )
 SUMS = (
     *("calls", "errors", *TOKEN_COLUMNS, "request_size_bytes", "response_size_bytes"),
-    *(*COST_COLUMNS, "unpriced_calls"),
+    *(*COST_COLUMNS, "unpriced_calls", "unmetered_calls"),
 )
 COLUMNS = ("hour", *DIMENSIONS, *SUMS, "latency_ms")
 LATENCY_TOLERANCE = 0.01  # of a quantile; the histogram's own error is below 0.8 %

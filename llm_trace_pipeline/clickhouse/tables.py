@@ -126,7 +126,7 @@ def definition_of(database: Database, table: str, *, exists: bool) -> list[str]:
     """
     target = f"{database.qualified(table)}{database.on_cluster}"
     if table == ROLLUP:
-        make = "clickhouse/llm_usage_hourly.sql"
+        make, upgrade = "clickhouse/llm_usage_hourly.sql", "clickhouse/upgrade_hourly.sql"
         views = [
             render(
                 "clickhouse/llm_usage_by_period.sql",
@@ -140,12 +140,17 @@ def definition_of(database: Database, table: str, *, exists: bool) -> list[str]:
         comment = _comment("Usage by hour")
         # Last: it tells that all the rest of this version is there.
         commented = render("clickhouse/comment.sql", table=target, comment=comment)
+        upgraded = render(upgrade, table=target)
         if not database.cluster:
-            return [render(make, table=target, engine=_MERGE_TREE), *views, commented]
+            made = render(make, table=target, engine=_MERGE_TREE)
+            return [upgraded if exists else made, *views, commented]
+        local = _local_target(database, table)
+        distributed = _distributed(database, database.cluster, table, comment)
         return [
             _local(database, make, table),
-            render("clickhouse/comment.sql", table=_local_target(database, table), comment=comment),
-            _distributed(database, database.cluster, table, comment),
+            render(upgrade, table=local),  # one that was there already
+            render("clickhouse/comment.sql", table=local, comment=comment),
+            upgraded if exists else distributed,
             *views,
             commented,
         ]

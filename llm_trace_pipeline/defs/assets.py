@@ -255,6 +255,7 @@ def usage_report(context: dg.AssetExecutionContext, stores: Stores) -> dg.Materi
             "by own keys in USD": str(headline["byok_usd"]),
             "calls": headline["calls"],
             "calls without price": headline["unpriced_calls"],
+            "calls without usage": headline["unmetered_calls"],
             "errors": headline["errors"],
             "tokens": headline["tokens"],
             "organizations": headline["organizations"],

@@ -42,6 +42,11 @@ BATCH_CHECKS = (
         asset=TRACE_BATCHES,
         description="Every model that was called in this hour has a price.",
     ),
+    dg.AssetCheckSpec(
+        "usage_is_known",
+        asset=TRACE_BATCHES,
+        description="Every call of this hour that answered has its tokens, or says what it cost.",
+    ),
 )
 TABLE_CHECKS = (
     dg.AssetCheckSpec(
@@ -126,6 +131,15 @@ def check_batch(manifest: Manifest) -> list[Finding]:
             {
                 "calls without price": manifest.unpriced,
                 "models, such as": list(manifest.unpriced_models),
+            },
+            dg.AssetCheckSeverity.WARN,
+        ),
+        Finding(
+            "usage_is_known",
+            manifest.unmetered == 0,
+            {
+                "calls without usage": manifest.unmetered,
+                "models, such as": list(manifest.unmetered_models),
             },
             dg.AssetCheckSeverity.WARN,
         ),

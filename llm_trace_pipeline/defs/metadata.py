@@ -35,7 +35,10 @@ def describe_rollup(results: Sequence[Loaded]) -> Metadata:
     repaired = {hour for result in results for hour in result.repaired_hours}
     totals = {
         name: sum(result.found[name] for result in results)
-        for name in ("rows", "calls", "total_tokens", "cost_usd", "unpriced_calls")
+        for name in (
+            *("rows", "calls", "total_tokens", "cost_usd"),
+            *("unpriced_calls", "unmetered_calls"),
+        )
     }
     return {
         "outcome": "rolled up" if was_written else "unchanged: nothing was written",
@@ -43,7 +46,8 @@ def describe_rollup(results: Sequence[Loaded]) -> Metadata:
         "calls": totals["calls"],
         "total tokens": totals["total_tokens"],
         "cost in USD": str(totals["cost_usd"]),
-        "calls without price": totals["unpriced_calls"],
+        "calls without price": totals["unpriced_calls"] - totals["unmetered_calls"],
+        "calls without usage": totals["unmetered_calls"],
         "repaired hours": [key_of(hour) for hour in sorted(repaired)],
     }
 
@@ -64,6 +68,8 @@ def describe_batch(manifest: Manifest) -> Metadata:
         "tokens": dg.MetadataValue.json(manifest.tokens),
         "cost in USD": str(manifest.cost_usd),
         "calls without price": manifest.unpriced,
+        "calls without usage": manifest.unmetered,
+        "responses not kept": manifest.unread_responses,
         "batch": manifest.batch_id,
     }
     if manifest.min_created_at and manifest.max_created_at:

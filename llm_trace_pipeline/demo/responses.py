@@ -99,6 +99,21 @@ _GEMINI: Json = {
         "total_token_count": "$total",
     },
 }
+_GEMINI_USAGE: Json = _GEMINI["usage_metadata"]
+_HEARD: Json = {"modality": "AUDIO", "token_count": "$half"}
+_READ: Json = {"modality": "TEXT", "token_count": "$rest"}
+_DRAWN: Json = {"modality": "IMAGE", "token_count": "$visible"}
+_SEARCH: Json = {"type": "web_search_call", "action": {"type": "search", "query": "$key"}}
+_AUDIO_USAGE: Json = _CHAT_USAGE | {"prompt_tokens_details": {"audio_tokens": "$half"}}
+_FOR_AN_HOUR: Json = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": "$written"}
+_SONAR_COST: Json = {"request_cost": 0.005, "total_cost": "$cost_with_fee"}
+
+
+def _with_usage(response: Json, **more: object) -> Json:
+    """Return a response whose usage object states more."""
+    return response | {"usage": response["usage"] | more}
+
+
 # The agent server's own records: of a streamed answer, in one shape for all providers; of a
 # summary that it streamed from Anthropic; of calls that were cancelled or failed.
 _STREAMED: Json = {"content": {"tool_call": _TOOL_CALL, "content": []}, "model": "$model"}
@@ -143,6 +158,56 @@ RECIPES = (
     Recipe(4, "openrouter", "z-ai/glm-5", _ASK_CHAT, _CHAT | {"usage": _OPENROUTER_USAGE}),
     # Asked through OpenAI's endpoint type: only the provider's name tells who answered.
     Recipe(3, "vllm", "Qwen/Qwen3-32B", _ASK_CHAT, _CHAT | {"usage": _CHAT_USAGE}, "openai"),
+    Recipe(1, "mistral", "mistral-medium-latest", _ASK_CHAT, _CHAT, "openai"),
+    # An answer that cost more or less than its tokens do at the standard price: by its tier, its
+    # speed, its region, by how long its cache lasts, by media and searches.
+    Recipe(1, "openai", "gpt-5-nano", _ASK_RESPONSES, _RESPONSE | {"service_tier": "flex"}),
+    Recipe(
+        *(1, "openai", "gpt-5.4-fast", _ASK_RESPONSES),
+        _RESPONSE | {"model": "gpt-5.4-2026-03-05", "service_tier": "priority"},
+    ),
+    Recipe(
+        *(1, "openai", "gpt-5", _ASK_RESPONSES),
+        _RESPONSE | {"output": [_SEARCH, _SEARCH, *_RESPONSE["output"]]},
+    ),
+    Recipe(1, "openai", "gpt-audio", _ASK_CHAT, _CHAT | {"usage": _AUDIO_USAGE}),
+    Recipe(
+        *(1, "anthropic", "claude-sonnet-4-5", _ASK_CLAUDE),
+        _with_usage(_CLAUDE, cache_creation=_FOR_AN_HOUR),
+    ),
+    Recipe(
+        *(1, "anthropic", "claude-sonnet-4-5", _ASK_CLAUDE),
+        _with_usage(_CLAUDE, server_tool_use={"web_search_requests": "$searches"}),
+    ),
+    Recipe(1, "anthropic", "claude-opus-5", _ASK_CLAUDE, _with_usage(_CLAUDE, speed="fast")),
+    Recipe(
+        *(1, "anthropic", "claude-opus-4-6", _ASK_CLAUDE),
+        _with_usage(_CLAUDE, inference_geo="us"),
+    ),
+    Recipe(
+        *(1, "bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0", _ASK_CLAUDE),
+        _with_usage(_CONVERSE, cacheDetails=[{"ttl": "1h", "inputTokens": "$written"}]),
+    ),
+    Recipe(
+        *(1, "google_ai", "gemini-2.5-flash", _ASK_GEMINI),
+        _GEMINI | {"usage_metadata": _GEMINI_USAGE | {"prompt_tokens_details": [_HEARD, _READ]}},
+    ),
+    Recipe(
+        *(1, "google_ai", "gemini-2.5-flash-image", _ASK_GEMINI),
+        _GEMINI | {"usage_metadata": _GEMINI_USAGE | {"candidates_tokens_details": [_DRAWN]}},
+    ),
+    # The answer says what was charged, or which model stands behind a name.
+    Recipe(
+        *(1, "openrouter", "openrouter/auto", _ASK_CHAT),
+        _CHAT | {"model": "openai/gpt-5-mini", "usage": _OPENROUTER_USAGE},
+    ),
+    Recipe(
+        *(1, "perplexity", "sonar", _ASK_CHAT),
+        _CHAT | {"usage": _CHAT_USAGE | {"search_context_size": "low", "cost": _SONAR_COST}},
+    ),
+    Recipe(1, "azure", "prod-chat", _ASK_CHAT, _CHAT | {"model": "gpt-4o-2024-08-06"}),
+    # A stream that ended without its usage: the step knows it, where there is one.
+    Recipe(2, "openai", "gpt-4o-mini", _ASK_CHAT, _STREAMED | {"usage": None}),
 )
 
 
@@ -181,6 +246,10 @@ def draw_call(rng: Random, recipe: Recipe, system: str, asked: int, answered: in
         "reasoning": reasoning,
         "total": prompt + completion,
         "cost": round((prompt + completion) * 2.1e-6, 8),
+        "cost_with_fee": round((prompt + completion) * 1e-6 + 0.005, 8),
+        "half": prompt // 2,
+        "rest": prompt - prompt // 2,
+        "searches": rng.randrange(1, 4),
     }
 
 

@@ -34,6 +34,7 @@ from llm_trace_pipeline.trace.columns import COST_TYPE, EXACT_DIGITS
 from llm_trace_pipeline.upkeep.reconcile import Differences, compare_loaded, readable_manifests
 
 CENTS_TYPE = pa.decimal128(38, 12)  # as many decimals as Stripe takes
+QUANTITY_TYPE = pa.decimal128(38)  # a sum of counts, which may exceed 64 bits
 
 
 def _schema(nullable: tuple[str, ...] = (), **types: pa.DataType) -> pa.Schema:
@@ -46,7 +47,7 @@ EVENT_SCHEMA = _schema(
     timestamp=pa.int64(),  # Unix seconds: the start of the UTC day
     event_name=pa.string(),
     payload_stripe_customer_id=pa.string(),
-    payload_value=pa.uint64(),  # tokens, or calls
+    payload_value=QUANTITY_TYPE,  # tokens, or calls
 )
 # Stripe's parameters of an invoice item first, then what the item is about.
 ITEM_SCHEMA = _schema(
@@ -56,9 +57,9 @@ ITEM_SCHEMA = _schema(
     description=pa.string(),
     period_start=pa.int64(),  # Unix seconds, both included
     period_end=pa.int64(),
-    quantity=pa.uint64(),  # tokens, or calls
+    quantity=QUANTITY_TYPE,  # tokens, or calls
     unit_amount_decimal=CENTS_TYPE,  # cents; NULL: 12 decimals cannot hold it
-    amount_usd=COST_TYPE,  # NULL: no price
+    amount_usd=COST_TYPE,  # NULL: not known
     list_amount_usd=COST_TYPE,  # also of calls by the customer's own key
     meter=pa.string(),
     plan=pa.string(),
@@ -66,16 +67,19 @@ ITEM_SCHEMA = _schema(
     provider=pa.string(),
     model=pa.string(),
     is_byok=pa.uint8(),
+    cost_basis=pa.string(),
     price_version=pa.string(),
 )
-_CALLS = "llm_calls"
+_CALLS, _OTHER = "llm_calls", "llm_other_costs"
 _METERS = {
     _CALLS: "calls",
     "llm_uncached_input_tokens": "uncached input tokens",
     "llm_cached_input_tokens": "cached input tokens",
     "llm_cache_write_tokens": "cache write tokens",
     "llm_output_tokens": "output tokens",
+    _OTHER: "fees and other costs",
 }
+_NAMED = 10  # models without a price, or without usage
 _ROWS_AT_ONCE = 8192  # of a file; each is a row group of the Parquet file
 _NOTHING = Decimal(f"0E-{COST_TYPE.scale}")
 USAGE = "usage: make invoice MONTH=2026-03"
@@ -137,7 +141,9 @@ class Totals:
     amount_without_customer_usd: Decimal = _NOTHING
     own_key_calls: int = 0
     own_key_list_usd: Decimal = _NOTHING
-    unpriced_calls: int = 0  # by the customer's own key or not
+    # Calls by model, by the customer's own key or not: without a price, and without usage.
+    unpriced: Counter[str] = field(default_factory=Counter)
+    unmetered: Counter[str] = field(default_factory=Counter)
     price_versions: set[str] = field(default_factory=set)
     _last_customer: str = ""
 
@@ -157,20 +163,22 @@ class Totals:
         if item["is_byok"]:
             self.own_key_calls += calls
             self.own_key_list_usd += list_amount
-        elif item["customer"]:
+        elif item["customer"] and meter != _OTHER:
             self.to_bill[meter] += quantity
         if item["price_version"]:
             self.price_versions.add(item["price_version"])
-        else:
-            self.unpriced_calls += calls
+        if meter == _CALLS:
+            model = f"{item['provider']}/{item['model']}"
+            self.unpriced[model] += item["unpriced_calls"]
+            self.unmetered[model] += item["unmetered_calls"]
 
     def as_said(self) -> dict[str, object]:
         """Return the sums in the shape of a row of ``totals.sql``."""
-        calls, *tokens = (self.quantities[meter] for meter in _METERS)
+        calls, *inputs, output, _ = (self.quantities[meter] for meter in _METERS)
         return {
             "calls": calls,
-            "prompt_tokens": sum(tokens[:-1]),
-            "completion_tokens": tokens[-1],
+            "prompt_tokens": sum(inputs),
+            "completion_tokens": output,
             "amount_usd": self.amount_usd,
         }
 
@@ -185,10 +193,19 @@ class Totals:
         )
         yield (
             f"by own key          {self.own_key_calls:,} calls, "
-            f"list price {self.own_key_list_usd:f} USD, not in the amount"
+            f"cost {self.own_key_list_usd:f} USD, not in the amount"
         )
-        yield f"without a price     {self.unpriced_calls:,} calls, not in the amount"
+        yield f"without a price     {_by_model(self.unpriced)}"
+        yield f"without usage       {_by_model(self.unmetered)}"
         yield f"prices              {', '.join(sorted(self.price_versions)) or 'none'}"
+
+
+def _by_model(calls: Counter[str]) -> str:
+    """Return the number of calls that no amount has, and the models that most of them called."""
+    models = [f"{model!r} {count:,}" for model, count in calls.most_common() if count]
+    named = [*models[:_NAMED], *(["…"] if len(models) > _NAMED else [])]
+    said = f"{calls.total():,} calls, not in the amount"
+    return f"{said}: {', '.join(named)}" if named else said
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _DAY = timedelta(days=1)
 _MOST_DAYS_BY_HOUR = 3
 _TABLES = (
     *("organizations", "cache", "errors", "latency"),
-    *("unpriced_models", "organizations_without_billing"),
+    *("unpriced_models", "unmetered_models", "organizations_without_billing"),
 )
 _DIMENSIONS = {
     "model": "model",

@@ -1,13 +1,13 @@
 """The columns of ``llm_traces``, declared once; the Arrow schema and the hashes come from here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, NamedTuple, get_args
 
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, Field
 
-SCHEMA_VERSION = 2  # of the table, in whose comment it stands; see sql/clickhouse/upgrade.sql
+SCHEMA_VERSION = 3  # of the table, in whose comment it stands; see sql/clickhouse/upgrade.sql
 REPEATS = "repeats"  # few distinct values: dictionary-encoded, LowCardinality where it is a label
 Label = Annotated[str, REPEATS]
 
@@ -60,7 +60,7 @@ class LLMTrace(BaseModel):
     )
     payload_hash: int = Field(description="xxh3 of request_json followed by response_json.")
     cost_usd: Decimal | None = Field(
-        description="List price of the call: input, output and any fee; NULL: not known."
+        description="What the call cost: input, output and all else; NULL: not known."
     )
     input_cost_usd: Decimal | None = Field(
         description="Of cost_usd, all input: uncached, cached and cache-written."
@@ -74,6 +74,25 @@ class LLMTrace(BaseModel):
     output_cost_usd: Decimal | None = Field(description="Of cost_usd, all output.")
     price_version: Label = Field(
         description="Prices that the costs were computed with, '' if none."
+    )
+    served_by: Label = Field(description="Provider or host that served the call.")
+    served_model: Label = Field(description="Model that the response states, '' if none.")
+    service_tier: Label = Field(description="Tier that served the call; '': standard.")
+    cost_basis: Label = Field(
+        description="Whose cost it is: 'reported' by the provider, 'file', 'list', '' not known."
+    )
+    usage_source: Label = Field(
+        description="Where the tokens came from: 'response', 'step' or 'none'."
+    )
+    model_handle: Label = Field(description="Handle of the model in the agent server.")
+    stop_reason: Label = Field(description="Why the step ended.")
+    user_id: Label = Field(description="User of the call.")
+    other_cost_usd: Decimal | None = Field(
+        description="Of cost_usd, what is neither: fees, and a reported cost without its parts."
+    )
+    price_entry: Label = Field(description="Entry of the prices that was used, '' if none.")
+    usage_details: Label = Field(
+        description="Whatever else decides the cost, as a JSON object; '' if nothing does."
     )
 
 
@@ -125,3 +144,23 @@ PAYLOAD_COLUMNS = ("request_json", "response_json")
 BILLING_COLUMNS = tuple(column.name for column in COLUMNS if column.name.startswith("billing_"))
 COST_COLUMNS = tuple(column.name for column in COLUMNS if column.name.endswith("cost_usd"))
 TOKEN_COLUMNS = tuple(column.name for column in COLUMNS if column.name.endswith("_tokens"))
+# The last columns, which batches of manifest version 2 lack.
+ADDED_COLUMNS = ARROW_SCHEMA.names[ARROW_SCHEMA.names.index("price_version") + 1 :]
+
+
+def with_blanks(
+    rows: pa.RecordBatch, columns: Sequence[str] = ARROW_SCHEMA.names
+) -> pa.RecordBatch:
+    """Return these columns of ``ARROW_SCHEMA``, with '' or NULL in added ones that rows lack."""
+    if rows.schema.names == list(columns):
+        return rows
+    blanks = {
+        name: pa.repeat(pa.scalar(None if field.nullable else "", field.type), rows.num_rows)
+        for name in ADDED_COLUMNS
+        for field in [ARROW_SCHEMA.field(name)]
+    }
+    held = dict(zip(rows.schema.names, rows.columns, strict=True))
+    return pa.RecordBatch.from_arrays(
+        [held[name] if name in held else blanks[name] for name in columns],
+        schema=pa.schema([ARROW_SCHEMA.field(name) for name in columns]),
+    )

@@ -16,22 +16,28 @@ class Names(NamedTuple):
     provider: str
     model: str
     provider_category: str
+    provider_name: str = ""
+    handle: str = ""
+    endpoint: str = ""  # URL
 
 
 class _Named(TypedDict, total=False):
     model_endpoint_type: Any
     model: Any
     provider_category: Any
+    provider_name: Any
+    handle: Any
+    model_endpoint: Any
 
 
+_KEYS: Final = tuple(_Named.__annotations__)  # in the order of Names
 _NAMED: Final = msgspec.json.Decoder(_Named)
 _ANY: Final = msgspec.json.Decoder()
 
 
 def read_names(text: bytes | memoryview) -> Names:
     """Read the names that a `llm_config` states; a `request_json` states the model alone."""
-    get = object_of(parse(_NAMED, text)).get
-    return Names(*map(string_of, map(get, ("model_endpoint_type", "model", "provider_category"))))
+    return Names(*map(string_of, map(object_of(parse(_NAMED, text)).get, _KEYS)))
 
 
 def read_agent_tags(text: bytes | memoryview) -> list[str]:

@@ -3,25 +3,46 @@
 Most responses are plain answers: nothing in them is out of the ordinary, and their usage has one of
 the three most common vocabularies. msgspec decodes such an answer into structs. A response that
 does not fit the structs in type or value (an error, usage in another place, a count that is a
-string) is left to ``responses.py``. A plain answer is read exactly as the rules would read it.
+string, anything that changes the price beside the token counts) is left to ``responses.py``. A
+plain answer is read exactly as the rules would read it.
 """
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
-from llm_trace_pipeline.trace.json_values import INT64_MAX, UINT64_MAX
+from llm_trace_pipeline.trace.details import STANDARD
+from llm_trace_pipeline.trace.json_values import MOST_TOKENS
 from llm_trace_pipeline.trace.responses import ResponseReading, read_any_response
 from llm_trace_pipeline.trace.usage import Tokens
 
-_Count = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)] | None
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)] | None
+_Zero = Annotated[int, msgspec.Meta(ge=0, le=0)] | None
+_StandardTier = Literal["standard", "default", "auto", "on_demand"] | None
 
 
 class _Details(msgspec.Struct):
+    audio_tokens: _Zero = None
+    image_tokens: _Zero = None
+    video_tokens: _Zero = None
+    cached_tokens_details: None = None
+    cache_creation_token_details: None = None
     cached_tokens: _Count = None
     cache_write_tokens: _Count = None
     reasoning_tokens: _Count = None
     thinking_tokens: _Count = None
+
+
+class _Text(msgspec.Struct):
+    modality: Literal["TEXT"]
+
+
+class _CacheCreation(msgspec.Struct):
+    ephemeral_1h_input_tokens: _Zero = None
+
+
+class _ServerTools(msgspec.Struct):
+    web_search_requests: _Zero = None
 
 
 class PlainUsage(msgspec.Struct):
@@ -30,7 +51,7 @@ class PlainUsage(msgspec.Struct):
     prompt_tokens: _Count = None
     completion_tokens: _Count = None
     total_tokens: _Count = None
-    prompt_tokens_details: _Details | list[Any] | None = None  # Gemini's is a list
+    prompt_tokens_details: _Details | list[_Text] | None = None  # Gemini's is a list
     completion_tokens_details: _Details | None = None
     cached_tokens: _Count = None
     prompt_cache_hit_tokens: _Count = None
@@ -42,6 +63,7 @@ class PlainUsage(msgspec.Struct):
     input_tokens_details: _Details | None = None
     input_token_details: _Details | None = None
     output_tokens_details: _Details | None = None
+    output_token_details: _Details | None = None
     prompt_token_count: _Count = None
     tool_use_prompt_token_count: _Count = None
     candidates_token_count: _Count = None
@@ -49,11 +71,55 @@ class PlainUsage(msgspec.Struct):
     total_token_count: _Count = None
     cached_content_token_count: _Count = None
     iterations: None = None
+    tool_use_prompt_tokens_details: list[_Text] | None = None
+    candidates_tokens_details: list[_Text] | None = None
+    cache_tokens_details: list[_Text] | None = None
+    cache_creation: _CacheCreation | None = None
+    server_tool_use: _ServerTools | None = None
+    service_tier: _StandardTier = None
+    traffic_type: Literal["ON_DEMAND"] | None = None
+    speed: Literal["standard"] | None = None
+    inference_geo: Literal["global", "not_available"] | None = None
+    search_context_size: None = None
+    num_search_queries: _Zero = None
+    num_sources_used: _Zero = None
+    server_side_tool_usage_details: None = None
+    citation_tokens: _Zero = None
+    prompt_audio_seconds: _Zero = None
+    cost: None = None
+    is_byok: None = None
+    market_cost: None = None
+    estimated_cost: None = None
+    cost_in_usd_ticks: None = None
+    serviceTier: None = None  # noqa: N815 -- Bedrock's
+    trafficType: None = None  # noqa: N815 -- Vertex's
+    cacheDetails: None = None  # noqa: N815 -- Bedrock's
+    promptTokensDetails: None = None  # noqa: N815 -- Gemini's
+    toolUsePromptTokensDetails: None = None  # noqa: N815 -- Gemini's
+    candidatesTokensDetails: None = None  # noqa: N815 -- Gemini's
+    cacheTokensDetails: None = None  # noqa: N815 -- Gemini's
 
 
 class _Choice(msgspec.Struct):
     usage: None = None
     error: None = None
+
+
+class _Item(msgspec.Struct):
+    type: Literal["message", "reasoning", "function_call", "custom_tool_call"] | None = None
+
+
+class _Candidate(msgspec.Struct):
+    grounding_metadata: None = None
+    groundingMetadata: None = None  # noqa: N815 -- Gemini's
+
+
+class _Searches(msgspec.Struct):
+    num_requests: _Zero = None
+
+
+class _ToolUsage(msgspec.Struct):
+    web_search: _Searches | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -66,6 +132,11 @@ class _Answer(msgspec.Struct):
     object: str | None = None
     type: str | None = None
     choices: list[_Choice] | None = None
+    output: list[_Item] | None = None
+    candidates: list[_Candidate] | None = None
+    service_tier: _StandardTier = None
+    serviceTier: None = None  # noqa: N815 -- Bedrock's
+    tool_usage: _ToolUsage | None = None
     usageMetadata: None = None  # noqa: N815 -- Gemini's
     modelVersion: None = None  # noqa: N815 -- Gemini's
     meta_info: None = None
@@ -115,12 +186,14 @@ def read_plain(text: bytes | memoryview) -> ResponseReading | None:
     prompt, completion, total, cached, written, reasoning = tokens
     if reasoning and total == prompt + completion + reasoning:  # see usage.py
         completion += reasoning
-    if prompt + completion > UINT64_MAX:
+    total = total or prompt + completion
+    if not 0 < prompt + completion <= MOST_TOKENS or total > MOST_TOKENS:
         return None
     model = answer.model or answer.model_version or ""
-    total = total or prompt + completion
+    tier = STANDARD if answer.service_tier or usage.service_tier or usage.traffic_type else ""
     return ResponseReading(
-        prompt, completion, total, cached, written, reasoning, False, "", "", model
+        *(prompt, completion, total, cached, written, reasoning),
+        *(False, "", "", model, "response", tier),
     )
 
 

@@ -4,8 +4,9 @@ The hash of a row is the xxh3 of the row's text. That text is the columns joined
 in decimal, NULL as '', times as microseconds since 1970, a list as its length and its elements
 joined by 0x1e. Payloads enter by ``payload_hash``, so that verifying an hour does not read them.
 The configuration enters by its own xxh3, which is computed once per distinct text. Costs enter as
-one number, and only together with a ``price_version``: a row without a price has the hash that it
-had before this table had prices.
+one number. A row of a batch of manifest version 2, which has no ``usage_source``, keeps the hash
+that it had then: without the added columns, and with its costs only where it has a
+``price_version``.
 
 The hash of an hour is the sum of its rows' hashes modulo 2**64, so that their order does not count.
 """
@@ -19,7 +20,13 @@ import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
 from llm_trace_pipeline.sql import quote_identifier
-from llm_trace_pipeline.trace.columns import COLUMNS, COST_COLUMNS, COST_TYPE, PAYLOAD_COLUMNS
+from llm_trace_pipeline.trace.columns import (
+    ADDED_COLUMNS,
+    COLUMNS,
+    COST_COLUMNS,
+    COST_TYPE,
+    PAYLOAD_COLUMNS,
+)
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -69,43 +76,61 @@ _AS_TEXT: dict[str | pa.DataType, _AsText] = {
 _HASHED = {
     column.name: _AS_TEXT.get(column.name) or _AS_TEXT[column.arrow_type]
     for column in COLUMNS
-    if column.name not in (*PAYLOAD_COLUMNS, *COST_COLUMNS, "price_version")
+    if column.name not in (*PAYLOAD_COLUMNS, *COST_COLUMNS, *ADDED_COLUMNS, "price_version")
 }
+_ADDED_TEXTS = [name for name in ADDED_COLUMNS if name not in COST_COLUMNS]
 # The lower 64 bits of every cost are multiplied by an odd number of its own: a cost alone cannot
-# change without changing the sum.
+# change without changing the sum. A NULL cost adds another number of its own.
 _WEIGHTS = {name: xxh3_64_intdigest(name.encode()) | 1 for name in COST_COLUMNS}
+_NULLS = {name: xxh3_64_intdigest(f"{name} is NULL".encode()) for name in COST_COLUMNS}
 
 
 def row_hashes(batch: pa.RecordBatch) -> Hashes:
     """Return the hash of every row of a batch of ``ARROW_SCHEMA``; see ``row_hash_sql``."""
     texts = [as_text(batch.column(name)) for name, (as_text, _) in _HASHED.items()]
-    version = batch.column("price_version")
-    costs = pa.array(_sums_of_costs(batch)).cast(pa.string())
+    version, source = batch.column("price_version"), batch.column("usage_source")
+    is_of_version_2 = pc.equal(source, "")
+    costs = pa.array(_sums_of_costs(batch, is_of_version_2)).cast(pa.string())
     priced = pc.binary_join_element_wise("", version, costs, "\x1f")
+    added = [batch.column(name) for name in _ADDED_TEXTS]
+    whole = pc.binary_join_element_wise(priced, *added, "\x1f")
     priced = pc.if_else(pc.equal(version, ""), "", priced)
+    rest = pc.if_else(is_of_version_2, priced, whole)
     text = pc.binary_join_element_wise(*texts, "\x1f")
-    return hash_each(pc.binary_join_element_wise(text, priced, ""))
+    return hash_each(pc.binary_join_element_wise(text, rest, ""))
 
 
-def _sums_of_costs(batch: pa.RecordBatch) -> Hashes:
-    """Return the costs of every row as one number modulo 2**64, a NULL cost as 0."""
+def _sums_of_costs(batch: pa.RecordBatch, is_of_version_2: pa.BooleanArray) -> Hashes:
+    """Return the costs of every row as one number modulo 2**64."""
     sums: Hashes = np.zeros(batch.num_rows, np.uint64)
+    tells_null = pc.invert(is_of_version_2)
     for name, weight in _WEIGHTS.items():
-        costs = pc.fill_null(batch.column(name), pa.scalar(0, COST_TYPE))
+        column = batch.column(name)
+        costs = pc.fill_null(column, pa.scalar(0, COST_TYPE))
         sums += np.frombuffer(costs.buffers()[1], np.uint64)[::2] * np.uint64(weight)
+        if column.null_count:
+            is_null = pc.and_(pc.is_null(column), tells_null).cast(pa.uint64()).to_numpy()
+            sums += is_null * np.uint64(_NULLS[name])
     return sums
 
 
 def row_hash_sql() -> str:
     """Return the expression by which ClickHouse computes ``row_hashes`` of ``llm_traces``."""
     texts = [sql.format(quote_identifier(name)) for name, (_, sql) in _HASHED.items()]
+    added = ", ".join(map(quote_identifier, _ADDED_TEXTS))
     costs = " + ".join(
         f"toUInt64(reinterpret(ifNull({quote_identifier(name)}, 0), 'UInt128')) * {weight}"
         for name, weight in _WEIGHTS.items()
     )
+    nulls = " + ".join(
+        f"toUInt64(isNull({quote_identifier(name)})) * {number}" for name, number in _NULLS.items()
+    )
+    priced = f"'\\x1f', price_version, '\\x1f', toString({costs}"
     return (
-        f"xxh3(concat(concatWithSeparator('\\x1f', {', '.join(texts)}), "
-        f"if(price_version = '', '', concat('\\x1f', price_version, '\\x1f', toString({costs})))))"
+        f"xxh3(concat(concatWithSeparator('\\x1f', {', '.join(texts)}), multiIf("
+        f"usage_source != '', concat({priced} + {nulls}), '\\x1f', "
+        f"concatWithSeparator('\\x1f', {added})), "
+        f"price_version = '', '', concat({priced})))))"
     )
 
 

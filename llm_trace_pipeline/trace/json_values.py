@@ -3,19 +3,22 @@
 import json
 import re
 from collections.abc import Mapping
+from decimal import Decimal, localcontext
 from typing import Any, Final
 
 import msgspec
 
 Object = Mapping[str, Any]  # of JSON
 
-INT64_MAX: Final = 2**63 - 1
-UINT64_MAX: Final = 2**64 - 1  # the target's counts are UInt64
+# No call has more tokens than this: a larger count is none, and the usage beside it is not known.
+MOST_TOKENS: Final = 10**12
+MOST_DOLLARS: Final = 10**6  # the same of an amount for one call
 
 UNREADABLE: Final = object()  # stands for a text that is no JSON, or nested too deeply
 
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_DIGITS: Final = re.compile("[0-9]{1,19}")
+_NUMBER: Final = re.compile(r"[0-9]{1,40}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,3})?")
+_DIGITS: Final = re.compile("[0-9]{1,40}")
 
 
 def parse(decoder: msgspec.json.Decoder[Any], text: bytes | memoryview) -> object:
@@ -69,12 +72,50 @@ def object_of(value: object) -> Object:
 
 
 def count_of(value: object) -> int | None:
-    """Return a count from 0 to 2**63 - 1, written as a number or in digits; None for the rest."""
+    """Return a whole number from 0 on, written as a number or in digits; None for the rest.
+
+    A number above ``MOST_TOKENS`` stays one; how far above is not told.
+    """
     if type(value) is not int:  # not isinstance, to which a bool is an int
         if isinstance(value, str):
             value = int(value) if _DIGITS.fullmatch(value) else None
         elif isinstance(value, float):
+            if value > MOST_TOKENS:
+                return MOST_TOKENS + 1
             value = int(value) if value.is_integer() else None
         else:
             return None
-    return value if value is not None and 0 <= value <= INT64_MAX else None
+    return value if value is not None and value >= 0 else None
+
+
+def counts_alone(value: object) -> object:
+    """Return a value with null in the place of everything in it that no call's count can be."""
+    if isinstance(value, dict):
+        return {key: counts_alone(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return list(map(counts_alone, value))
+    count = count_of(value)
+    return count if count is not None and count <= MOST_TOKENS else None
+
+
+def decimal_of(value: object) -> Decimal | None:
+    """Return a number from 0 on, below 10**20, written as a number or in digits; None for the rest.
+
+    A float is the shortest decimal number that reads as it, which is the number that was written.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    text = str(value)
+    if not _NUMBER.fullmatch(text):
+        return None
+    number = Decimal(text)
+    if number >= 10**20:
+        return None
+    with localcontext(prec=50):
+        return round(number, 24)
+
+
+def amount_of(value: object) -> Decimal | None:
+    """Return an amount of USD below ``MOST_DOLLARS``, rounded to 18 decimals; None for the rest."""
+    amount = decimal_of(value)
+    return round(amount, 18) if amount is not None and amount < MOST_DOLLARS else None

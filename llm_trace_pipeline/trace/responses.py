@@ -3,19 +3,30 @@
 ``fast_responses.py`` reads plain answers faster, and leaves all others to these rules.
 """
 
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 import msgspec
 
+from llm_trace_pipeline.trace.details import (
+    BATCH,
+    UNMETERED,
+    HugeCountError,
+    details_in,
+    text_of_details,
+    tier_in,
+)
 from llm_trace_pipeline.trace.json_values import (
     UNREADABLE,
     Object,
+    counts_alone,
     object_of,
     parse,
     string_of,
     text_of,
 )
-from llm_trace_pipeline.trace.usage import OLLAMA_KEYS, USAGE_PLACES, tokens_in
+from llm_trace_pipeline.trace.usage import NO_TOKENS, OLLAMA_KEYS, USAGE_PLACES, Tokens, usage_in
+
+UsageSource = Literal["response", "step", "none"]
 
 
 class ResponseReading(NamedTuple):
@@ -23,7 +34,10 @@ class ResponseReading(NamedTuple):
 
     Cached and cache-written tokens are part of the prompt, reasoning tokens of the completion. A
     count that the response does not report is None, or 0 in the first three. A missing text is ''.
-    The error message is whole; rows keep its first 1,000 code points.
+    The error message is whole; rows keep its first 1,000 code points. The service tier is
+    'standard' where the response states that, and '' where it states none. A response is not
+    readable where it is no JSON, or where a count is larger than any call's. No call has 0 tokens:
+    a response that says so does not state its usage.
     """
 
     prompt_tokens: int = 0
@@ -36,6 +50,9 @@ class ResponseReading(NamedTuple):
     error_type: str = ""
     error_message: str = ""
     model: str = ""
+    usage_source: UsageSource = "none"
+    service_tier: str = ""
+    usage_details: str = ""  # see details.py
     is_readable: bool = True
 
 
@@ -45,7 +62,8 @@ class ResponseReading(NamedTuple):
 _MODEL_KEYS: Final = ("model", "model_version", "modelVersion")
 _ERROR_KEYS: Final = ("error", "error_type", "object", "type", "code", "message", "__type")
 _HOLDERS: Final = ("x_groq", "response", "result")  # see ``_bodies``
-_READ: Final = (*USAGE_PLACES, *OLLAMA_KEYS, *_MODEL_KEYS, *_ERROR_KEYS, *_HOLDERS)
+_TIER_KEYS: Final = ("service_tier", "serviceTier", "tool_usage")
+_READ: Final = (*USAGE_PLACES, *OLLAMA_KEYS, *_MODEL_KEYS, *_ERROR_KEYS, *_HOLDERS, *_TIER_KEYS)
 
 
 class _Choice(TypedDict, total=False):
@@ -53,16 +71,31 @@ class _Choice(TypedDict, total=False):
     error: Any
 
 
+class _Item(TypedDict, total=False):
+    type: Any
+    action: Any
+    status: Any
+
+
+class _Candidate(TypedDict, total=False):
+    grounding_metadata: Any
+    groundingMetadata: Any
+
+
 _Response = TypedDict(
     "_Response",
     {
         **dict.fromkeys(_READ, Any),  # type: ignore[misc]  # mypy looks for the keys here
         "choices": list[_Choice] | None,
+        "output": list[_Item] | _Item | str | None,  # of Bedrock Converse, an object
+        "tools": list[_Item] | None,
+        "candidates": list[_Candidate] | None,
         # Any other value is left to Python's parser, which keeps the keys that stand beside it.
         "detail": None,
     },
     total=False,
 )
+_METERED_WRONG: Final = text_of_details({UNMETERED: 1})
 _RESPONSE: Final = msgspec.json.Decoder(_Response)
 
 
@@ -72,7 +105,37 @@ def read_any_response(text: bytes | memoryview) -> ResponseReading:
     if not isinstance(top, dict):
         return ResponseReading(is_readable=top is not UNREADABLE)
     bodies = _bodies(top)
-    return ResponseReading(*tokens_in(bodies), *_error(bodies), _model(bodies))
+    error, model = _error(bodies), _model(bodies)
+    try:
+        usage = usage_in(bodies)
+        tokens, holder = usage.tokens, usage.source
+        details = text_of_details(details_in(holder, bodies, tokens[3]))
+    except HugeCountError:
+        tokens, details = _believable_tokens(bodies), _METERED_WRONG if error[0] else ""
+        return ResponseReading(*tokens, *error, model, usage_details=details, is_readable=False)
+    if error[0] and not usage.is_whole:  # which is not the same as no usage
+        details = _METERED_WRONG
+    is_stated = usage.is_whole and (tokens[0] or tokens[1])
+    tier = BATCH if _is_of_batch(top) else tier_in(holder, bodies)
+    return ResponseReading(
+        *tokens, *error, model, "response" if is_stated else "none", tier, details
+    )
+
+
+def _believable_tokens(bodies: list[Object]) -> Tokens:
+    """Return the tokens without the values that no call's counts can be."""
+    try:
+        return usage_in([object_of(counts_alone(body)) for body in bodies]).tokens
+    except HugeCountError:  # their sum is too large
+        return NO_TOKENS
+
+
+def _is_of_batch(top: Object) -> bool:
+    """Whether a response is a line of a batch's results: OpenAI's, or Anthropic's."""
+    return bool(
+        object_of(object_of(top.get("response")).get("body"))
+        or object_of(object_of(top.get("result")).get("message"))
+    )
 
 
 def _bodies(top: Object) -> list[Object]:
@@ -142,3 +205,35 @@ def _stated_error(body: Object) -> tuple[object, object] | None:
     if body.get("detail") and body.keys().isdisjoint(_ANSWER_KEYS):  # FastAPI
         return None, body["detail"]
     return None
+
+
+_ANY: Final = msgspec.json.Decoder()
+# The keys of a response, or inside it, that say something about the answer and are no part of it.
+_ABOUT: Final = {
+    *USAGE_PLACES,
+    *OLLAMA_KEYS,
+    *_MODEL_KEYS,
+    *_TIER_KEYS,
+    *("id", "response_id", "responseId", "object", "type", "role", "index", "status", "provider"),
+    *("created", "created_at", "create_time", "createTime", "system_fingerprint", "metadata"),
+    *("finish_reason", "finishReason", "native_finish_reason", "stop_reason", "stopReason"),
+    *("stop_sequence", "done_reason", "error", "error_type", "code", "detail", "x_groq"),
+}
+
+
+def holds_answer(text: bytes) -> bool:
+    """Whether a response holds something that a model wrote, or cannot be read."""
+    value = parse(_ANY, text)
+    return value is UNREADABLE or _holds_answer(value)
+
+
+def _holds_answer(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, list):
+        return any(map(_holds_answer, value))
+    if isinstance(value, dict):
+        return bool(value.get("tool_calls")) or any(
+            _holds_answer(part) for key, part in value.items() if key not in _ABOUT
+        )
+    return False

@@ -9,9 +9,11 @@ To add a provider's usage, add a vocabulary to ``_VOCABULARIES``, and a new plac
 compares both.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from llm_trace_pipeline.trace.json_values import UINT64_MAX, Object, count_of
+from llm_trace_pipeline.trace.details import HugeCountError, compactions_of
+from llm_trace_pipeline.trace.json_values import MOST_TOKENS, Object, count_of
 
 # The keys of a response, or of an object inside it, that hold a usage object.
 USAGE_PLACES: Final = (
@@ -128,29 +130,53 @@ _VOCABULARIES: Final = (
 )
 
 
-def tokens_in(bodies: list[Object]) -> Tokens:
-    """Return the tokens of the first object that reports usage; zeros and None where none does."""
+NO_TOKENS: Final[Tokens] = (0, 0, 0, None, None, None)
+
+
+class Usage(NamedTuple):
+    """What a response reports of its tokens."""
+
+    tokens: Tokens
+    source: Object  # the object that reports them
+    is_whole: bool  # no count of the prompt or the completion is anything but a count
+
+
+def usage_in(bodies: Sequence[Object]) -> Usage:
+    """Return the usage of the first object that reports any.
+
+    Where none does, the tokens are zeros and None, and the object is the first one that there is,
+    which may say what was charged.
+
+    Raises:
+        HugeCountError: a count is above ``MOST_TOKENS``.
+    """
     for body in bodies:
         for usage in map(body.get, USAGE_PLACES):
-            if usage and isinstance(usage, dict) and (tokens := _read_usage(usage)):
-                return tokens
-        is_ollama = "prompt_eval_count" in body or "eval_count" in body
-        if is_ollama and (tokens := _read_usage({key: body.get(key) for key in OLLAMA_KEYS})):
-            return tokens
-    return 0, 0, 0, None, None, None
+            if usage and isinstance(usage, dict) and (found := _read_usage(usage)):
+                return found
+        if "prompt_eval_count" in body or "eval_count" in body:
+            usage = {key: body.get(key) for key in OLLAMA_KEYS}
+            if found := _read_usage(usage):
+                return found
+    places = (body.get(place) for body in bodies for place in USAGE_PLACES)
+    return Usage(NO_TOKENS, next((each for each in places if isinstance(each, dict)), {}), True)
 
 
-def _read_usage(usage: Object) -> Tokens | None:
+def _read_usage(usage: Object) -> Usage | None:
     # Cohere v2 has two objects inside, which differ on input. The tokens that the model read come
     # before the billed ones.
     for part in (usage, usage.get("tokens"), usage.get("billed_units")):
         if not isinstance(part, dict):
             continue
         for names in _VOCABULARIES:
+            is_sent, is_whole = False, True
             for key in names.prompt + names.completion:
-                # SDK dumps fill in null for a key that was not sent.
-                if part.get(key) is not None:
-                    return _read_as(names, part)
+                value = part.get(key)
+                if value is not None:  # SDK dumps fill in null for a key that was not sent
+                    is_sent = True
+                    is_whole = is_whole and count_of(value) is not None
+            if is_sent:
+                return Usage(_read_as(names, part), usage, is_whole)
     return None
 
 
@@ -161,16 +187,14 @@ def _read_as(names: _Vocabulary, usage: Object) -> Tokens:
     # the total tells (vercel/ai#12425).
     if reasoning and total == prompt + completion + reasoning:
         completion += reasoning
-    iterations = usage.get("iterations")
-    if iterations and isinstance(iterations, list):
-        for iteration in iterations:
-            # Anthropic's top level leaves out compactions, and contains every other iteration.
-            if isinstance(iteration, dict) and iteration.get("type") == "compaction":
-                more = _counts(names, iteration)
-                prompt, completion = prompt + more[0], completion + more[1]
-                cached, written, reasoning = map(_add, (cached, written, reasoning), more[2:])
-    total = total or min(prompt + completion, UINT64_MAX)
-    return min(prompt, UINT64_MAX), min(completion, UINT64_MAX), total, cached, written, reasoning
+    for iteration in compactions_of(usage):
+        more = _counts(names, iteration)
+        prompt, completion = prompt + more[0], completion + more[1]
+        cached, written, reasoning = map(_add, (cached, written, reasoning), more[2:])
+    tokens = prompt, completion, total or prompt + completion, cached, written, reasoning
+    if any(count is not None and count > MOST_TOKENS for count in tokens):
+        raise HugeCountError
+    return tokens
 
 
 def _counts(
@@ -202,4 +226,4 @@ def _first(paths: _Paths, usage: Object) -> int | None:
 
 
 def _add(left: int | None, right: int | None) -> int | None:
-    return left if right is None else min((left or 0) + right, UINT64_MAX)
+    return left if right is None else (left or 0) + right

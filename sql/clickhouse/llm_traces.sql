@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS {table}
         COMMENT 'Where billing came from: \'request\', \'as_of\', \'first_known\' or \'none\'.',
     payload_hash UInt64 COMMENT 'xxh3 of request_json followed by response_json.',
     cost_usd Nullable(Decimal(38, 18))
-        COMMENT 'List price of the call: input, output and any fee; NULL: not known.',
+        COMMENT 'What the call cost: input, output and all else; NULL: not known.',
     input_cost_usd Nullable(Decimal(38, 18))
         COMMENT 'Of cost_usd, all input: uncached, cached and cache-written.',
     cached_input_cost_usd Nullable(Decimal(38, 18))
@@ -49,6 +49,23 @@ CREATE TABLE IF NOT EXISTS {table}
     output_cost_usd Nullable(Decimal(38, 18)) COMMENT 'Of cost_usd, all output.',
     price_version LowCardinality(String)
         COMMENT 'Prices that the costs were computed with, \'\' if none.',
+    served_by LowCardinality(String) COMMENT 'Provider or host that served the call.',
+    served_model LowCardinality(String)
+        COMMENT 'Model that the response states, \'\' if none.',
+    service_tier LowCardinality(String) COMMENT 'Tier that served the call; \'\': standard.',
+    cost_basis LowCardinality(String)
+        COMMENT 'Whose cost it is: \'reported\' by the provider, \'file\', \'list\', \'\' not known.',
+    usage_source LowCardinality(String)
+        COMMENT 'Where the tokens came from: \'response\', \'step\' or \'none\'.',
+    model_handle String COMMENT 'Handle of the model in the agent server.',
+    stop_reason LowCardinality(String) COMMENT 'Why the step ended.',
+    user_id String COMMENT 'User of the call.',
+    other_cost_usd Nullable(Decimal(38, 18))
+        COMMENT 'Of cost_usd, what is neither: fees, and a reported cost without its parts.',
+    price_entry LowCardinality(String)
+        COMMENT 'Entry of the prices that was used, \'\' if none.',
+    usage_details String
+        COMMENT 'Whatever else decides the cost, as a JSON object; \'\' if nothing does.',
     INDEX by_id id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_step_id step_id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_agent_id agent_id TYPE bloom_filter(0.01) GRANULARITY 1,
@@ -65,4 +82,4 @@ SETTINGS vertical_merge_algorithm_min_rows_to_activate = 1,
     vertical_merge_algorithm_min_columns_to_activate = 1,
     min_age_to_force_merge_seconds = 86400,
     min_age_to_force_merge_on_partition_only = 1
-COMMENT 'One row per LLM call (llm_trace_pipeline schema 2).'
+COMMENT 'One row per LLM call (llm_trace_pipeline schema 3).'

@@ -13,8 +13,8 @@ SELECT
     usage.billing_plan_type AS billing_plan_type,
     usage.billing_cost_source AS billing_cost_source,
     usage.billing_customer_id AS billing_customer_id,
-    sum(usage.calls) AS calls,
-    sum(usage.errors) AS errors,
+    sum(toUInt128(usage.calls)) AS calls,
+    sum(toUInt128(usage.errors)) AS errors,
     sum(usage.prompt_tokens) AS prompt_tokens,
     sum(usage.completion_tokens) AS completion_tokens,
     sum(usage.total_tokens) AS total_tokens,
@@ -31,7 +31,9 @@ SELECT
     sumIf(usage.cache_write_cost_usd, usage.is_byok = 0) AS cache_write_cost_usd,
     sumIf(usage.output_cost_usd, usage.is_byok = 0) AS output_cost_usd,
     sumIf(usage.cost_usd, usage.is_byok = 1) AS byok_list_cost_usd,
-    sum(usage.unpriced_calls) AS unpriced_calls
+    sum(toUInt128(usage.unpriced_calls)) AS unpriced_calls,
+    sumIf(usage.other_cost_usd, usage.is_byok = 0) AS other_cost_usd,
+    sum(toUInt128(usage.unmetered_calls)) AS unmetered_calls
 FROM {table} AS usage
 GROUP BY
     {period}, organization_id, project_id, agent_id, provider, model, call_type,

@@ -1,7 +1,8 @@
 -- The roll-up: what llm_traces adds up to, by hour and by who called what and who pays for it.
 -- {table} is the table's quoted name, {engine} its engine. An hour is computed anew from llm_traces and
 -- put in place by the upsert. One partition a day, so that the load of an hour and the retention touch a
--- day and no month. The table's comment is put on it afterwards, by comment.sql.
+-- day and no month. The table's comment is put on it afterwards, by comment.sql. Counts of tokens and
+-- octets have 128 bits: a sum of 64 bits wraps without an error.
 -- Of 30 days in 700,000 rows, an organization's use by model takes 17 to 28 ms and all by plan 24;
 -- ordered by (organization_id, hour) 32 to 54 and 27; in one partition a month 3 to 10 and 13.
 -- latency_ms counts the latencies by their first 8 significant bits: a quantile of any rows merged is
@@ -24,17 +25,17 @@ CREATE TABLE IF NOT EXISTS {table}
     is_byok UInt8 COMMENT 'The organization brought its own key.',
     calls UInt64 COMMENT 'Calls.',
     errors UInt64 COMMENT 'Calls that failed.',
-    prompt_tokens UInt64 COMMENT 'All input tokens, cached and cache-written included.',
-    completion_tokens UInt64 COMMENT 'All billed output tokens, reasoning included.',
-    total_tokens UInt64 COMMENT 'The reported totals, else prompt + completion.',
-    cached_input_tokens UInt64 COMMENT 'Of the prompts, as far as reported.',
-    cache_write_tokens UInt64 COMMENT 'Of the prompts, as far as reported.',
-    reasoning_tokens UInt64 COMMENT 'Of the completions, as far as reported.',
-    request_size_bytes UInt64 COMMENT 'Octets of the requests\' JSON text.',
-    response_size_bytes UInt64 COMMENT 'Octets of the responses\' JSON text.',
+    prompt_tokens UInt128 COMMENT 'All input tokens, cached and cache-written included.',
+    completion_tokens UInt128 COMMENT 'All billed output tokens, reasoning included.',
+    total_tokens UInt128 COMMENT 'The reported totals, else prompt + completion.',
+    cached_input_tokens UInt128 COMMENT 'Of the prompts, as far as reported.',
+    cache_write_tokens UInt128 COMMENT 'Of the prompts, as far as reported.',
+    reasoning_tokens UInt128 COMMENT 'Of the completions, as far as reported.',
+    request_size_bytes UInt128 COMMENT 'Octets of the requests\' JSON text.',
+    response_size_bytes UInt128 COMMENT 'Octets of the responses\' JSON text.',
     latency_ms AggregateFunction(quantilesBFloat16(0.5, 0.95), UInt64)
         COMMENT 'Latencies that were measured: quantilesBFloat16Merge(0.5, 0.95)(latency_ms).',
-    cost_usd Decimal(38, 18) COMMENT 'List price of the calls that have one.',
+    cost_usd Decimal(38, 18) COMMENT 'What the calls cost, as far as it is known.',
     input_cost_usd Decimal(38, 18)
         COMMENT 'Of cost_usd, all input: uncached, cached and cache-written.',
     cached_input_cost_usd Decimal(38, 18)
@@ -42,7 +43,10 @@ CREATE TABLE IF NOT EXISTS {table}
     cache_write_cost_usd Decimal(38, 18)
         COMMENT 'Of input_cost_usd, what was written to the cache.',
     output_cost_usd Decimal(38, 18) COMMENT 'Of cost_usd, all output.',
-    unpriced_calls UInt64 COMMENT 'Calls whose cost is not known.'
+    unpriced_calls UInt64 COMMENT 'Calls whose cost is not known.',
+    other_cost_usd Decimal(38, 18)
+        COMMENT 'Of cost_usd, fees, and reported costs without their parts.',
+    unmetered_calls UInt64 COMMENT 'Of unpriced_calls, those that answered and whose usage is not known.'
 )
 ENGINE = {engine}
 PARTITION BY toDate(hour)

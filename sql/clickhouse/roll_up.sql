@@ -14,21 +14,23 @@ SELECT
     traces.is_byok AS is_byok,
     count() AS calls,
     countIf(traces.is_error = 1) AS errors,
-    sum(traces.prompt_tokens) AS prompt_tokens,
-    sum(traces.completion_tokens) AS completion_tokens,
-    sum(traces.total_tokens) AS total_tokens,
-    ifNull(sum(traces.cached_input_tokens), 0) AS cached_input_tokens,
-    ifNull(sum(traces.cache_write_tokens), 0) AS cache_write_tokens,
-    ifNull(sum(traces.reasoning_tokens), 0) AS reasoning_tokens,
-    sum(traces.request_size_bytes) AS request_size_bytes,
-    sum(traces.response_size_bytes) AS response_size_bytes,
+    sum(toUInt128(traces.prompt_tokens)) AS prompt_tokens,
+    sum(toUInt128(traces.completion_tokens)) AS completion_tokens,
+    sum(toUInt128(traces.total_tokens)) AS total_tokens,
+    ifNull(sum(toUInt128(traces.cached_input_tokens)), 0) AS cached_input_tokens,
+    ifNull(sum(toUInt128(traces.cache_write_tokens)), 0) AS cache_write_tokens,
+    ifNull(sum(toUInt128(traces.reasoning_tokens)), 0) AS reasoning_tokens,
+    sum(toUInt128(traces.request_size_bytes)) AS request_size_bytes,
+    sum(toUInt128(traces.response_size_bytes)) AS response_size_bytes,
     quantilesBFloat16StateIf(0.5, 0.95)(traces.latency_ms, traces.latency_ms > 0) AS latency_ms,
     ifNull(sum(traces.cost_usd), 0) AS cost_usd,
     ifNull(sum(traces.input_cost_usd), 0) AS input_cost_usd,
     ifNull(sum(traces.cached_input_cost_usd), 0) AS cached_input_cost_usd,
     ifNull(sum(traces.cache_write_cost_usd), 0) AS cache_write_cost_usd,
     ifNull(sum(traces.output_cost_usd), 0) AS output_cost_usd,
-    countIf(isNull(traces.cost_usd)) AS unpriced_calls
+    countIf(isNull(traces.cost_usd)) AS unpriced_calls,
+    ifNull(sum(traces.other_cost_usd), 0) AS other_cost_usd,
+    countIf(isNull(traces.cost_usd) AND traces.usage_source = 'none') AS unmetered_calls
 FROM {table} AS traces
 WHERE {filter}
 GROUP BY

@@ -3,12 +3,12 @@
 SELECT
     {group_by:Identifier},
     count() AS request_count,
-    sum(total_tokens) AS total_tokens,
-    sum(prompt_tokens) AS prompt_tokens,
-    sum(completion_tokens) AS completion_tokens,
+    sum(toUInt128(total_tokens)) AS total_tokens,
+    sum(toUInt128(prompt_tokens)) AS prompt_tokens,
+    sum(toUInt128(completion_tokens)) AS completion_tokens,
     avg(latency_ms) AS avg_latency_ms,
-    sum(request_size_bytes) AS total_request_bytes,
-    sum(response_size_bytes) AS total_response_bytes,
+    sum(toUInt128(request_size_bytes)) AS total_request_bytes,
+    sum(toUInt128(response_size_bytes)) AS total_response_bytes,
     countIf(is_error = 1) AS error_count
 FROM llm_traces
 WHERE organization_id = {organization_id:String}

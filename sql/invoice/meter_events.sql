@@ -12,10 +12,10 @@ FROM
         billing_customer_id AS customer,
         toDate(created_at, 'UTC') AS day,
         count() AS calls,
-        sum(toUInt64(prompt_tokens - cached - written)) AS sum_uncached,
-        sum(cached) AS sum_cached,
-        sum(written) AS sum_written,
-        sum(completion_tokens) AS sum_output
+        sum(toUInt128(toUInt64(prompt_tokens - cached - written))) AS sum_uncached,
+        sum(toUInt128(cached)) AS sum_cached,
+        sum(toUInt128(written)) AS sum_written,
+        sum(toUInt128(completion_tokens)) AS sum_output
     FROM llm_traces
     WHERE created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}
         AND is_byok = 0 AND billing_customer_id != ''

@@ -2,8 +2,8 @@
 -- for them; calls by the customer's own key are not.
 SELECT
     count() AS calls,
-    sum(prompt_tokens) AS prompt_tokens,
-    sum(completion_tokens) AS completion_tokens,
+    sum(toUInt128(prompt_tokens)) AS prompt_tokens,
+    sum(toUInt128(completion_tokens)) AS completion_tokens,
     ifNull(sumIf(cost_usd, is_byok = 0), 0) AS amount_usd
 FROM llm_traces
 WHERE created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}

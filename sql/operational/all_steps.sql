@@ -4,15 +4,19 @@
 -- status, stop_reason, error_type, error_data, model_handle
 --             NULL where the deployment has no such column, see all_traces.sql
 -- status      in lower case: the server's own type has the values in capitals
--- error_data  in its stored type. coalesce() hides its width from the planner, which else takes the mean
---             width of the few steps that failed for that of every step, and then plans no hash join
+-- error_data  as text; NULL too where it has more than 512 kB, so that it never makes a row too wide
+--             for one message (too_wide.sql). Its CASE has a second use. PostgreSQL joins only what the
+--             CASE returns, of which it knows no width. Of the bare column, it takes the mean width of
+--             the few steps that failed for that of all steps, and then plans no hash join.
 SELECT
     s.id, s.project_id, s.trace_id, s.provider_name, s.provider_category, s.model,
     s.prompt_tokens, s.completion_tokens, s.total_tokens, s.cached_input_tokens,
     s.cache_write_tokens, s.reasoning_tokens,
     lower(s.status::text) AS status, s.stop_reason::text AS stop_reason,
-    s.error_type::text AS error_type, coalesce(s.error_data, NULL) AS error_data,
-    s.model_handle::text AS model_handle
+    s.error_type::text AS error_type, s.model_handle::text AS model_handle,
+    CASE
+        WHEN octet_length(s.error_data::text) < 524288 THEN s.error_data::text
+    END AS error_data
 FROM (
     SELECT
         NULL::text AS status, NULL::text AS stop_reason, NULL::text AS error_type,

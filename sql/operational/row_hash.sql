@@ -7,6 +7,6 @@ hash_record_extended(ROW(
     v.id IS NOT NULL,
     s.project_id, s.trace_id, s.provider_name, s.provider_category, s.model,
     s.prompt_tokens, s.completion_tokens, s.total_tokens, s.cached_input_tokens,
-    s.cache_write_tokens, s.reasoning_tokens, s.status, s.stop_reason, s.error_type,
-    s.error_data::text, s.model_handle, m.llm_request_ns
+    s.cache_write_tokens, s.reasoning_tokens, s.status, s.stop_reason, s.error_type, s.error_data,
+    s.model_handle, m.llm_request_ns
 ), 0)

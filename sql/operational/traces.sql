@@ -4,8 +4,6 @@
 --
 -- latency_ms       llm_request_ns in milliseconds, rounded half up; 0: not measured, or negative
 -- step_*           columns of the trace's step; NULL: it has no step; soft-deleted steps count too
--- step_error_data  as text; NULL too where it has 512 kB or more, so that it cannot be what makes a row
---                  too wide (too_wide.sql)
 -- row_hash         the row's part of the ledger's source_hash
 -- takes_step_usage whether a metadata-only trace carries its step's tokens
 -- is_too_wide      whether the trace is one of the setting llm_traces.too_wide, a JSON list of ids (see
@@ -33,9 +31,7 @@ SELECT
     s.status AS step_status,
     s.stop_reason AS step_stop_reason,
     s.error_type AS step_error_type,
-    CASE
-        WHEN octet_length(s.error_data::text) < 524288 THEN s.error_data::text
-    END AS step_error_data,
+    s.error_data AS step_error_data,
     s.prompt_tokens::bigint AS step_prompt_tokens,
     s.completion_tokens::bigint AS step_completion_tokens,
     s.total_tokens::bigint AS step_total_tokens,

@@ -1,7 +1,8 @@
 -- What caching saved within the window, by model, own keys left out: the cached tokens at the price
 -- of input, minus what they cost. A call's price of input is that of its uncached tokens; one that
--- has none takes its model's of that day, the lowest where the price has tiers. Cached tokens of
--- which neither is known are counted, and saved nothing. Amounts that are multiplied by tokens have
+-- has none takes its model's of that day, the lowest where the price has tiers. A cost that the
+-- response reported tells no price. Cached tokens of which no price is known are counted, and saved
+-- nothing. Amounts that are multiplied by tokens have
 -- 256 bits: 128 overflow without an error where a call reports absurd counts.
 SELECT
     model AS name,
@@ -14,10 +15,10 @@ SELECT
 FROM (
     SELECT
         model,
-        sum(cached) AS day_cached,
+        sum(toUInt128(cached)) AS day_cached,
         minOrNullIf(uncached_cost / divisor, has_rate) AS rate,
-        sumIf(cached, NOT has_rate AND is_priced) AS rateless,
-        sumIf(cached, NOT is_priced) + if(rate IS NULL, rateless, 0) AS day_underived,
+        sumIf(toUInt128(cached), NOT has_rate AND is_priced) AS rateless,
+        sumIf(toUInt128(cached), NOT is_priced) + if(rate IS NULL, rateless, 0) AS day_underived,
         sum(cached_cost) AS day_cost,
         sum(written_cost) AS day_written,
         sumIf(uncached_cost * cached / divisor, has_rate) + ifNull(rate, 0) * rateless
@@ -28,7 +29,7 @@ FROM (
             provider,
             model,
             toDate(created_at) AS day,
-            cost_usd IS NOT NULL AS is_priced,
+            cost_usd IS NOT NULL AND cost_basis != 'reported' AS is_priced,
             least(ifNull(cached_input_tokens, 0), prompt_tokens) AS cached,
             toInt128(prompt_tokens) - cached - ifNull(cache_write_tokens, 0) AS uncached,
             is_priced AND uncached > 0 AS has_rate,

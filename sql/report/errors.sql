@@ -3,7 +3,7 @@ SELECT
     error_type AS name,
     count() AS calls,
     uniqExact(organization_id) AS organizations,
-    sum(total_tokens) AS tokens,
+    sum(toUInt128(total_tokens)) AS tokens,
     sumIf(ifNull(cost_usd, 0), is_byok = 0) AS spend_usd,
     sumIf(ifNull(cost_usd, 0), is_byok = 1) AS byok_usd
 FROM llm_traces

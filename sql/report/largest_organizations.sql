@@ -4,7 +4,7 @@ SELECT
     argMax(billing_customer_id, created_at) AS stripe_customer,
     argMax(billing_plan_type, created_at) AS plan,
     count() AS calls,
-    sum(total_tokens) AS tokens,
+    sum(toUInt128(total_tokens)) AS tokens,
     round(sumIf(cost_usd, is_byok = 0), 2) AS usd,
     countIf(is_byok = 1) AS own_key_calls,
     countIf(is_error = 1) AS errors

@@ -6,7 +6,7 @@ SELECT
     count() AS names,
     any(plans) AS plans,
     any(customers) AS customers,
-    sum(calls) AS calls,
+    sum(toUInt128(calls)) AS calls,
     sum(tokens) AS tokens,
     sum(spend_usd) AS spend_usd,
     sum(byok_usd) AS byok_usd
@@ -24,7 +24,7 @@ FROM (
             arraySort(groupUniqArrayIf(billing_customer_id, billing_customer_id != ''))
                 AS customers,
             count() AS calls,
-            sum(total_tokens) AS tokens,
+            sum(toUInt128(total_tokens)) AS tokens,
             sumIf(ifNull(cost_usd, 0), is_byok = 0) AS spend_usd,
             sumIf(ifNull(cost_usd, 0), is_byok = 1) AS byok_usd
         FROM llm_traces

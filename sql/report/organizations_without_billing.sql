@@ -2,7 +2,7 @@
 SELECT
     organization_id AS name,
     count() AS calls,
-    sum(total_tokens) AS tokens,
+    sum(toUInt128(total_tokens)) AS tokens,
     sumIf(ifNull(cost_usd, 0), is_byok = 0) AS spend_usd,
     sumIf(ifNull(cost_usd, 0), is_byok = 1) AS byok_usd,
     max(created_at) AS last_call,

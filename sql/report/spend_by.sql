@@ -4,7 +4,7 @@ SELECT
     least(place, 9) AS series,
     any(value) AS name,
     count() AS names,
-    sum(calls) AS calls,
+    sum(toUInt128(calls)) AS calls,
     sum(tokens) AS tokens,
     sum(spend_usd) AS spend_usd,
     sum(byok_usd) AS byok_usd
@@ -16,7 +16,7 @@ FROM (
         SELECT
             {dimension} AS value,
             count() AS calls,
-            sum(total_tokens) AS tokens,
+            sum(toUInt128(total_tokens)) AS tokens,
             sumIf(ifNull(cost_usd, 0), is_byok = 0) AS spend_usd,
             sumIf(ifNull(cost_usd, 0), is_byok = 1) AS byok_usd
         FROM llm_traces

@@ -162,7 +162,7 @@ def test_a_damaged_manifest_is_refused(store: BatchStore, place: Folder | Bucket
     place.write(MANIFEST, b'{"version": 1')
     with pytest.raises(BatchError, match=r"hour 2026-03-01-09:00: .*manifest.json is damaged"):
         store.manifest(T0)
-    place.write(MANIFEST, b'{"version": 3, "hours": []}')
+    place.write(MANIFEST, b'{"version": 4, "hours": []}')
     with pytest.raises(BatchError, match=r"manifest.json was written by a newer version"):
         store.manifest(T0)
 

@@ -15,8 +15,9 @@ from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.source.session import Session
-from llm_trace_pipeline.trace import prices as prices_module
-from llm_trace_pipeline.trace.prices import PACKAGE_VERSION, PACKAGED, PriceBook
+from llm_trace_pipeline.trace import list_prices, prices, serving
+from llm_trace_pipeline.trace.list_prices import LIST_VERSION
+from llm_trace_pipeline.trace.prices import PACKAGED, PriceBook
 from llm_trace_pipeline.upkeep.reconcile import reconcile, record_reconciliation
 from tests.harness.operational import Operational, trace
 from tests.harness.pipeline import Pipeline
@@ -24,7 +25,7 @@ from tests.harness.rows import T0
 
 H1, H2 = T0 + HOUR, T0 + 2 * HOUR
 OWN_MODEL = '{"model": "our-own", "model_endpoint_type": "vllm"}'
-LISTED = (Decimal("0.000075"), PACKAGE_VERSION)  # 10 tokens at 2.50 USD a million, and 5 at 10
+LISTED = (Decimal("0.000075"), LIST_VERSION)  # 10 tokens at 2.50 USD a million, and 5 at 10
 UNKNOWN = (None, "")
 
 
@@ -78,7 +79,7 @@ def test_a_new_price_file_reaches_the_hours_it_touches_and_old_amounts_come_out_
     pipeline.load(H1)
     untouched = (
         "* EXCEPT (cost_usd, input_cost_usd, cached_input_cost_usd, cache_write_cost_usd, "
-        "output_cost_usd, price_version)"
+        "output_cost_usd, other_cost_usd, price_version, cost_basis, price_entry)"
     )
     before = pipeline.rows(untouched)
     assert costs(pipeline) == {"listed": LISTED, "own": UNKNOWN}
@@ -112,18 +113,24 @@ def test_a_new_version_of_the_package_makes_stale_what_it_prices_otherwise_only(
     operational: Operational, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mini = '{"model": "gpt-4o-mini", "model_endpoint_type": "openai"}'
-    operational.insert("provider_traces", trace(id="a"), trace(H1, id="b", llm_config=mini))
+    served = trace()["response_json"].replace("gpt-4o", "gpt-4o-mini")
+    of_mini = trace(H1, id="b", llm_config=mini, response_json=served)
+    operational.insert("provider_traces", trace(id="a"), of_mini)
     pipeline.load()
     pipeline.load(H1)
     assert stale_hours(pipeline, PACKAGED) == ()
-    info = prices_module._model("openai", "gpt-4o-mini")  # noqa: SLF001 -- what an upgrade changes
-    assert info
-    dearer = type(info)(id="dearer", match=info.match, prices=book_of_package(9))
-    find = prices_module._model  # noqa: SLF001 -- for all other models
-    monkeypatch.setattr(prices_module, "PACKAGE_VERSION", "genai-prices 99")
+    known = serving.listed_model("openai", "gpt-4o-mini")
+    assert known
+    dearer = type(known)(id="dearer", match=known.match, prices=book_of_package(9))
+    find = serving.listed_model
+    for module in (list_prices, prices):
+        monkeypatch.setattr(module, "LIST_VERSION", "genai-prices 99")
     monkeypatch.setattr(
-        prices_module, "_model", lambda *of: dearer if of[1] == "gpt-4o-mini" else find(*of)
+        list_prices,
+        "listed_model",
+        lambda *of: dearer if of[1] == "gpt-4o-mini" else find(*of),
     )
+    list_prices._find.cache_clear()  # noqa: SLF001 -- as in the process that has the upgrade
     upgraded = PriceBook()
     assert stale_hours(pipeline, upgraded) == (H1,)
     reprice(pipeline, upgraded, H1)

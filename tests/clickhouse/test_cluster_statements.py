@@ -30,6 +30,10 @@ from tests.harness.cluster import (
 )
 from tests.harness.rows import DAY, MIDNIGHT, TABLE, erasure
 
+ROLLUP_SCHEMA_2 = (Path(__file__).parents[1] / "data" / "llm_usage_hourly_schema_2.sql").read_text(
+    encoding="utf-8"
+)
+
 
 def test_each_shard_rolls_up_its_own_organizations(cluster: ClusterWarehouse) -> None:
     hours = [MIDNIGHT, MIDNIGHT + HOUR]
@@ -91,7 +95,11 @@ def test_every_statement_is_one_of_the_engine(cluster: ClusterWarehouse, tmp_pat
     """As they were sent: those that the nodes of the test put differently are only parsed."""
     use_everything(cluster)
     # An upgrade is made of the same files.
-    upgrades = definition_of(cluster.database, TABLE, exists=True)
+    upgrades = [
+        sql
+        for table in (TABLE, ROLLUP)
+        for sql in definition_of(cluster.database, table, exists=True)
+    ]
     sent = {*cluster.statements(), *upgrades}
     with alone(tmp_path / "engine", make_config(tmp_path)) as engine:
         for sql in sent:
@@ -107,8 +115,8 @@ def test_every_statement_is_one_of_the_engine(cluster: ClusterWarehouse, tmp_pat
     assert on_cluster == [
         "ALTER TABLE db.`llm_traces_local` ON CLUSTER `three_shards`",
         "ALTER TABLE db.`llm_traces` ON CLUSTER `three_shards`",
-        f"ALTER TABLE db.`{ROLLUP}_local` ON CLUSTER `three_shards`",
-        f"ALTER TABLE {rollup} ON CLUSTER `three_shards`",
+        *[f"ALTER TABLE db.`{ROLLUP}_local` ON CLUSTER `three_shards`"] * 2,  # upgrade and comment
+        *[f"ALTER TABLE {rollup} ON CLUSTER `three_shards`"] * 2,
         "CREATE DATABASE IF NOT EXISTS db ON CLUSTER `three_shards`",
         "CREATE OR REPLACE VIEW db.`llm_usage_daily` ON CLUSTER `three_shards` AS",
         "CREATE OR REPLACE VIEW db.`llm_usage_monthly` ON CLUSTER `three_shards` AS",
@@ -131,37 +139,60 @@ def test_every_statement_is_one_of_the_engine(cluster: ClusterWarehouse, tmp_pat
 
 
 def test_the_rollup_of_an_older_version_is_brought_up_to_date_on_all_shards(
-    cluster: ClusterWarehouse, monkeypatch: pytest.MonkeyPatch
+    cluster: ClusterWarehouse,
 ) -> None:
-    define_table(cluster.database, ROLLUP)
-    raised = SCHEMA_VERSION + 1
-    monkeypatch.setattr("llm_trace_pipeline.clickhouse.tables.SCHEMA_VERSION", raised)
+    database, local = cluster.database, local_name(ROLLUP)
+    define_table(database, ROLLUP)
+    columns = (
+        "SELECT name, type FROM system.columns WHERE database = {database:String} "
+        "AND table = {table:String} ORDER BY position"
+    )
+    of_local = {"database": database.name, "table": local}
+    fresh = database.rows(columns, of_local)
+    database.execute(f"DROP TABLE {database.qualified(ROLLUP)}{database.on_cluster} SYNC")
+    database.execute(f"DROP TABLE {database.qualified(local)}{database.on_cluster} SYNC")
+    old = ROLLUP_SCHEMA_2.replace("{table}", f"{database.qualified(local)}{database.on_cluster}")
+    database.execute(old)
+    definition = definition_of(database, ROLLUP, exists=False)
+    [distributed] = [sql for sql in definition if "ENGINE = Distributed" in sql]
+    database.execute(distributed.replace(f"schema {SCHEMA_VERSION}", "schema 2"))
     for is_defined in (True, False):
         cluster.statements()
         define_table(cluster.database, ROLLUP)
         for shard in cluster.shards():
             define_table(shard, local_name(ROLLUP))  # refuses an older one
         assert any("ON CLUSTER" in sql for sql in cluster.statements()) == is_defined
+    for shard in cluster.shards():
+        assert shard.rows(columns, of_local) == fresh
+    cluster.load(MIDNIGHT, rows_of(MIDNIGHT))
+    roll_up(database, cluster.store, [MIDNIGHT])
+    assert compare_rollup(database, cluster.store, [MIDNIGHT]) == {}
+    [rolled] = database.rows(f"SELECT sum(unmetered_calls) AS calls FROM {ROLLUP}")
+    assert rolled["calls"] == sum(
+        row["usage_source"] == "none" and not row["cost_usd"] for row in rows_of(MIDNIGHT)
+    )
 
 
-def test_the_distributed_table_is_one_that_the_engine_makes_and_upgrades(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", [TABLE, ROLLUP])
+def test_a_distributed_table_is_one_that_the_engine_makes_and_upgrades(
+    tmp_path: Path, table: str
+) -> None:
     """On the engine itself, but for ON CLUSTER and replicas."""
     with alone(tmp_path / "engine", make_config(tmp_path)) as engine:
         for exists in (False, True):
-            for sql in definition_of(engine, TABLE, exists=exists):
+            for sql in definition_of(engine, table, exists=exists):
                 alone_sql = re.sub(r" ON CLUSTER `\w+`|Replicated(?=MergeTree)", "", sql)
                 engine.execute(re.sub(r"(?<=MergeTree)\(.*\)", "", alone_sql))
-        layout = layout_of(engine, TABLE)
+        layout = layout_of(engine, table)
         assert layout["engine_full"] == (
-            "Distributed('three_shards', 'default', 'llm_traces_local', "
-            "cityHash64(organization_id))"
+            f"Distributed('three_shards', 'default', '{table}_local', cityHash64(organization_id))"
         )
         assert f"llm_trace_pipeline schema {SCHEMA_VERSION}" in layout["comment"]
         # What a load asks of it besides its columns is resolved, and not asked for.
-        assert engine.rows(f"EXPLAIN QUERY TREE SELECT DISTINCT _partition_id FROM {TABLE}")
+        assert engine.rows(f"EXPLAIN QUERY TREE SELECT DISTINCT _partition_id FROM {table}")
         columns = "SELECT name, type FROM system.columns WHERE table = {table:String}"
-        assert engine.rows(columns, {"table": TABLE}) == engine.rows(
-            columns, {"table": LOCAL_TABLE}
+        assert engine.rows(columns, {"table": table}) == engine.rows(
+            columns, {"table": local_name(table)}
         )
 
 

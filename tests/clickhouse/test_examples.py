@@ -74,6 +74,7 @@ TESTED = {
     "call_by_step",
     "provider_trace_by_step",
     "call_by_id",
+    "cost_of_call",
     "calls_of_agent",
     "usage",
     "large_requests",
@@ -210,3 +211,28 @@ def test_large_requests(loaded: tuple[Database, list[Row]]) -> None:
     assert found_sizes == sorted(found_sizes, reverse=True)
     few, _ = ask(loaded, "large_requests", min_size_bytes=smallest, limit=3)
     assert [row["request_size_bytes"] for row in few] == found_sizes[:3]
+
+
+def test_the_cost_of_a_call_is_explained(loaded: tuple[Database, list[Row]]) -> None:
+    whose = {
+        ("reported", "response"): "the response says what was charged",
+        ("file", "response"): "your price file",
+        ("list", "step"): "the list price on its day",
+        ("list", "none"): "a failed call without usage costs nothing",
+        ("", "none"): "not known: nobody reported the usage",
+        ("", "response"): "not known: no price, or counts that contradict each other",
+    }
+    explained = set()
+    for row in loaded[1]:
+        [found], _ = ask(loaded, "cost_of_call", id=row["id"])
+        kind = row["cost_basis"], row["usage_source"]
+        explained.add(kind)
+        assert found["whose"] == whose.get(kind, found["whose"])
+        same = ("cost_usd", "price_entry", "served_model", "usage_details", "other_cost_usd")
+        assert {name: found[name] for name in same} == {name: row[name] for name in same}
+        parts = (found[f"{part}_cost_usd"] for part in ("cached_input", "cache_write", "uncached"))
+        if row["cost_usd"] is not None:
+            assert sum(parts) == row["input_cost_usd"]
+        known = (row[f"{name}_tokens"] or 0 for name in ("cached_input", "cache_write"))
+        assert found["uncached_tokens"] == row["prompt_tokens"] - sum(known)
+    assert {("list", "step"), ("list", "none"), ("", "none")} <= explained

@@ -92,7 +92,8 @@ class RolledUp(Warehouse):
         keys = ", ".join(DIMENSIONS)
         expected = self.database.rows(
             f"SELECT toStartOfHour(t.created_at, 'UTC') AS hour, {keys}, count() AS calls, "
-            f"sum(t.is_error) AS errors, {sums}, sum(t.cost_usd IS NULL) AS unpriced_calls "
+            f"sum(t.is_error) AS errors, {sums}, sum(t.cost_usd IS NULL) AS unpriced_calls, "
+            "sum(t.cost_usd IS NULL AND t.usage_source = 'none') AS unmetered_calls "
             f"FROM {TABLE} AS t WHERE {window} GROUP BY hour, {keys} ORDER BY hour, {keys}",
             {"hours": list(self.rolled)},
         )
@@ -124,8 +125,11 @@ def loaded(warehouse: RolledUp) -> RolledUp:
 
 def test_the_rollup_is_what_the_calls_add_up_to(loaded: RolledUp) -> None:
     loaded.check()
-    unpriced = loaded.database.rows(f"SELECT sum(unpriced_calls) AS calls FROM {ROLLUP}")
-    assert unpriced[0]["calls"] > 0
+    [rare] = loaded.database.rows(
+        "SELECT sum(unpriced_calls) AS unpriced, sum(unmetered_calls) AS unmetered, "
+        f"sum(other_cost_usd) AS other FROM {ROLLUP}"
+    )
+    assert min(rare.values()) > 0
 
 
 def test_the_columns_are_those_of_the_table(loaded: RolledUp) -> None:
@@ -163,16 +167,20 @@ def test_the_views_sum_up_what_is_billed_apart_from_calls_by_own_keys(loaded: Ro
         period = of.rpartition(" ")[2]
         expected = loaded.database.rows(
             f"SELECT {of}, model, count() AS calls, sum(total_tokens) AS tokens, "
-            "sumIf(t.cost_usd, is_byok = 0) AS cost, sumIf(t.cost_usd, is_byok = 1) AS byok "
+            "sumIf(t.cost_usd, is_byok = 0) AS cost, sumIf(t.cost_usd, is_byok = 1) AS byok, "
+            "sumIf(t.other_cost_usd, is_byok = 0) AS other, "
+            "countIf(cost_usd IS NULL AND usage_source = 'none') AS unmetered "
             f"FROM {TABLE} AS t GROUP BY {period}, model ORDER BY {period}, model"
         )
         found = loaded.database.rows(
             f"SELECT {'day' if view == 'daily' else '0 AS month'}, model, sum(calls) AS calls, "
-            "sum(total_tokens) AS tokens, sum(cost_usd) AS cost, sum(byok_list_cost_usd) AS byok "
+            "sum(total_tokens) AS tokens, sum(cost_usd) AS cost, sum(byok_list_cost_usd) AS byok, "
+            "sum(other_cost_usd) AS other, sum(unmetered_calls) AS unmetered "
             f"FROM llm_usage_{view} GROUP BY {period}, model ORDER BY {period}, model"
         )
         assert [
-            {**row, "cost": row["cost"] or 0, "byok": row["byok"] or 0} for row in expected
+            {**row, **{name: row[name] or 0 for name in ("cost", "byok", "other")}}
+            for row in expected
         ] == (found)
     [month] = loaded.database.rows("SELECT min(month) AS month FROM llm_usage_monthly")
     assert f"{month['month']}" == f"{MIDNIGHT:%Y-%m-%d}"

@@ -7,10 +7,13 @@ import pyarrow as pa
 import pytest
 
 from llm_trace_pipeline.clickhouse.client import Database
-from llm_trace_pipeline.clickhouse.tables import ROLLUP, define_table, layout_of
+from llm_trace_pipeline.clickhouse.rollup import compare_rollup, roll_up
+from llm_trace_pipeline.clickhouse.tables import ROLLUP, VIEWS, define_table, layout_of
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.trace.columns import (
+    ADDED_COLUMNS,
     ARROW_SCHEMA,
     COLUMNS,
     COST_COLUMNS,
@@ -18,16 +21,18 @@ from llm_trace_pipeline.trace.columns import (
     SCHEMA_VERSION,
 )
 from llm_trace_pipeline.upkeep.preflight_target import check_target
-from tests.harness.rows import MIDNIGHT, TABLE, make_rows
+from tests.harness.rows import DAY, MIDNIGHT, TABLE, make_rows
 from tests.harness.statements import Stopped, recording, stopping_after
 from tests.harness.warehouse import Warehouse, left_over_tables
 
-SCHEMA_0 = Path(__file__).parents[1] / "data" / "llm_traces_schema_0.sql"
+DATA = Path(__file__).parents[1] / "data"
+SCHEMA_0 = DATA / "llm_traces_schema_0.sql"
+ROLLUP_SCHEMA_2 = DATA / "llm_usage_hourly_schema_2.sql"
 
 # The table as it was before billing.
 OWN_COLUMNS = (
     *("billing_plan_type", "billing_cost_source", "billing_customer_id"),
-    *("billing_match", "payload_hash", *COST_COLUMNS, "price_version"),
+    *("billing_match", "payload_hash", *COST_COLUMNS, "price_version", *ADDED_COLUMNS),
 )
 BLANK = dict.fromkeys(OWN_COLUMNS, "") | {"payload_hash": 0} | dict.fromkeys(COST_COLUMNS)
 BEFORE_BILLING = """
@@ -157,6 +162,50 @@ def test_the_rollup_of_an_older_version_is_defined_until_all_of_it_is_there_and_
     with recording() as once_more:
         define_table(warehouse.database, ROLLUP)
     assert once_more == []
+
+
+def test_a_rollup_of_schema_2_is_upgraded_with_its_rows(warehouse: Warehouse) -> None:
+    database, store = warehouse.database, warehouse.store
+    define_table(database, TABLE)
+    define_table(database, ROLLUP)
+    fresh, comment = columns_of(database, ROLLUP), schema_of(database, ROLLUP)
+    views = {view: columns_of(database, view) for view in VIEWS}
+    for name in (*VIEWS, ROLLUP):
+        database.execute(f"DROP TABLE {name} SYNC")
+    database.execute(ROLLUP_SCHEMA_2.read_text().replace("{table}", ROLLUP))
+    for view in VIEWS:
+        database.execute(f"CREATE VIEW {view} AS SELECT sum(prompt_tokens) AS tokens FROM {ROLLUP}")
+    names = [row["name"] for row in columns_of(database, ROLLUP)]
+    columns = ", ".join(names)
+    compared = ", ".join(name for name in names if name != "latency_ms")  # which has no order
+    old_rows = f"SELECT {compared} FROM {ROLLUP} WHERE hour >= '2026-03-02' ORDER BY ALL"
+    first, second, plain = MIDNIGHT, MIDNIGHT + DAY, MIDNIGHT + DAY + HOUR
+    of_schema_2 = {"usage_source": "response", "other_cost_usd": None}
+    warehouse.load(first, 20)
+    warehouse.load(second, 20)
+    warehouse.load(plain, [row | of_schema_2 for row in make_rows(plain, 20)])
+    rolled_up = render("clickhouse/roll_up.sql", table=TABLE, filter="1")
+    database.execute(f"INSERT INTO {ROLLUP} ({columns}) SELECT {columns} FROM ({rolled_up})")
+    before = database.rows(old_rows)
+
+    [result] = roll_up(database, store, [first])
+    assert (result.was_written, result.differences, result.repaired_hours) == (True, (), ())
+    assert columns_of(database, ROLLUP) == fresh
+    assert {view: columns_of(database, view) for view in VIEWS} == views
+    assert schema_of(database, ROLLUP) == comment
+    assert database.rows(old_rows) == before
+    of_second = warehouse.expected[second]
+    other = sum(row["other_cost_usd"] or 0 for row in of_second)
+    unmetered = sum(row["usage_source"] == "none" and not row["cost_usd"] for row in of_second)
+    found = compare_rollup(database, store, [first, second, plain])
+    assert list(found) == [second]
+    assert found[second][:2] == (
+        f"{ROLLUP}: other_cost_usd 0E-18, not {other}",
+        f"{ROLLUP}: unmetered_calls 0, not {unmetered}",
+    )
+    assert [text.partition(":")[2][:14] for text in found[second][2:]] == [" content hash "]
+    roll_up(database, store, [second])
+    assert compare_rollup(database, store, [first, second, plain]) == {}
 
 
 def test_a_table_that_is_newer_is_refused_and_left_alone(warehouse: Warehouse) -> None:

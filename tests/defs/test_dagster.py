@@ -102,6 +102,43 @@ def test_each_hour_of_a_run_is_one_materialization(
     assert jobs.rows() == [{"id": "a"}, {"id": "b"}, {"id": "c"}]
 
 
+def test_calls_without_usage_are_warned_of_apart_from_models_without_a_price(
+    operational: Operational, jobs: Jobs
+) -> None:
+    answer = '{"model": "gpt-4o", "choices": [{"message": {"role": "assistant", "content": "ok"}}]}'
+    self_hosted = '{"model": "own", "model_endpoint_type": "vllm"}'
+    operational.insert(
+        "provider_traces",
+        trace(id="a"),
+        trace(id="b", response_json=answer),
+        trace(id="c", response_json='{"error": {"type": "rate_limit_error", "message": "no"}}'),
+        trace(T0 + HOUR, id="d", llm_config=self_hosted),
+        trace(T0 + 2 * HOUR, id="e"),
+    )
+    result = jobs.load(T0, T0 + 2 * HOUR)
+    assert result.success
+    hours = [key_of(T0 + number * HOUR) for number in range(3)]
+    without = {
+        "usage_is_known": [False, True, True],
+        "prices_are_known": [True, False, True],
+    }
+    for check, passed in without.items():
+        assert evaluations(result, check) == dict(
+            zip((*hours, None), (*passed, False), strict=True)
+        )
+    [found] = [
+        evaluation.metadata
+        for evaluation in result.get_asset_check_evaluations()
+        if (evaluation.check_name, evaluation.partition) == ("usage_is_known", hours[0])
+    ]
+    assert found["calls without usage"].value == 1
+    assert found["models, such as"].value == ["openai/gpt-4o"]
+    for asset in ("trace_batches", "llm_usage_hourly"):
+        figures = [metadata for _, metadata in jobs.materializations(asset)]
+        assert [each["calls without usage"].value for each in figures] == [1, 0, 0]
+        assert [each["calls without price"].value for each in figures] == [0, 1, 0]
+
+
 def test_a_second_run_changes_nothing(operational: Operational, jobs: Jobs) -> None:
     operational.insert("provider_traces", *(trace(T0 + n * HOUR, id=f"{n}") for n in range(3)))
     assert jobs.load(T0, T0 + 2 * HOUR).success

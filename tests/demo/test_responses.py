@@ -26,7 +26,10 @@ def test_an_answer_reads_as_the_counts_of_its_call(recipe: Recipe, seed: str) ->
     call = draw_call(seeded(seed), recipe, "You are helpful.", 5000, 400)
     reading = read_response(fill(recipe.response, call).encode())
     assert not reading.is_error
-    assert reading[:6] == tuple(step_counts(call).values())
+    if recipe.states("completion") or recipe.states("visible"):
+        assert reading[:6] == tuple(step_counts(call).values())
+    else:  # a stream that ended without its usage
+        assert reading.usage_source == "none"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=named)

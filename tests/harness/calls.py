@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 
@@ -27,6 +27,7 @@ RATES: dict[str, Sequence[Decimal]] = {
 
 
 UNPRICED = HOSTILE
+UNMETERED = "model-0"  # whose answers do not say how many tokens they used
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Call:
         return self.prompt_tokens + self.completion_tokens
 
     @property
+    def usage_source(self) -> str:
+        return "none" if self.model == UNMETERED else "response"
+
+    @property
     def costs(self) -> dict[str, Decimal | None]:
         """Input, from the cache, written to it, output; None without a price."""
         names = ("input", "cached_input", "cache_write", "output")
@@ -70,6 +75,19 @@ class Call:
     def cost(self) -> Decimal:
         costs = self.costs
         return (costs["input"] or Decimal(0)) + (costs["output"] or Decimal(0))
+
+
+def _unmetered(call: Call) -> Call:
+    return replace(
+        call,
+        model=UNMETERED,
+        is_error=0,
+        error_type="",
+        prompt_tokens=0,
+        completion_tokens=0,
+        cached_input_tokens=None,
+        cache_write_tokens=None,
+    )
 
 
 def made_calls() -> list[Call]:
@@ -104,7 +122,7 @@ def made_calls() -> list[Call]:
                 billing_match="as_of" if has_billing else "none",
             )
         )
-    return calls
+    return [*calls, *map(_unmetered, calls[::40])]
 
 
 CALLS = made_calls()
@@ -118,6 +136,7 @@ def insert(database: Database, calls: Sequence[Call]) -> None:
             "id": str(number),
             "provider": "some-provider",
             "total_tokens": call.total_tokens,
+            "usage_source": call.usage_source,
             "created_at": f"{call.created_at:%Y-%m-%d %H:%M:%S}",
             **{
                 f"{name}_cost_usd": None if cost is None else f"{cost:f}"

@@ -55,6 +55,11 @@ _DISTRIBUTED = re.compile(
     r"(?P<comment>COMMENT .*)",
     re.DOTALL,
 )
+_UPGRADED = re.compile(
+    r"^ALTER TABLE (?P<table>\S+(?<!_local)`)\s+(?:ADD|MODIFY) COLUMN"
+    r"(?:.*MODIFY (?P<comment>COMMENT .*))?",
+    re.DOTALL | re.MULTILINE,
+)
 
 # As the server maps errors to statuses; 500 is all others.
 _STATUSES = {60: 404, 62: 400, 81: 404, 115: 404, 209: 503, 497: 403, 516: 403}
@@ -182,10 +187,17 @@ class Server(ThreadingHTTPServer):
         sql = _ON_CLUSTER.sub("", sql)
         sql = re.sub(r"ENGINE = ReplicatedMergeTree\([^)]*\)", "ENGINE = MergeTree", sql)
         sql = re.sub(r"^SYSTEM SYNC REPLICA .*", "SELECT 1", sql)
-        found = _DISTRIBUTED.search(sql)
-        if not found:
-            return sql
-        table, local = found["table"], found["local"]
+        if found := _DISTRIBUTED.search(sql):
+            made = f"CREATE VIEW IF NOT EXISTS {found['table']}"
+            return f"{made} AS {self._all_rows(found['local'])} {found['comment']}"
+        if found := _UPGRADED.search(sql):  # with the columns that the local tables have by now
+            table = found["table"]
+            rows = self._all_rows(f"{table.removesuffix('`')}_local`")
+            return f"CREATE OR REPLACE VIEW {table} AS {rows} {found['comment'] or ''}"
+        return sql
+
+    def _all_rows(self, local: str) -> str:
+        """Return the query for the rows of all shards' tables of this name."""
         columns = self._query(f"DESCRIBE TABLE {local}", "TabSeparatedRaw").decode().splitlines()
         structure = ", ".join(" ".join(line.split("\t")[:2]) for line in columns)
         addresses = (
@@ -197,10 +209,7 @@ class Server(ThreadingHTTPServer):
             f"{_quoted(f'{structure}, _partition_id String')})"
             for address in addresses
         )
-        return (
-            f"CREATE VIEW IF NOT EXISTS {table} AS "
-            f"SELECT *, _partition_id FROM {local}{''.join(others)} {found['comment']}"
-        )
+        return f"SELECT *, _partition_id FROM {local}{''.join(others)}"
 
     def _other_nodes(self) -> list[str]:
         """Return the hosts of the clusters that answer."""

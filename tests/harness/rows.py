@@ -77,6 +77,17 @@ def make_rows(hour: datetime, count: int, version: int = 1) -> list[Row]:
                 "cache_write_cost_usd": price and 10**18 * price,
                 "output_cost_usd": price and price + 20,
                 "price_version": f"prices {version}" if price else "",
+                "served_by": ("openai", "anthropic")[number % 2],
+                "served_model": f"model-{version}-2026-01-01",
+                "service_tier": "flex" if number % 6 == 5 else "",
+                "cost_basis": "list" if price else "",
+                "usage_source": ("response", "step", "none")[number % 3],
+                "model_handle": f"openai/model-{version}",
+                "stop_reason": "error" if number % 5 == 4 else "end_turn",
+                "user_id": f"user-{number % 3}",
+                "other_cost_usd": price and 7 * price,
+                "price_entry": f"openai/model-{version}" if price else "",
+                "usage_details": '{"web_searches":1}' if number % 3 == 1 else "",
             }
         )
     return sorted(rows, key=lambda row: (row["created_at"], row["id"]))

@@ -1,4 +1,4 @@
-"""Calls of every provider with the usage, model and errors that are to be read of them."""
+"""Calls of every provider with what is to be read of them: usage, model, errors, cost."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,10 @@ def _expanded(value: Any) -> Any:
     return [_expanded(item) for item in value] if isinstance(value, list) else value
 
 
-_FILE = Path(__file__).parents[1] / "data" / "usage_cases.jsonl"
-CASES: list[dict[str, Any]] = [
-    _expanded(json.loads(line)) for line in _FILE.read_text(encoding="utf-8").splitlines()
-]
+def _cases(name: str) -> list[dict[str, Any]]:
+    file = Path(__file__).parents[1] / "data" / name
+    return [_expanded(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+CASES = _cases("usage_cases.jsonl")
+COST_CASES = _cases("cost_cases.jsonl")

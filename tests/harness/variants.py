@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+from llm_trace_pipeline.trace.columns import ADDED_COLUMNS
 from tests.harness.rows import T0, Row
 
 ROW: Row = {
@@ -44,6 +45,17 @@ ROW: Row = {
     "cache_write_cost_usd": None,
     "output_cost_usd": Decimal("0.001"),
     "price_version": "prices 1",
+    "served_by": "openai",
+    "served_model": "gpt-4o-2024-08-06",
+    "service_tier": "",
+    "cost_basis": "list",
+    "usage_source": "response",
+    "model_handle": "openai/gpt-4o",
+    "stop_reason": "end_turn",
+    "user_id": "user-1",
+    "other_cost_usd": Decimal(0),
+    "price_entry": "openai/gpt-4o",
+    "usage_details": "",
 }
 # Another value for every column.
 CHANGED: Row = {
@@ -86,9 +98,26 @@ CHANGED: Row = {
     "cache_write_cost_usd": Decimal("0.5"),
     "output_cost_usd": None,
     "price_version": "prices 2",
+    "served_by": "azure",
+    "served_model": "",
+    "service_tier": "flex",
+    "cost_basis": "reported",
+    "usage_source": "step",
+    "model_handle": "",
+    "stop_reason": "error",
+    "user_id": "user-2",
+    "other_cost_usd": Decimal("0.01"),
+    "price_entry": "",
+    "usage_details": '{"web_searches":1}',
 }
 UNPRICED: Row = ROW | dict.fromkeys((name for name in ROW if name.endswith("cost_usd")), None)
 UNPRICED["price_version"] = ""
+_NOT_ADDED: Row = {name: None if name.endswith("cost_usd") else "" for name in ADDED_COLUMNS}
+
+
+def of_version_2(row: Row) -> Row:
+    """Return a row as a batch of manifest version 2 holds it, without the added columns."""
+    return row | _NOT_ADDED
 
 
 def variants() -> dict[str, Row]:
@@ -101,4 +130,6 @@ def variants() -> dict[str, Row]:
         "tags in one text": ROW | {"agent_tags": ["a\x1eß"]},
         "no price": UNPRICED,
         "no price, but a cost": UNPRICED | {"cost_usd": Decimal(1)},
+        "a row of version 2": of_version_2(ROW),
+        "a row of version 2 without a price": of_version_2(UNPRICED),
     }

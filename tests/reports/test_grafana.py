@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.tables import define_table
 from llm_trace_pipeline.settings import Settings
-from tests.harness.calls import CALLS, LONG, summed
+from tests.harness.calls import CALLS, LONG, UNMETERED, UNPRICED, summed
 
 BOARD: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "deploy/grafana/llm_traces.json").read_text(encoding="utf-8")
@@ -104,6 +105,29 @@ def test_spend_is_without_own_keys_which_stand_apart(loaded: Database) -> None:
     for title in ("Spend by model", "Spend by plan"):
         spend = sum(row["spend"] for row in rows_of(loaded, title))
         assert spend == pytest.approx(float(expected["spend_usd"]))
+
+
+def test_calls_without_usage_stand_apart_from_models_without_a_price(loaded: Database) -> None:
+    for title, model in (("Models without a price", UNPRICED), ("Calls without usage", UNMETERED)):
+        [row] = rows_of(loaded, title)
+        assert (row["model"], row["calls"]) == (model, sum(call.model == model for call in CALLS))
+
+
+def test_a_sum_beyond_64_bits_does_not_wrap(state_of_calls: Path) -> None:
+    environment = {"LLM_TRACES_STATE": str(state_of_calls), "CLICKHOUSE_DATABASE": "large"}
+    counts = {"prompt_tokens": 2**63, "completion_tokens": 2**62, "total_tokens": 2**63 + 2**62}
+    call = {"created_at": f"{LONG.window.start:%Y-%m-%d %H:%M:%S}", "organization_id": "org"}
+    lines = "\n".join([json.dumps({**call, **counts, "cached_input_tokens": 2**62})] * 8)
+    with connect(Settings.from_environment(environment)) as database:
+        define_table(database, "llm_traces")
+        database.execute(f"INSERT INTO llm_traces FORMAT JSONEachRow\n{lines}")
+        [stat] = rows_of(database, "Tokens")
+        [over_time] = rows_of(database, "Tokens over time")
+        [organization] = rows_of(database, "Largest organizations")
+        [unpriced] = rows_of(database, "Models without a price")
+    assert stat["tokens"] == organization["tokens"] == 8 * float(2**63 + 2**62)
+    assert [over_time[name] for name in ("input", "cached", "output")] == [8 * 2.0**62] * 3
+    assert [unpriced[name] for name in ("input_tokens", "output_tokens")] == [8 * 2.0**63, 2.0**65]
 
 
 def test_a_variable_offers_what_was_called(loaded: Database) -> None:

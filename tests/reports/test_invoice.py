@@ -31,7 +31,14 @@ from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
-from llm_trace_pipeline.trace.prices import PACKAGE_VERSION, PACKAGED, PriceBook
+from llm_trace_pipeline.trace.details import (
+    REPORTED_COST,
+    REPORTED_INPUT,
+    REPORTED_OUTPUT,
+    text_of_details,
+)
+from llm_trace_pipeline.trace.list_prices import LIST_VERSION
+from llm_trace_pipeline.trace.prices import PACKAGED, PriceBook
 from tests.harness.rows import Row, make_rows, publish
 
 APRIL = datetime(2025, 4, 1, tzinfo=UTC)
@@ -59,8 +66,25 @@ def call(at: datetime, customer: str = "cus_a", /, **values: Any) -> Row:
         "completion_tokens": 103,
         "cached_input_tokens": 307,
         "cache_write_tokens": None,
+        "served_by": values.get("provider", "openai"),
+        "served_model": "",
+        "usage_details": "",
         **values,
     }
+
+
+NO_TOKENS: Row = {
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+    "total_tokens": 0,
+    "cached_input_tokens": None,
+}
+REPORTED_PARTS = {REPORTED_COST: "0.5", REPORTED_INPUT: "0.125", REPORTED_OUTPUT: "0.25"}
+
+
+def details(**values: int | str) -> str:
+    """Return what a response said beside its tokens."""
+    return text_of_details(values)
 
 
 def price_book(path: Path, *prices: tuple[str, str]) -> PriceBook:
@@ -144,19 +168,23 @@ def metered(row: Row) -> dict[str, tuple[int, Decimal | None]]:
     prompt = row["prompt_tokens"]
     cached = min(row["cached_input_tokens"] or 0, prompt)
     written = min(row["cache_write_tokens"] or 0, prompt - cached)
-    cost = {name.removesuffix("_usd"): row[name] for name in row if name.endswith("cost_usd")}
-    if row["cost_usd"] is None:
-        fee = uncached_cost = None
-    else:
-        fee = cost["cost"] - cost["input_cost"] - cost["output_cost"]
-        uncached_cost = cost["input_cost"] - cost["cached_input_cost"] - cost["cache_write_cost"]
-    return {
-        "llm_calls": (1, fee),
-        "llm_uncached_input_tokens": (prompt - cached - written, uncached_cost),
-        "llm_cached_input_tokens": (cached, cost["cached_input_cost"]),
-        "llm_cache_write_tokens": (written, cost["cache_write_cost"]),
-        "llm_output_tokens": (row["completion_tokens"], cost["output_cost"]),
+    quantities = {
+        "llm_calls": 1,
+        "llm_uncached_input_tokens": prompt - cached - written,
+        "llm_cached_input_tokens": cached,
+        "llm_cache_write_tokens": written,
+        "llm_output_tokens": row["completion_tokens"],
+        "llm_other_costs": int(bool(row["other_cost_usd"])),
     }
+    if row["cost_usd"] is None:
+        return {meter: (quantity, None) for meter, quantity in quantities.items()}
+    cost = {name: row[name] or Decimal(0) for name in row if name.endswith("cost_usd")}
+    parts = cost["cached_input_cost_usd"], cost["cache_write_cost_usd"]
+    costs = [
+        *(Decimal(0), cost["input_cost_usd"] - sum(parts), *parts),
+        *(cost["output_cost_usd"], cost["other_cost_usd"]),
+    ]
+    return dict(zip(quantities, zip(quantities.values(), costs, strict=True), strict=True))
 
 
 def expected_items(rows: list[Row]) -> list[tuple[object, ...]]:
@@ -166,7 +194,7 @@ def expected_items(rows: list[Row]) -> list[tuple[object, ...]]:
             key = (
                 *(row["billing_customer_id"], row["is_byok"], row["billing_plan_type"]),
                 *(row["billing_cost_source"], row["provider"], row["model"]),
-                *(row["price_version"], meter),
+                *(row["cost_basis"], row["price_version"], meter),
             )
             sums[key][0] += quantity
             sums[key][1] = None if cost is None else sums[key][1] + cost
@@ -182,7 +210,7 @@ def expected_events(rows: list[Row]) -> list[tuple[object, ...]]:
     for row in rows:
         if row["billing_customer_id"] and not row["is_byok"]:
             day = row["created_at"].replace(hour=0, minute=0, second=0, microsecond=0)
-            for meter, (quantity, _) in metered(row).items():
+            for meter, (quantity, _) in list(metered(row).items())[:-1]:
                 sums[row["billing_customer_id"], int(day.timestamp()), meter] += quantity
     return sorted((*key, quantity) for key, quantity in sums.items() if quantity)
 
@@ -209,6 +237,11 @@ def test_the_files_hold_every_call_to_the_last_digit(
         call(LAST, id="12", cached_input_tokens=2000, cache_write_tokens=5),  # of 1001
         call(LAST, id="13", model="claude-sonnet-4-0", provider="anthropic", cache_write_tokens=1),
         call(LAST, id="14", is_error=1, prompt_tokens=0, completion_tokens=0, **own),
+        call(LAST, id="18", usage_source="none", **NO_TOKENS),
+        call(LAST, id="19", usage_source="none", **NO_TOKENS, model="unheard-of", is_byok=1),
+        call(LAST, id="20", usage_details=details(**{REPORTED_COST: "0.75"})),
+        call(LAST, id="21", usage_details=details(**REPORTED_PARTS), model="unheard-of"),
+        call(LAST, id="22", usage_details=details(web_searches=2)),
         call(APRIL - MOMENT, "cus_last", id="15"),
         call(APRIL, "cus_next", id="16"),
         call(APRIL + HOUR - MOMENT, "cus_next", id="17"),
@@ -220,7 +253,11 @@ def test_the_files_hold_every_call_to_the_last_digit(
         rows += books.publish(hour, of_hour, prices)
     books.load(*hours)
     march = [row for row in rows if row["created_at"] < APRIL]
-    assert {row["id"] for row in march if row["cost_usd"] is None} == {"5", "8", "9", "12"}
+    unmetered = {"18", "19"}
+    without_cost = {row["id"] for row in march if row["cost_usd"] is None}
+    assert without_cost == {"5", "8", "9", "12"} | unmetered
+    [fee] = [row["other_cost_usd"] for row in march if row["id"] == "22"]
+    assert fee > 0
 
     print_invoice(books.invoice())
     assert set(books.files()) == FILES
@@ -228,8 +265,8 @@ def test_the_files_hold_every_call_to_the_last_digit(
     assert [
         (
             *(item["customer"], item["is_byok"], item["plan"], item["cost_source"]),
-            *(item["provider"], item["model"], item["price_version"], item["meter"]),
-            *(item["quantity"], item["amount_usd"], item["list_amount_usd"]),
+            *(item["provider"], item["model"], item["cost_basis"], item["price_version"]),
+            *(item["meter"], item["quantity"], item["amount_usd"], item["list_amount_usd"]),
         )
         for item in items
     ] == expected_items(march)
@@ -255,14 +292,17 @@ def test_the_files_hold_every_call_to_the_last_digit(
     for line in (
         f"amount              {amount:f} USD",
         "customers           4",
-        "calls               15",
-        f"prices              {prices.file_version}, {PACKAGE_VERSION}",
+        "calls               20",
+        f"prices              {prices.file_version}, {LIST_VERSION}",
         "not before 2025-03-30-23:00, the first hour (LLM_TRACES_START)",
     ):
         assert line in lines
     assert "\nwithout a customer  2 calls, " in text
-    assert "\nby own key          3 calls, list price " in text
-    assert "\nwithout a price     4 calls, " in text
+    assert "\nby own key          4 calls, cost " in text
+    named = "'openai/unheard-of' 2, 'openai/gpt-4o' 1, 'openai/m\\n\",x' 1"
+    assert f"\nwithout a price     4 calls, not in the amount: {named}\n" in text
+    named = "'openai/gpt-4o' 1, 'openai/unheard-of' 1"
+    assert f"\nwithout usage       2 calls, not in the amount: {named}\n" in text
     assert "not final" not in text
 
     # What Stripe is told of an item.

@@ -22,6 +22,7 @@ from tests.harness.calls import (
     LONG,
     RATES,
     SHORT,
+    UNMETERED,
     UNPRICED,
     Call,
     insert,
@@ -167,6 +168,12 @@ def test_what_is_to_be_done_is_listed(pages: dict[Days, Path], page: Page) -> No
             "output_tokens": sum(call.completion_tokens for call in unpriced),
         }
     }
+    unmetered = [call for call in CALLS if call.model == UNMETERED]
+    assert tables["unmetered_models"] == {f"some-provider/{UNMETERED}": {"calls": len(unmetered)}}
+    alerts = page.locator("p.alert").all_inner_texts()
+    assert [text.partition(" calls (")[0] for text in alerts] == [
+        f"{len(calls):,}" for calls in (unpriced, unmetered)
+    ]
     entry = page.locator("pre").text_content() or ""
     assert entry.startswith('[[prices]]\nprovider = "some-provider"\nmodel = "<script>')
     without = [call for call in CALLS if call.billing_match == "none"]
@@ -230,6 +237,45 @@ def test_calls_without_a_cost_are_told_apart_by_cause(tmp_path: Path, page: Page
     entries = page.locator("#to-do pre").text_content() or ""
     assert re.findall('model = "(.*)"', entries) == ["both", "priced since"]
     assert "no price helps them" in page.locator("#to-do").inner_text()
+
+
+def test_calls_without_usage_are_told_apart_from_models_without_a_price(
+    tmp_path: Path, page: Page
+) -> None:
+    unmetered = {"usage_source": "none"}
+    rows: list[dict[str, Any]] = [
+        *[{"model": "both", **unmetered}] * 3,
+        *[{"model": "both", "usage_source": "response", "prompt_tokens": 7}] * 2,
+        {"model": "silent", **unmetered},
+        {"model": "reported", **unmetered, "cost_usd": "0.5", "cost_basis": "reported"},
+        {"model": "failed", **unmetered, "cost_usd": "0", "cost_basis": "list", "is_error": 1},
+        {"model": "of version 2", "completion_tokens": 9},
+    ]
+    show(page, report_of(tmp_path, rows))
+    tables = tables_of(page)
+    assert tables["unmetered_models"] == {"p/both": {"calls": 3}, "p/silent": {"calls": 1}}
+    assert {model: row["calls"] for model, row in tables["unpriced_models"].items()} == {
+        "p/both": 2,
+        "p/of version 2": 1,
+    }
+    assert "Calls without usage" in page.locator("#to-do").inner_text()
+
+
+def test_a_reported_cost_tells_no_price_of_input(tmp_path: Path, page: Page) -> None:
+    reported = {
+        "model": "m",
+        "prompt_tokens": 1000,
+        "cached_input_tokens": 400,
+        "cost_usd": "9",
+        "cost_basis": "reported",
+        "input_cost_usd": "5",
+        "other_cost_usd": "4",
+    }
+    show(page, report_of(tmp_path, [cached_call(300, 700), cached_call(100, 0), reported]))
+    found = tables_of(page)["cache"]["m"]
+    assert found["cached_tokens"] == 800
+    assert found["saved_usd"] == 18 * 400 / Decimal(10**6)
+    assert "50.0 % of the cached tokens" in page.locator("section").all_inner_texts()[4]
 
 
 def test_contradictory_calls_alone_need_no_price(tmp_path: Path, page: Page) -> None:

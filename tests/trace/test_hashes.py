@@ -15,7 +15,7 @@ from llm_trace_pipeline.trace.columns import (
 from llm_trace_pipeline.trace.hashes import row_hashes, sum_of_hashes
 from llm_trace_pipeline.trace.tally import Tally, tally_of
 from tests.harness.rows import Row
-from tests.harness.variants import CHANGED, ROW, UNPRICED, variants
+from tests.harness.variants import CHANGED, ROW, UNPRICED, of_version_2, variants
 
 HASHED = [column.name for column in COLUMNS if column.name not in PAYLOAD_COLUMNS]
 NULLABLE_COUNTS = [
@@ -72,13 +72,16 @@ def test_an_empty_text_is_not_the_text_0(column: str) -> None:
 
 
 @pytest.mark.parametrize("column", COST_COLUMNS)
-def test_a_cost_that_is_not_known_counts_as_0_beside_a_price(column: str) -> None:
-    assert hash_of(**{column: None}) == hash_of(**{column: 0})
+def test_a_cost_that_is_not_known_is_not_0(column: str) -> None:
+    assert hash_of(**{column: None}) != hash_of(**{column: 0})
 
 
-@pytest.mark.parametrize("column", COST_COLUMNS)
-def test_a_cost_does_not_count_without_a_price_version(column: str) -> None:
-    assert hash_of(**UNPRICED) == hash_of(**UNPRICED | {column: 1})
+@pytest.mark.parametrize("column", [name for name in COST_COLUMNS if name != "other_cost_usd"])
+def test_in_version_2_a_cost_counted_beside_a_price_version_alone(column: str) -> None:
+    priced, unpriced = of_version_2(ROW), of_version_2(UNPRICED)
+    assert hash_of(**priced | {column: None}) == hash_of(**priced | {column: 0})
+    assert hash_of(**priced | {column: 7}) != hash_of(**priced | {column: 0})
+    assert hash_of(**unpriced) == hash_of(**unpriced | {column: 1})
 
 
 def test_costs_that_change_places_change_the_hash() -> None:
@@ -118,5 +121,5 @@ def test_a_row_in_the_middle_of_a_batch_has_its_own_hash() -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_the_rule_is_that_of_the_hours_loaded_before(name: str) -> None:
-    assert f"{hash_of(**variants()[name]):016x}" == RECORDED[name]
+def test_the_rule_of_version_2_is_that_of_the_hours_loaded_then(name: str) -> None:
+    assert f"{hash_of(**of_version_2(variants()[name])):016x}" == RECORDED[name]

@@ -9,7 +9,7 @@ from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA, TOKEN_COLUMNS
 from llm_trace_pipeline.trace.tally import EXAMPLES, Tally, tally_of
 from tests.harness.rows import T0, Row, make_rows
-from tests.harness.variants import ROW, UNPRICED
+from tests.harness.variants import ROW, UNPRICED, of_version_2
 
 
 def counted(*batches: Sequence[Row]) -> Tally:
@@ -52,6 +52,15 @@ def test_an_id_that_comes_twice_is_found_across_batches() -> None:
     assert counted(rows, rows[3:]).distinct_ids == 4
 
 
+def test_counts_are_summed_beyond_64_bits() -> None:
+    huge = {**dict.fromkeys(TOKEN_COLUMNS, 2**64 - 1), "request_size_bytes": 2**64 - 1}
+    small = {**dict.fromkeys(TOKEN_COLUMNS, 2), "response_size_bytes": 3}
+    rows = [{**ROW, "response_size_bytes": 0, **huge}, {**ROW, "request_size_bytes": 0, **small}]
+    tally = counted([rows[0], rows[0], rows[1]])
+    assert tally.tokens == dict.fromkeys(TOKEN_COLUMNS, 2**65)
+    assert tally.payload_bytes == 2 * (2**64 - 1) + 3
+
+
 def test_costs_are_summed_with_all_their_digits() -> None:
     costs = Decimal(10) ** 19, Decimal("1e-18")  # Python's 28 digits cannot hold their sum
     tally = counted(*([ROW | {"cost_usd": cost}] for cost in costs))
@@ -68,6 +77,27 @@ def test_calls_without_a_price_are_counted_by_model_and_the_most_frequent_are_na
     assert (figures["unpriced"], figures["unpriced_models"]) == (
         11,
         ("openai/b", "openai/c", "openai/d"),
+    )
+
+
+def test_calls_without_usage_are_told_apart_from_models_without_a_price() -> None:
+    unmetered = UNPRICED | {"usage_source": "none"}
+    models = ["a", "b", "b", "c", "c", "c", "d", "d", "d", "d"]
+    rows = [
+        *(unmetered | {"model": model} for model in models),
+        *(UNPRICED | {"model": "d"}, UNPRICED | {"model": "e", "usage_source": "step"}),
+        ROW | {"usage_source": "none"},  # the response says what the call cost
+        ROW | {"usage_source": "none", "is_error": 1, "cost_usd": Decimal(0)},
+        of_version_2(UNPRICED),
+    ]
+    figures = counted(rows[:7], rows[7:]).figures()
+    assert (figures["unmetered"], figures["unmetered_models"]) == (
+        10,
+        ("openai/b", "openai/c", "openai/d"),
+    )
+    assert (figures["unpriced"], set(figures["unpriced_models"])) == (
+        3,
+        {"openai/d", "openai/e", "openai/gpt-4o"},
     )
 
 
