@@ -23,13 +23,26 @@ from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import parse_hour
 
 S3_SCHEME = "s3://"
+CHDB_SCHEME = "chdb://"  # followed by the path as it is: # and % are parts of it
 # What ClickHouse takes for a pattern of names is refused.
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*")
+
+
+# Not in the path of the state folder: Dagster reads ? and % as parts of a URL, and PostgreSQL's
+# pg_ctl hands the path to a shell in double quotes.
+_NO_STATE_DIR = '?%"$`'
+_NO_CHDB_DIR = "?"  # after it, the engine expects parameters
+
+
+def _refuse(characters: str, path: str) -> None:
+    if found := set(characters).intersection(path):
+        raise ValueError(f"must be a folder whose path has no {min(found)}, not {path!r}")
 
 
 def _state_dir(value: Path) -> Path:
     if value == value.parent:
         raise ValueError("must be a folder of its own, not the root of the file system")
+    _refuse(_NO_STATE_DIR, str(value))
     return value
 
 
@@ -70,9 +83,10 @@ def _clickhouse_endpoint(value: str) -> str:
         raise ValueError("must not hold credentials; they go into CLICKHOUSE_USERNAME/PASSWORD")
     if _is_server(url):
         return value
-    if url.scheme == "chdb" and not url.netloc and url.path.startswith("/"):
-        return value
-    raise ValueError("must be http(s)://host:port, or chdb:///path for the embedded engine")
+    if not value.startswith(f"{CHDB_SCHEME}/"):
+        raise ValueError("must be http(s)://host:port, or chdb:///path for the embedded engine")
+    _refuse(_NO_CHDB_DIR, value)
+    return value
 
 
 def _function_name(value: str) -> str:
@@ -230,7 +244,7 @@ class Settings(BaseModel):
         state = Path(values.get("LLM_TRACES_STATE") or ".data").absolute()
         embedded = {
             "TRACE_BATCH_URI": str(state / "batches"),
-            "CLICKHOUSE_ENDPOINT": f"chdb://{state / 'clickhouse'}",
+            "CLICKHOUSE_ENDPOINT": f"{CHDB_SCHEME}{state / 'clickhouse'}",
         }
         return {**embedded, **values, "LLM_TRACES_STATE": state}
 
@@ -245,7 +259,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _cluster_has_servers(self) -> Self:
-        if self.clickhouse_cluster and self.clickhouse_endpoint.startswith("chdb:"):
+        if self.clickhouse_cluster and self.is_embedded:
             raise ValueError(
                 "CLICKHOUSE_CLUSTER: needs the http(s)://host:port of a node in CLICKHOUSE_ENDPOINT"
             )
@@ -272,6 +286,11 @@ class Settings(BaseModel):
     def is_in_bucket(self) -> bool:
         """Whether the batches lie in a bucket; else in a folder of this machine."""
         return self.trace_batch_uri.startswith(S3_SCHEME)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether ClickHouse is the embedded engine; else a server."""
+        return self.clickhouse_endpoint.startswith(CHDB_SCHEME)
 
     @property
     def s3_endpoint(self) -> str | None:

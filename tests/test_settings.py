@@ -17,6 +17,7 @@ VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
 
 WRONG = [
     ("LLM_TRACES_STATE", "/"),
+    *(("LLM_TRACES_STATE", f"/srv/a{character}b") for character in '?%"$`'),
     ("LLM_TRACES_PAYLOADS", "clickhouse"),
     ("LLM_TRACES_REDACT", "my_company.privacy"),
     ("TRACE_BATCH_URI", "gs://bucket/traces"),
@@ -45,6 +46,7 @@ WRONG = [
     ("CLICKHOUSE_ENDPOINT", f"https://default:{SECRET}@clickhouse.internal:8443"),
     ("CLICKHOUSE_ENDPOINT", f"https://default:{SECRET}@"),
     ("CLICKHOUSE_ENDPOINT", "chdb://relative/path"),
+    ("CLICKHOUSE_ENDPOINT", "chdb:///srv/a?b"),
     ("CLICKHOUSE_CA_CERT", "/no/such/ca.pem"),
     ("CLICKHOUSE_CLIENT_CERT", "/no/such/client.pem"),
     ("CLICKHOUSE_CLIENT_KEY", "/no/such/client.key"),

@@ -19,7 +19,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError as DriverError
 
 from llm_trace_pipeline.clickhouse.errors import STATEMENT_SECONDS, translated
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
-from llm_trace_pipeline.settings import Settings
+from llm_trace_pipeline.settings import CHDB_SCHEME, Settings
 from llm_trace_pipeline.sql import quote_identifier, read_sql
 
 EMBEDDED_WAIT_SECONDS = 120.0
@@ -220,8 +220,7 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
     Raises:
         ClickHouseError: ClickHouse cannot be reached, or another process keeps the embedded engine.
     """
-    url = urlsplit(settings.clickhouse_endpoint)
-    is_embedded = url.scheme == "chdb"
+    endpoint = settings.clickhouse_endpoint
     with ExitStack() as stack:
 
         @cache
@@ -229,14 +228,14 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
             return stack.enter_context(closing(_server_client(settings, host)))
 
         client = (
-            stack.enter_context(closing(_embedded_client(url.path)))
-            if is_embedded
-            else retried(lambda: client_of(str(url.hostname)), attempts)
+            stack.enter_context(closing(_embedded_client(endpoint.removeprefix(CHDB_SCHEME))))
+            if settings.is_embedded
+            else retried(lambda: client_of(str(urlsplit(endpoint).hostname)), attempts)
         )
         database = Database(
             client,
             settings.clickhouse_database,
-            is_embedded=is_embedded,
+            is_embedded=settings.is_embedded,
             keeps_payloads=settings.payloads == "all",
             cluster=Cluster(name, client_of) if (name := settings.clickhouse_cluster) else None,
         )

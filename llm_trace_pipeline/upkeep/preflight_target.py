@@ -58,7 +58,7 @@ def check_target(settings: Settings) -> list[Problem]:
 
 
 def _way_in(settings: Settings) -> str:
-    if settings.clickhouse_endpoint.startswith("chdb:"):
+    if settings.is_embedded:
         return "let the process that uses it end, or set CLICKHOUSE_ENDPOINT to another folder"
     return "start the server, or set CLICKHOUSE_ENDPOINT to its HTTP port: 8123, with TLS 8443"
 
