@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +28,10 @@ CHDB_SCHEME = "chdb://"  # followed by the path as it is: # and % are parts of i
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*")
 
 
+# The drivers' own spelling: postgresql+asyncpg://…?ssl=require.
+_DRIVER_URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://(?P<rest>.*)", re.DOTALL)
+_SSL = re.compile(r"(?<![^&])ssl=([^&]*)")  # a parameter of a query
+_SSL_MODES = {"true": "require", "false": "disable"}
 # Not in the path of the state folder: Dagster reads ? and % as parts of a URL, and PostgreSQL's
 # pg_ctl hands the path to a shell in double quotes.
 _NO_STATE_DIR = '?%"$`'
@@ -50,6 +54,29 @@ def _file(value: Path) -> Path:
     if not value.is_file():
         raise ValueError(f"must be a file, not {str(value)!r}")
     return value
+
+
+def _libpq_url(secret: SecretStr) -> SecretStr:
+    """Return the URL of PostgreSQL as libpq takes it, also where it is one of a Python driver.
+
+    A driver behind the scheme is left out, and ``ssl`` becomes ``sslmode``. As libpq does, the user
+    and the password are taken to end with the first @ before a slash.
+    """
+    found = _DRIVER_URL.fullmatch(secret.get_secret_value())
+    if not found:  # libpq refuses it
+        return secret
+    rest = found["rest"]
+    user, at, place = rest.partition("@") if "@" in rest.partition("/")[0] else ("", "", rest)
+    address, mark, query = place.partition("?")
+    raw = ""
+    if "@" in address:  # the end of a user or password that has another @ or a slash
+        raw = "@" if at else "/"
+    elif re.search("%(?![0-9A-Fa-f]{2})", rest):
+        raw = "%"
+    if raw:
+        raise ValueError(f"must have {raw} as {quote(raw, safe='')} in its user and its password")
+    query = _SSL.sub(lambda ssl: f"sslmode={_SSL_MODES.get(ssl[1], ssl[1])}", query)
+    return SecretStr(f"postgresql://{user}{at}{address}{mark}{query}")
 
 
 def _hour(value: object) -> object:
@@ -113,10 +140,10 @@ class Settings(BaseModel):
         description="Folder of the embedded stores and of Dagster's records. `make` sets it: "
         "give another one on its command line, `make run LLM_TRACES_STATE=/srv/traces`.",
     )
-    operational_database_url: SecretStr | None = Field(
+    operational_database_url: Annotated[SecretStr, AfterValidator(_libpq_url)] | None = Field(
         default=None,
         alias="OPERATIONAL_DATABASE_URL",
-        description="libpq URL of the operational PostgreSQL. A role with `SELECT` on the tables "
+        description="URL of the operational PostgreSQL, as libpq takes it or the agent server. A role with `SELECT` on the tables "
         "is enough. A standby will do: it is waited for, ten minutes at most, until it has "
         "replayed the end of the hours. Unset: the demo.",
     )

@@ -176,6 +176,52 @@ def test_a_relative_folder_becomes_absolute(
 
 
 @pytest.mark.parametrize(
+    ("url", "read"),
+    [
+        ("postgresql+asyncpg://u:p@db/letta", "postgresql://u:p@db/letta"),
+        ("postgresql+pg8000://u:p@db:5432/letta", "postgresql://u:p@db:5432/letta"),
+        ("postgres+psycopg2://u@db/letta", "postgresql://u@db/letta"),
+        ("postgres://u@db/letta?ssl=require", "postgresql://u@db/letta?sslmode=require"),
+        ("postgres://u@db/letta?a=b&ssl=true", "postgresql://u@db/letta?a=b&sslmode=require"),
+        ("postgres://u@db/letta?ssl=false&a=b", "postgresql://u@db/letta?sslmode=disable&a=b"),
+        ("postgresql:///letta?ssl=verify-full", "postgresql:///letta?sslmode=verify-full"),
+        ("postgresql://u@db/ssl=require", "postgresql://u@db/ssl=require"),
+        ("postgresql://u@h1:1,[::1]:2/letta", "postgresql://u@h1:1,[::1]:2/letta"),
+        ("postgresql:///letta?password=p@ss", "postgresql:///letta?password=p@ss"),
+        # libpq takes these as they are.
+        ("postgresql+asyncpg://u:a:b#c?ssl=d@db/letta", "postgresql://u:a:b#c?ssl=d@db/letta"),
+        ("host=db dbname=letta", "host=db dbname=letta"),
+    ],
+)
+def test_a_url_of_a_driver_is_read_as_what_it_means(url: str, read: str) -> None:
+    settings = Settings.from_environment(
+        {"OPERATIONAL_DATABASE_URL": url, "LLM_TRACES_START": "2026-03-01-00:00"}
+    )
+    assert settings.operational_database_url is not None
+    assert settings.operational_database_url.get_secret_value() == read
+
+
+@pytest.mark.parametrize(
+    ("password", "raw", "encoded"),
+    [
+        (f"{SECRET}@x", "@", "%40"),
+        (f"x@{SECRET}", "@", "%40"),
+        (f"x/{SECRET}", "/", "%2F"),
+        (f"{SECRET}%x", "%", "%25"),
+        (f"{SECRET}%", "%", "%25"),
+        (f"1/{SECRET}@{SECRET}", "/", "%2F"),
+    ],
+)
+def test_a_password_that_is_no_part_of_a_url_is_told_by_its_character(
+    password: str, raw: str, encoded: str
+) -> None:
+    url = f"postgresql+asyncpg://reader:{password}@db.internal/letta?ssl=require"
+    assert refusal({"OPERATIONAL_DATABASE_URL": url}) == (
+        f"OPERATIONAL_DATABASE_URL: must have {raw} as {encoded} in its user and its password"
+    )
+
+
+@pytest.mark.parametrize(
     ("uri", "kept"),
     [
         ("s3://bucket", "s3://bucket"),

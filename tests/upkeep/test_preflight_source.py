@@ -197,8 +197,27 @@ def test_a_database_that_is_not_utf8_is_refused(operational: Operational) -> Non
 
 
 @pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("&statement_cache_size=0", 'invalid URI query parameter: "statement_cache_size"'),
+        ("&sslmode=yes", 'invalid sslmode value: "yes"'),
+    ],
+)
+def test_a_parameter_that_libpq_does_not_know_is_named(
+    operational: Operational, query: str, reason: str
+) -> None:
+    [problem] = check_source(Source(operational.url + query), UNTIL)
+    assert problem.message == f"cannot connect to OPERATIONAL_DATABASE_URL: {reason}"
+
+
+@pytest.mark.parametrize(
     "url",
-    ["postgresql://reader:s3cret@127.0.0.1:1/letta", "postgres//reader:s3cret@127.0.0.1/letta"],
+    [
+        "postgresql://reader:s3cret@127.0.0.1:1/letta",
+        "postgres//reader:s3cret@127.0.0.1/letta",
+        "postgresql://reader:1/2?s3cret@127.0.0.1/letta",
+        "postgresql://reader/x?s3cret=1@127.0.0.1",
+    ],
 )
 def test_a_database_that_cannot_be_reached_is_named_without_its_password(url: str) -> None:
     [problem] = check_source(Source(url), UNTIL)
