@@ -18,6 +18,13 @@ class SourceError(PipelineError):
         self.sqlstate = sqlstate
 
 
+class RecoveryConflictError(SourceError):
+    """A standby gave up a query, since its replay had to remove rows that the query could see.
+
+    A later snapshot does not see them.
+    """
+
+
 class BatchError(PipelineError):
     """A Parquet batch is missing, damaged, or being written by another process."""
 

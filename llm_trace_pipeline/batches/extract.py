@@ -15,10 +15,11 @@ from llm_trace_pipeline.batches.erasures import Erasure, read_erasures, without_
 from llm_trace_pipeline.batches.manifest import Manifest, Part
 from llm_trace_pipeline.batches.rules import Rules, keep_prices
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter
-from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.errors import RecoveryConflictError, SourceError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapshot
+from llm_trace_pipeline.source.standby import retried
 from llm_trace_pipeline.trace.readings import AskSiblings
 from llm_trace_pipeline.trace.rows import transform
 from llm_trace_pipeline.trace.tally import EXAMPLES, Tally
@@ -69,18 +70,23 @@ def extract_hour(
     """
     with store.writing(hour) as writer:
         current = writer.current
-        # A batch that another process has just published must not give way to an earlier snapshot.
-        with source.snapshot(current.written_at if current else None) as snapshot:
-            if current and only_changed and _is_up_to_date(snapshot, store, rules, current):
-                return current
-            plan = _plan(source, snapshot, store, rules, writer)
-            manifest = _read(plan, snapshot, writer)
-            if not manifest.is_complete:  # a check of the asset tells
-                return manifest
-            if not accept_loss:
-                _refuse_losses(plan, snapshot, store, manifest)
-            keep_prices(store.files, rules.prices)
-            return writer.publish(manifest)
+
+        def extract() -> Manifest:
+            # A batch that another process has just published must not give way to an earlier
+            # snapshot.
+            with source.snapshot(current.written_at if current else None) as snapshot:
+                if current and only_changed and _is_up_to_date(snapshot, store, rules, current):
+                    return current
+                plan = _plan(source, snapshot, store, rules, writer)
+                manifest = _read(plan, snapshot, writer)
+                if not manifest.is_complete:  # a check of the asset tells
+                    return manifest
+                if not accept_loss:
+                    _refuse_losses(plan, snapshot, store, manifest)
+                keep_prices(store.files, rules.prices)
+                return writer.publish(manifest)
+
+        return retried(extract)
 
 
 def is_of_ledger(manifest: Manifest, ledger: Ledger) -> bool:
@@ -118,6 +124,8 @@ def _read(plan: _Plan, snapshot: Snapshot, writer: HourWriter) -> Manifest:
     too_wide: Sequence[str] = ()
     try:
         parts, tally = write()
+    except RecoveryConflictError:  # has nothing to do with the rows
+        raise
     except SourceError:
         # Whatever the error was: only rows that cannot be sent come without payloads.
         with suppress(SourceError):  # the connection is lost: the first error says why

@@ -10,16 +10,25 @@ import adbc_driver_manager
 import pyarrow as pa
 from adbc_driver_postgresql import dbapi
 
-from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.errors import RecoveryConflictError, SourceError
 from llm_trace_pipeline.sql import ROOT, without_comments
 
 # A record batch from PostgreSQL ends with the row that exceeds this size. A row has less than 1 GB
 # (too_wide.sql), so that no column of a batch comes near the 2 GB that Arrow's offsets can address.
 BATCH_BYTES = 8 * 2**20
 
-# No statement may hold the database's old row versions for ever. The slowest one known, the ledger
-# of 30 days and 10 million traces, takes three minutes.
-STATEMENT_TIMEOUT = "1h"
+# What the role, the database or a variable of libpq may have set otherwise.
+OWN_SETTINGS = {
+    "TimeZone": "UTC",
+    "client_encoding": "UTF8",
+    "application_name": "llm_trace_pipeline",
+    # No statement may hold the database's old row versions for ever. The slowest one known, the
+    # ledger of 30 days and 10 million traces, takes three minutes.
+    "statement_timeout": "1h",
+    # A snapshot is idle while other connections read it.
+    "idle_in_transaction_session_timeout": "1h",
+}
+_TRANSACTION_TIMEOUT_VERSION = 170000  # the first that has such a setting; 0: no limit
 
 _UNDEFINED = {"42P01": "table", "42703": "column"}
 
@@ -37,17 +46,27 @@ def open_session(url: str) -> Iterator["Session"]:
     try:
         connection = dbapi.connect(url, autocommit=True)
     except adbc_driver_manager.Error as error:
-        # The message about a URL that libpq cannot parse quotes parts of it, passwords included.
-        _, is_answer, reason = str(error).partition("connection to server")
-        reason = f"connection to server{reason}" if is_answer else "it is no valid libpq URL"
-        raise SourceError(f"cannot connect to OPERATIONAL_DATABASE_URL: {reason.strip()}") from None
+        reason = _refusal(str(error), url)
+        raise SourceError(f"cannot connect to OPERATIONAL_DATABASE_URL: {reason}") from None
     with closing(connection):
         session = Session(connection)
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        session.run("SET LOCAL TimeZone = 'UTC'")
-        session.run("SET LOCAL application_name = 'llm_trace_pipeline'")
-        session.run(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'")
+        own = dict(OWN_SETTINGS)
+        if session.server_version >= _TRANSACTION_TIMEOUT_VERSION:
+            own["transaction_timeout"] = "0"
+        for name, value in own.items():
+            session.run(f"SET LOCAL {name} = '{value}'")
         yield session
+
+
+def _refusal(message: str, url: str) -> str:
+    """Return why there is no connection, without what a URL that cannot be parsed may tell."""
+    if answer := re.search("connection to server.*", message, re.DOTALL):
+        return answer[0].strip()
+    parameter = re.search(r'invalid (?:URI query parameter|\w+ value): "\w+"', message)
+    if parameter and "@" not in url.rpartition("?")[2]:  # else it may be a piece of a password
+        return parameter[0]
+    return "it is no valid libpq URL"
 
 
 class Session:
@@ -59,6 +78,11 @@ class Session:
         self._cursor = connection.cursor(
             adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}
         )
+
+    @property
+    def server_version(self) -> int:
+        """The version of PostgreSQL as a number, such as 180004 for 18.4."""
+        return int(str(self._connection.adbc_get_info()["vendor_version"]))
 
     def run(self, sql: str) -> None:
         """Execute a statement that returns nothing."""
@@ -147,13 +171,20 @@ def _translated() -> Iterator[None]:
     except (adbc_driver_manager.Error, pa.ArrowException, OSError) as error:
         # An error that comes with a later batch is pyarrow's, without a code.
         code = getattr(error, "sqlstate", None)
-        message = re.sub(r"\s*Query was:.*", "", str(error), flags=re.DOTALL).strip()
+        message = " ".join(re.sub("Query was:.*", "", str(error), flags=re.DOTALL).split())
         kind = _UNDEFINED.get(code or "")
         named = re.search(r'(?:relation|column) "?([\w.]+)"? does not exist', message)
         if kind and named:
             raise SourceError(
                 f"the operational database has no {kind} {named[1]}, which is read by "
                 f"{files_that_name(named[1])}: edit it there if yours is called otherwise",
+                code,
+            ) from None
+        if "conflict with recovery" in message:
+            raise RecoveryConflictError(
+                "the operational database, a standby, cancelled a query by a conflict with "
+                "recovery; set hot_standby_feedback = on there, or a longer "
+                "max_standby_streaming_delay",
                 code,
             ) from None
         raise SourceError(f"the operational database: {message}", code) from None

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.source.session import Session
 from llm_trace_pipeline.sql import read_sql, render, without_comments
@@ -272,7 +273,14 @@ class Snapshot:
         with ExitStack() as stack:
 
             def open_follower() -> Session:
-                session = stack.enter_context(self._open_session())
+                try:
+                    session = stack.enter_context(self._open_session())
+                except SourceError as error:
+                    raise SourceError(
+                        f"another connection to the operational database is refused: {error}; "
+                        "EXTRACT_CONNECTIONS, and one more, must be allowed",
+                        error.sqlstate,
+                    ) from None
                 session.run(f"SET TRANSACTION SNAPSHOT '{exported['name']}'")
                 return session
 

@@ -1,18 +1,22 @@
-"""The lag of a standby: rows that it has not replayed yet would be missing from an hour."""
+"""A standby: rows that it has not replayed yet would be missing, and its replay cancels queries."""
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
-from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.errors import RecoveryConflictError, SourceError
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.session import Session
 from llm_trace_pipeline.sql import read_sql
 
 WAIT_SECONDS = 600.0
+ATTEMPTS = 4  # at what the replay cancelled
 
 _POLL_SECONDS = 1.0
+_Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
@@ -95,3 +99,21 @@ def _lag(source: Source, until: datetime) -> Lag | None:
         except UnknownLagError as error:  # make preflight says so too
             _log.info("%s", error)
             return None
+
+
+def retried(read: Callable[[], _Result]) -> _Result:
+    """Read from the source, anew where the replay of a standby cancels it, and return the result.
+
+    Args:
+        read: begins with a snapshot of its own, which does not see what was in the replay's way.
+
+    Raises:
+        RecoveryConflictError: it was cancelled every time.
+        SourceError: anything else that the database says.
+    """
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return read()
+        except RecoveryConflictError as error:
+            _log.info("%s; attempt %d of %d", error, attempt, ATTEMPTS)
+    return read()

@@ -30,6 +30,7 @@ from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, closed_hours
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.snapshot import EMPTY_LEDGER, Ledger, Snapshot
+from llm_trace_pipeline.source.standby import retried
 from llm_trace_pipeline.trace.billing import MATCH_FIRST_KNOWN, MATCH_NONE
 
 Differences = dict[datetime, tuple[str, ...]]
@@ -117,7 +118,11 @@ def reconcile(
     manifests, differences = readable_manifests(store, hours)
     unreadable = tuple(differences)
     compared = [hour for hour in hours if hour not in differences]
-    drifted, pruned = compare_source(source, store, compared, manifests) if compared else ({}, {})
+    drifted, pruned = (
+        retried(lambda: compare_source(source, store, compared, manifests))
+        if compared
+        else ({}, {})
+    )
     others = [manifest for hour, manifest in manifests.items() if hour not in drifted]
     earlier = earlier_hours_to_match(store, hours, rules, last)
     matched, _ = readable_manifests(store, earlier)

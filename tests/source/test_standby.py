@@ -18,9 +18,10 @@ from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.source import standby
 from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.source.snapshot import Census, Snapshot
 from llm_trace_pipeline.source.standby import lag_of
 from llm_trace_pipeline.upkeep.preflight_source import check_source
-from tests.harness.operational import Operational, trace
+from tests.harness.operational import Operational, execute, trace
 from tests.harness.pipeline import extract
 from tests.harness.processes import wait_for
 from tests.harness.rows import T0
@@ -106,6 +107,44 @@ def test_an_hour_is_extracted_once_the_standby_has_all_of_it(
     standby.wait_until_replayed(source, until)
     assert waited == 3
     assert extract(source, store).rows == 2
+
+
+@pytest.mark.parametrize("times", [1, standby.ATTEMPTS], ids=["once", "every time"])
+def test_an_hour_is_read_anew_where_the_replay_cancelled_it(
+    primary_and_standby: tuple[Operational, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+) -> None:
+    primary, url = primary_and_standby
+    source, store = Source(url), BatchStore(LocalFiles(tmp_path))
+    execute(url, "ALTER SYSTEM SET max_standby_streaming_delay = 0")
+    ask(url, "pg_reload_conf()")
+    primary.insert("provider_traces", *(trace(id=f"{number}") for number in range(9)))
+    wait_for(lambda: ask(url, "count(*) FROM provider_traces") == 9, "the rows are there")
+    census, cancelled = Snapshot.census, 0
+
+    def conflicts() -> int:
+        return int(ask(url, "sum(confl_snapshot)::int FROM pg_stat_database_conflicts"))
+
+    def census_in_the_way(snapshot: Snapshot, hour: datetime) -> Census:
+        nonlocal cancelled
+        found = census(snapshot, hour)
+        if cancelled < times:
+            before = conflicts()
+            primary.execute(f"DELETE FROM provider_traces WHERE id = '{cancelled}'")
+            primary.execute("VACUUM provider_traces")
+            wait_for(lambda: conflicts() > before, "the replay cancelled the snapshot")
+            cancelled += 1
+        return found
+
+    monkeypatch.setattr(Snapshot, "census", census_in_the_way)
+    if times == 1:
+        assert extract(source, store).rows == 8
+    else:
+        with pytest.raises(SourceError, match=r"^.* conflict with recovery; set hot_standby"):
+            extract(source, store)
+    assert cancelled == times
 
 
 def test_a_primary_is_not_waited_for(

@@ -18,6 +18,7 @@ from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.source.session import OWN_SETTINGS
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.upkeep.preflight_source import check_source
 from llm_trace_pipeline.upkeep.preflight_target import needed_grants
@@ -104,7 +105,7 @@ def test_a_statement_is_bounded_and_has_a_name(
     reader: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = "SELECT current_setting('application_name') AS name"
-    monkeypatch.setattr("llm_trace_pipeline.source.session.STATEMENT_TIMEOUT", "200ms")
+    monkeypatch.setitem(OWN_SETTINGS, "statement_timeout", "200ms")
     with reader.session() as session:
         assert session.rows(shown) == [{"name": "llm_trace_pipeline"}]
         with pytest.raises(SourceError, match="canceling statement due to statement timeout"):
