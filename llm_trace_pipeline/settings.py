@@ -30,6 +30,7 @@ _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Z
 
 # The drivers' own spelling: postgresql+asyncpg://…?ssl=require.
 _DRIVER_URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://(?P<rest>.*)", re.DOTALL)
+_BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 _SSL = re.compile(r"(?<![^&])ssl=([^&]*)")  # a parameter of a query
 _SSL_MODES = {"true": "require", "false": "disable"}
 # Not in the path of the state folder: Dagster reads ? and % as parts of a URL, and PostgreSQL's
@@ -68,13 +69,11 @@ def _libpq_url(secret: SecretStr) -> SecretStr:
     rest = found["rest"]
     user, at, place = rest.partition("@") if "@" in rest.partition("/")[0] else ("", "", rest)
     address, mark, query = place.partition("?")
-    raw = ""
-    if "@" in address:  # the end of a user or password that has another @ or a slash
-        raw = "@" if at else "/"
-    elif re.search("%(?![0-9A-Fa-f]{2})", rest):
-        raw = "%"
-    if raw:
-        raise ValueError(f"must have {raw} as {quote(raw, safe='')} in its user and its password")
+    # An @ in the address ends a user or password that has another @, or a slash.
+    wrong = _BAD_ESCAPE.findall(rest) if "@" not in address else ["@" if at else "/"]
+    for character in wrong:
+        encoded = quote(character, safe="")
+        raise ValueError(f"must have {character} as {encoded} in its user and its password")
     query = _SSL.sub(lambda ssl: f"sslmode={_SSL_MODES.get(ssl[1], ssl[1])}", query)
     return SecretStr(f"postgresql://{user}{at}{address}{mark}{query}")
 
@@ -143,9 +142,9 @@ class Settings(BaseModel):
     operational_database_url: Annotated[SecretStr, AfterValidator(_libpq_url)] | None = Field(
         default=None,
         alias="OPERATIONAL_DATABASE_URL",
-        description="URL of the operational PostgreSQL, as libpq takes it or the agent server. A role with `SELECT` on the tables "
-        "is enough. A standby will do: it is waited for, ten minutes at most, until it has "
-        "replayed the end of the hours. Unset: the demo.",
+        description="URL of the operational PostgreSQL, as libpq takes it or the agent server. A "
+        "role with `SELECT` on the tables is enough. A standby will do: it is waited for, ten "
+        "minutes at most, until it has replayed the end of the hours. Unset: the demo.",
     )
     first_hour: Annotated[datetime | None, BeforeValidator(_hour)] = Field(
         default=None,

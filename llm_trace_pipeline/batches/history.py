@@ -14,7 +14,7 @@ from llm_trace_pipeline.batches.files import Files, translated
 from llm_trace_pipeline.batches.manifest import Part
 from llm_trace_pipeline.batches.parts import seal_part
 from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_litter, switch_record
-from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.errors import BatchError, SourceError
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA, unseen_versions
@@ -46,6 +46,11 @@ def capture_billing(source: Source, files: Files) -> BillingCapture:
         history = read_history(files)
         with source.session() as session:
             versions = session.table(read_sql("operational/billing.sql"))
+        if getattr(versions.schema.field("valid_from").type, "tz", None) is None:
+            raise SourceError(
+                "sql/operational/billing.sql does not return valid_from timestamptz; edit that "
+                "file: (…) AT TIME ZONE 'UTC' AS valid_from, or with the zone it was written in"
+            )
         unplaced = pc.or_(
             pc.is_null(versions.column("organization_id")),
             pc.is_null(versions.column("valid_from")),

@@ -5,10 +5,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import Window
 from llm_trace_pipeline.source.session import Session, open_session
 from llm_trace_pipeline.source.snapshot import Place, Snapshot
 from llm_trace_pipeline.sql import read_sql
+
+_SERVER_ZONE = "or with the zone that the agent server writes in"
 
 
 class Source:
@@ -39,10 +42,44 @@ class Source:
             after: the snapshot must be of a later moment.
 
         Raises:
-            SourceError: the database cannot be reached.
+            SourceError: the database cannot be reached, or nobody knows of which hour its rows are.
         """
         with self.session() as leader:
+            _refuse_zoneless(leader)
             yield Snapshot(self.session, leader)
+
+
+@dataclass(frozen=True)
+class Zoneless:
+    """A table whose ``created_at`` has no time zone, and the repair."""
+
+    message: str
+    repair: str
+
+
+def zoneless_tables(session: Session) -> list[Zoneless]:
+    """Return the tables whose ``created_at`` has no time zone.
+
+    A guess would move rows to other hours without a word.
+
+    Raises:
+        SourceError: the database cannot be asked.
+    """
+    return [
+        Zoneless(
+            f"{row['table']}: created_at has no time zone, so nobody knows which hour a row is of",
+            f"have the view return created_at AT TIME ZONE 'UTC' AS created_at, {_SERVER_ZONE}"
+            if row["is_view"]
+            else f"ALTER TABLE {row['table']} ALTER created_at TYPE timestamptz "
+            f"USING created_at AT TIME ZONE 'UTC'; {_SERVER_ZONE}",
+        )
+        for row in session.rows(read_sql("preflight/zoneless.sql"))
+    ]
+
+
+def _refuse_zoneless(session: Session) -> None:
+    for table in zoneless_tables(session):
+        raise SourceError(f"{table.message}; {table.repair}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +126,7 @@ class SourceOfHours(Source):
         at = datetime.now(UTC)
         with ExitStack() as stack:
             leader = stack.enter_context(self.session())
+            _refuse_zoneless(leader)
             leader.set(tables='{"provider_traces": []}')
             [table] = leader.rows(read_sql("preflight/tables.sql"))
             # A view has no places; a table that is missing is for the statements to name.

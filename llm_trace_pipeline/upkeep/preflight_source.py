@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.source.postgres import Source, zoneless_tables
 from llm_trace_pipeline.source.session import Session, files_that_name
-from llm_trace_pipeline.source.snapshot import OPTIONAL_TABLES
+from llm_trace_pipeline.source.snapshot import OPTIONAL_TABLES, Snapshot
 from llm_trace_pipeline.source.standby import UnknownLagError, ask_lag
 from llm_trace_pipeline.sql import read_sql, render
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA
@@ -47,14 +47,14 @@ def check_source(source: Source, until: datetime) -> list[Problem]:
     """Return the problems of the operational database; ``until`` ends the last hour to load."""
     with ExitStack() as stack:
         try:
-            snapshot = stack.enter_context(source.snapshot())
+            session = stack.enter_context(source.session())
         except SourceError as error:
             repair = (
                 "check host, port, database, role and password in OPERATIONAL_DATABASE_URL, and "
                 "whether the server lets this machine in (pg_hba.conf)"
             )
             return [Problem(str(error), repair)]
-        session = snapshot.leader
+        snapshot = Snapshot(source.session, session)
         session.set(
             tables=json.dumps({table: names.split() for table, names in _TABLES.items()}),
             **dict.fromkeys(("start", "end"), until.isoformat()),
@@ -72,6 +72,7 @@ def check_source(source: Source, until: datetime) -> list[Problem]:
             *_check_encoding(server["encoding"]),
             *(_check_standby(session, until) if server["is_standby"] else []),
             *_check_statements(answers, tables, server),
+            *(Problem(found.message, found.repair) for found in zoneless_tables(session)),
             *_check_indexes(tables),
             *_check_billing(session, answers[read_sql(_BILLING)]),
         ]
@@ -166,7 +167,8 @@ def _check_billing(session: Session, answer: pa.Table | SourceError) -> Iterator
     if unfit:
         yield Problem(
             f"sql/{_BILLING} does not return {', '.join(unfit)}",
-            "edit that file: a cast, such as (…)::text AS plan_type, gives a column its type",
+            "edit that file: (…)::text AS plan_type gives a column its type, "
+            "(…) AT TIME ZONE 'UTC' AS valid_from a time its zone",
         )
         return
     [nulls] = session.rows(render("preflight/unplaced_billing.sql", billing=read_sql(_BILLING)))

@@ -96,6 +96,13 @@ def test_an_hour_can_be_read_again_after_a_stream_that_was_left(
             "ALTER TABLE organization_billing_details RENAME plan_type TO plan",
             "no column plan_type.*sql/operational/billing.sql",
         ),
+        (
+            (
+                "ALTER TABLE organization_billing_details ALTER updated_at TYPE timestamp, "
+                "ALTER created_at TYPE timestamp"
+            ),
+            "billing.sql does not return valid_from timestamptz; edit that file: ",
+        ),
     ],
 )
 def test_what_is_missing_is_named_with_the_file_to_edit(

@@ -6,10 +6,13 @@ from uuid import uuid4
 
 import pytest
 
-from llm_trace_pipeline.hours import HOUR
-from llm_trace_pipeline.source.postgres import Source
+from llm_trace_pipeline.batches.store import BatchStore
+from llm_trace_pipeline.errors import SourceError
+from llm_trace_pipeline.hours import HOUR, Window
+from llm_trace_pipeline.source.postgres import Source, SourceOfHours
 from llm_trace_pipeline.upkeep.preflight_source import check_source
 from tests.harness.operational import CREATE_INDEX, Operational
+from tests.harness.pipeline import extract
 from tests.harness.rows import T0
 
 UNTIL = T0 + HOUR
@@ -138,6 +141,46 @@ def test_tables_off_the_search_path_come_with_the_statements_that_show_them(
     for statement in repair.split(";")[:2]:
         operational.execute(statement)
     assert check_source(as_role(operational, role), UNTIL) == []
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+@pytest.mark.parametrize("table", ["provider_traces", "provider_trace_metadata", "steps"])
+def test_a_time_without_zone_is_refused_until_it_has_one(
+    source: Source,
+    store: BatchStore,
+    operational: Operational,
+    table: str,
+    has_index: bool,
+) -> None:
+    written = T0.replace(tzinfo=None) - 2 * HOUR  # by a server that lives two hours behind
+    operational.execute(f"ALTER TABLE {table} ALTER created_at TYPE timestamp")
+    operational.execute("INSERT INTO steps (id) VALUES ('step-1')")
+    operational.execute(
+        "INSERT INTO provider_trace_metadata (id, organization_id) VALUES ('b', 'org-1')"
+    )
+    operational.execute("INSERT INTO provider_traces (id, organization_id) VALUES ('a', 'org-1')")
+    for each in ("provider_traces", "provider_trace_metadata", "steps"):
+        operational.execute(f"UPDATE {each} SET created_at = '{written if each == table else T0}'")
+    if not has_index:
+        operational.execute("DROP INDEX ix_provider_traces_created_at")
+    [problem] = [each for each in check_source(source, UNTIL) if each.is_fatal]
+    assert problem.message.startswith(f"public.{table}: created_at has no time zone")
+    run = SourceOfHours(source, Window.of([T0]))
+    for each in (source, run):
+        with pytest.raises(SourceError, match=re.escape(f"{problem.message}; {problem.repair}")):
+            extract(each, store)
+    statement = problem.repair.partition(";")[0]
+    operational.execute(statement.replace("'UTC'", "'Etc/GMT+2'"))
+    assert [each for each in check_source(source, UNTIL) if each.is_fatal] == []
+    assert extract(source, store).rows == 2
+
+
+def test_a_view_can_give_a_time_its_zone(source: Source, operational: Operational) -> None:
+    operational.execute("ALTER TABLE steps RENAME TO stored")
+    operational.execute("ALTER TABLE stored ALTER created_at TYPE timestamp")
+    operational.execute("CREATE VIEW steps AS SELECT * FROM stored")
+    [problem] = check_source(source, UNTIL)
+    assert problem.repair.startswith("have the view return created_at AT TIME ZONE 'UTC' AS ")
 
 
 @pytest.mark.parametrize(
