@@ -71,9 +71,9 @@ def _libpq_url(secret: SecretStr) -> SecretStr:
     address, mark, query = place.partition("?")
     # An @ in the address ends a user or password that has another @, or a slash.
     wrong = _BAD_ESCAPE.findall(rest) if "@" not in address else ["@" if at else "/"]
-    for character in wrong:
-        encoded = quote(character, safe="")
-        raise ValueError(f"must have {character} as {encoded} in its user and its password")
+    if wrong:
+        encoded = quote(wrong[0], safe="")
+        raise ValueError(f"must have {wrong[0]} as {encoded} in its user and its password")
     query = _SSL.sub(lambda ssl: f"sslmode={_SSL_MODES.get(ssl[1], ssl[1])}", query)
     return SecretStr(f"postgresql://{user}{at}{address}{mark}{query}")
 

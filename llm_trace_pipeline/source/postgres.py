@@ -78,8 +78,8 @@ def zoneless_tables(session: Session) -> list[Zoneless]:
 
 
 def _refuse_zoneless(session: Session) -> None:
-    for table in zoneless_tables(session):
-        raise SourceError(f"{table.message}; {table.repair}")
+    if found := zoneless_tables(session):
+        raise SourceError(f"{found[0].message}; {found[0].repair}")
 
 
 @dataclass(frozen=True)

@@ -129,23 +129,49 @@ def test_what_a_deployment_may_lack_is_no_error(
     assert pipeline.load().rows == 1
 
 
-@pytest.mark.parametrize("json_type", ["json", "jsonb", "text"])
-def test_json_is_read_from_a_column_of_any_type(
-    operational: Operational, pipeline: Pipeline, json_type: str
+# What a column of jsonb, which keeps no spaces, has otherwise.
+OF_TEXT = {
+    "request_json",
+    "response_json",
+    "llm_config_json",
+    "request_size_bytes",
+    "response_size_bytes",
+    "payload_hash",
+}
+
+
+def test_json_is_read_alike_from_columns_of_all_types(
+    operational: Operational, pipeline: Pipeline
 ) -> None:
-    context = '{"plan_type": "own", "cost_source": "credits", "customer_id": "cus_own"}'
-    stored = trace(agent_tags='["a", "b"]', billing_context=context)
-    operational.insert("provider_traces", stored)
-    for table, columns in {
+    context = '{"plan_type":"own","cost_source":"credits","customer_id":"cus_own"}'
+    stored = [
+        trace(id="a", agent_tags='["a","b"]', billing_context=context, step_id="step-1"),
+        trace(id="b", response_json='{"error":{"type":"x","message":"\\u00fc 🦉"}}'),
+        trace(id="c", request_json=None, response_json="null", llm_config=None),
+    ]
+    operational.insert("provider_traces", *stored)
+    only_metadata = trace(id="d", agent_tags='["a"]', step_id="step-2")
+    for name in ("request_json", "response_json", "llm_config"):
+        del only_metadata[name]
+    operational.insert("provider_trace_metadata", only_metadata)
+    operational.insert("steps", {"id": "step-2", "prompt_tokens": 7, "error_data": '{"a":1}'})
+    columns = {
         "provider_traces": "request_json response_json llm_config agent_tags billing_context",
         "provider_trace_metadata": "agent_tags",
-    }.items():
-        for column in columns.split():
-            operational.execute(
-                f"ALTER TABLE {table} ALTER {column} TYPE {json_type} USING {column}::{json_type}"
-            )
-    assert pipeline.load().rows == 1
-    [row] = pipeline.rows()
-    assert (row["request_json"], row["total_tokens"]) == (stored["request_json"], 15)
-    assert (row["model"], row["agent_tags"]) == ("gpt-4o", ["a", "b"])
-    assert row["billing_plan_type"] == "own"
+        "steps": "error_data",
+    }
+    rows = {}
+    for json_type in ("json", "text", "jsonb"):
+        for table, names in columns.items():
+            for name in names.split():
+                operational.execute(
+                    f"ALTER TABLE {table} ALTER {name} TYPE {json_type} USING {name}::{json_type}"
+                )
+        assert pipeline.load().rows == 4
+        rows[json_type] = pipeline.rows()
+    assert [row["total_tokens"] for row in rows["json"]] == [15, 0, 0, 7]
+    assert rows["json"][0]["agent_tags"] == ["a", "b"]
+    assert rows["json"][0]["billing_plan_type"] == "own"
+    assert rows["text"] == rows["json"]
+    for row, of_json in zip(rows["jsonb"], rows["json"], strict=True):
+        assert {name for name in row if row[name] != of_json[name]} <= OF_TEXT
