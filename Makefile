@@ -133,8 +133,8 @@ restore: .venv/installed  ## rebuild ClickHouse from the Parquet batches alone: 
 	@$(LLM_TRACES) restore -- "$(FROM)" "$(TO)"
 
 .PHONY: sql
-sql: .venv/installed  ## one statement on ClickHouse: Q="SELECT count() FROM llm_traces"
-	@$(LLM_TRACES) sql -- "$$Q"
+sql: .venv/installed  ## one statement on ClickHouse: Q="SELECT count() FROM llm_traces" (WRITE=1)
+	@$(LLM_TRACES) sql $(if $(WRITE),--write) -- "$$Q"
 
 .PHONY: invoice
 invoice: .venv/installed  ## files for Stripe, by customer: MONTH=2026-03 (OUT=folder)

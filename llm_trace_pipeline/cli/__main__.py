@@ -5,9 +5,11 @@ Dagster, Arrow and the engines, whose imports take seconds.
 """
 
 import sys
+from errno import ENOSPC
 
 import click
 
+from llm_trace_pipeline.cli.terminal import printable
 from llm_trace_pipeline.errors import PipelineError
 
 _NAME = "llm-traces"
@@ -79,14 +81,15 @@ def restore(first: str, last: str) -> None:
 
 @llm_traces.command()
 @click.argument("statement")
-def sql(statement: str) -> None:
+@click.option("--write", is_flag=True, help="Allow a statement that changes something.")
+def sql(statement: str, *, write: bool) -> None:
     """Print the result of a statement on ClickHouse.
 
     It waits its turn while Dagster loads.
     """
     from llm_trace_pipeline.cli.sql import print_result
 
-    print_result(statement)
+    print_result(statement, may_write=write)
 
 
 @llm_traces.command()
@@ -152,11 +155,12 @@ def main() -> None:
     except PipelineError as error:
         sys.exit(_ended_by(str(error)))
     except OSError as error:
-        if error.filename is None:  # of no path that the user could mend
+        place = f"{error.filename}: " if error.filename else ""
+        if not place and error.errno != ENOSPC:  # nothing that another place would mend
             raise
         sys.exit(
             _ended_by(
-                f"{error.filename}: {error.strerror}; name another place, by LLM_TRACES_STATE, "
+                f"{place}{error.strerror}; name another place, by LLM_TRACES_STATE, "
                 "TRACE_BATCH_URI or the command's OUT"
             )
         )
@@ -168,7 +172,7 @@ def main() -> None:
 
 
 def _ended_by(line: str) -> int:
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
     return 2
 
 

@@ -9,12 +9,20 @@ import dagster as dg
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.instance import use_instance
+from llm_trace_pipeline.cli.terminal import printable
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs.launcher import fail_abandoned_runs
 from llm_trace_pipeline.defs.runs import tags_of
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import Window, key_of, ranges
 from llm_trace_pipeline.settings import Settings
+
+
+class _Printable(logging.Formatter):
+    """Writes a record as a line for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> None:
@@ -31,7 +39,9 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
     """
     progress = logging.getLogger("llm_trace_pipeline")
     progress.setLevel(logging.INFO)
-    progress.addHandler(logging.StreamHandler(sys.stdout))
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Printable())
+    progress.addHandler(handler)
     use_instance(settings)
     store = BatchStore.of(settings)
     failed: list[str] = []

@@ -193,15 +193,34 @@ class Database:
         with translated():
             return self._client.command(sql)
 
-    def pretty(self, sql: str, parameters: Mapping[str, Any] | None = None) -> str:
-        """Execute a statement once, and return its result as a table for a terminal.
+    def pretty(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        is_read_only: bool = False,
+    ) -> str:
+        """Execute a statement once, and return its result as a table of text.
+
+        Args:
+            sql: the statement.
+            parameters: its values.
+            is_read_only: refuse a statement that changes something; an embedded engine then refuses
+                any other such statement of this connection too.
 
         Raises:
             ClickHouseError: the engine refused it.
         """
+        settings = {}
+        # 2 allows settings in the statement. Where a profile sets it, it cannot be changed.
+        if is_read_only and not self.rows("SELECT getSetting('readonly') AS set")[0]["set"]:
+            settings["readonly"] = 2
         with translated():
             octets = self._client.raw_query(
-                sql, parameters=dict(parameters or {}), fmt="PrettyCompactMonoBlock"
+                sql,
+                parameters=dict(parameters or {}),
+                settings=settings,
+                fmt="PrettyCompactMonoBlock",
             )
             return octets.decode(errors="replace")
 

@@ -40,7 +40,7 @@ def test_every_command_has_a_make_target() -> None:
 def test_ctrl_c_ends_a_command_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(_: str) -> None:
+    def interrupted(_: str, **__: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("llm_trace_pipeline.cli.sql.print_result", interrupted)
