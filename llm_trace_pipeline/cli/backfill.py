@@ -6,6 +6,7 @@ import click
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.hours import load_hours
+from llm_trace_pipeline.cli.preflight import check_before_restore
 from llm_trace_pipeline.demo.traffic import first_hour_of
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
@@ -28,6 +29,7 @@ def restore_range(first: str, last: str) -> None:
     hours = hours_between(first, last, settings)
     having_batches = set(BatchStore.of(settings).hours()).intersection(hours)
     click.echo(f"{len(having_batches)} of {len(hours)} hours have a batch")
+    check_before_restore(settings)
     load_hours(settings, having_batches, "llm_traces", "llm_usage_hourly")
 
 

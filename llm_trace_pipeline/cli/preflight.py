@@ -18,7 +18,7 @@ def check_both_ends() -> None:
     """Check both ends, and print how they are; what must be mended ends the command."""
     settings = Settings.from_environment()
     found: list[Problem] = []
-    if settings.is_demo:
+    if settings.is_demo and not (settings.state_dir / "postgres").exists():
         click.echo("operational database: not checked, it is the demo's, which make run makes")
     else:
         this_hour = floor(datetime.now(UTC))
@@ -27,6 +27,11 @@ def check_both_ends() -> None:
         found += _announced("batches", check_batches(settings))
     found += _announced("ClickHouse", check_target(settings))
     _report(found)
+
+
+def check_before_restore(settings: Settings) -> None:
+    """Check where batches are and where rows go, as ``check_before_first_load`` does."""
+    _report([*check_batches(settings), *check_target(settings)])
 
 
 def check_before_first_load(settings: Settings, hours: Sequence[datetime]) -> None:

@@ -11,6 +11,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.hours import load_hours
 from llm_trace_pipeline.cli.instance import IS_CHECKOUT
 from llm_trace_pipeline.cli.preflight import check_before_first_load
+from llm_trace_pipeline.cli.terminal import printable
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.demo.postgres import embedded_postgres
@@ -23,13 +24,18 @@ from llm_trace_pipeline.upkeep.reconcile import reconcile
 
 HOURS = 24
 
+_TABLES = {
+    "By plan and cost source": "by_plan",
+    "The largest organizations": "largest_organizations",
+}
 _NEXT = """
 What next
   {call}dev              the Dagster UI on http://localhost:3000, with the hourly schedule running
   {call}sql {q}"SELECT model, count() FROM llm_traces GROUP BY model ORDER BY 2 DESC LIMIT 10"
-  {call}backfill {first} {last}
-Your own data: set OPERATIONAL_DATABASE_URL (PostgreSQL), LLM_TRACES_START (the first hour) and
-CLICKHOUSE_ENDPOINT, CLICKHOUSE_USERNAME, CLICKHOUSE_PASSWORD; then {call}preflight, {call}run."""
+  {call}backfill {first} {last}"""
+_OWN = "Your own data: set {own}; then {call}preflight, {call}run."
+_OWN_SOURCE = "OPERATIONAL_DATABASE_URL (PostgreSQL), LLM_TRACES_START (the first hour)"
+_OWN_TARGET = "CLICKHOUSE_ENDPOINT, CLICKHOUSE_USERNAME, CLICKHOUSE_PASSWORD"
 
 
 def load_last_hours() -> None:
@@ -44,15 +50,21 @@ def load_last_hours() -> None:
     check_before_first_load(settings, hours)
     click.echo(f"Loading {len(hours)} hours through Dagster")
     load_hours(settings, hours)
-    _print_report(settings, hours)
+    print_report(settings, hours)
     compare_stores(settings, hours)
-    click.echo(_what_next(key_of(first), key_of(hours[0])))
+    click.echo(what_next(settings, key_of(first), key_of(hours[0])))
 
 
-def _what_next(first: str, last: str) -> str:
+def what_next(settings: Settings, first: str, last: str) -> str:
+    """Return the commands to try, and the variables that nobody has set yet."""
+    embedded = ((_OWN_SOURCE, settings.is_demo), (_OWN_TARGET, settings.is_embedded))
+    own = [variables for variables, is_embedded in embedded if is_embedded]
+    text = "\n".join([_NEXT, *([_OWN] if own else [])])
     if IS_CHECKOUT:
-        return _NEXT.format(call="make ", q="Q=", first=f"FROM={first}", last=f"TO={last}")
-    return _NEXT.format(call="llm-traces ", q="", first=first, last=last)
+        call = {"call": "make ", "q": "Q=", "first": f"FROM={first}", "last": f"TO={last}"}
+    else:
+        call = {"call": "llm-traces ", "q": "", "first": first, "last": last}
+    return text.format(own=" and\n".join(own), **call)
 
 
 def _add_demo_traffic(settings: Settings) -> None:
@@ -63,16 +75,18 @@ def _add_demo_traffic(settings: Settings) -> None:
     click.echo(f"{added:,} new traces")
 
 
-def _print_report(settings: Settings, hours: Sequence[datetime]) -> None:
+def print_report(settings: Settings, hours: Sequence[datetime]) -> None:
+    """Print what the hours cost, as ClickHouse has them."""
     window = Window.of(hours)
     with connect(settings) as database:
         click.echo(
-            f"\n{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC, from ClickHouse"
+            f"\n{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC, from ClickHouse\n"
         )
-        click.echo("\nBy plan and cost source")
-        click.echo(database.pretty(read_sql("report/by_plan.sql"), window.parameters))
-        click.echo("The largest organizations")
-        click.echo(database.pretty(read_sql("report/largest_organizations.sql"), window.parameters))
+        for heading, name in _TABLES.items():
+            click.echo(heading)
+            click.echo(
+                printable(database.pretty(read_sql(f"report/{name}.sql"), window.parameters))
+            )
 
 
 def compare_stores(settings: Settings, hours: Sequence[datetime]) -> None:

@@ -33,6 +33,7 @@ from llm_trace_pipeline.defs.metadata import describe_batch, describe_load, desc
 from llm_trace_pipeline.defs.partitions import DAILY, HOURLY
 from llm_trace_pipeline.defs.runs import hours_done_before
 from llm_trace_pipeline.defs.stores import Stores
+from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOURS_PER_RUN, Window, by_day
 from llm_trace_pipeline.reports.spend import Days, figures_of, keep_report, page_of
 from llm_trace_pipeline.source.postgres import SourceOfHours
@@ -101,6 +102,11 @@ def trace_batches(
     context: dg.AssetExecutionContext, config: ExtractConfig, stores: Stores
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """One immutable Parquet batch per hour; one row per LLM call, with usage and billing."""
+    if config.enrich_only and (config.only_changed or config.accept_loss):
+        raise SettingsError(
+            "enrich_only reads no operational database, and only_changed and accept_loss say how "
+            "to: set one or the other"
+        )
     store = stores.batches()
     window = _window(context)
     kept_from = line_before(stores.settings.batch_retention_days, datetime.now(UTC))

@@ -246,3 +246,16 @@ def test_the_graph_has_the_public_names() -> None:
     assert graph.get(AssetKey("llm_traces")).parent_keys == {AssetKey("trace_batches")}
     assert graph.get(AssetKey("usage_report")).parent_keys == {AssetKey("llm_traces")}
     assert graph.get(AssetKey("llm_usage_hourly")).parent_keys == {AssetKey("llm_traces")}
+
+
+@pytest.mark.parametrize("other", ["only_changed", "accept_loss"])
+def test_options_that_say_nothing_together_are_refused(jobs: Jobs, other: str) -> None:
+    config = {"ops": {"trace_batches": {"config": {"enrich_only": True, other: True}}}}
+    result = jobs.load(T0, T0, run_config=config)
+    [failed] = result.filter_events(lambda event: event.is_step_failure)
+    assert failed.step_failure_data.error
+    cause = failed.step_failure_data.error.cause
+    assert cause
+    assert cause.message.startswith(
+        "llm_trace_pipeline.errors.SettingsError: enrich_only reads no "
+    )

@@ -166,9 +166,9 @@ def test_a_time_without_zone_is_refused_until_it_has_one(
     [problem] = [each for each in check_source(source, UNTIL) if each.is_fatal]
     assert problem.message.startswith(f"public.{table}: created_at has no time zone")
     run = SourceOfHours(source, Window.of([T0]))
-    for each in (source, run):
+    for reader in (source, run):
         with pytest.raises(SourceError, match=re.escape(f"{problem.message}; {problem.repair}")):
-            extract(each, store)
+            extract(reader, store)
     statement = problem.repair.partition(";")[0]
     operational.execute(statement.replace("'UTC'", "'Etc/GMT+2'"))
     assert [each for each in check_source(source, UNTIL) if each.is_fatal] == []
