@@ -4,9 +4,10 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,7 +154,7 @@ class Database:
             self._client.insert_arrow(table, rows, database=self.name, settings={"async_insert": 0})
 
     def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Execute a query; one dict per row. Times come timezone-aware.
+        """Execute a query; one dict per row. Times are in UTC.
 
         Raises:
             ClickHouseError: the engine refused it, or failed again and again.
@@ -162,7 +163,7 @@ class Database:
         def read() -> list[dict[str, Any]]:
             with translated():
                 result = self._client.query(sql, parameters=dict(parameters or {}))
-                return list(result.named_results())
+                return list(_named(result.column_names, result.result_rows))
 
         return retried(read)
 
@@ -170,6 +171,8 @@ class Database:
         self, sql: str, parameters: Mapping[str, Any] | None = None
     ) -> Iterator[list[dict[str, Any]]]:
         """Execute a query once, and hand out its rows as they come, some thousands at a time.
+
+        Times are in UTC.
 
         Raises:
             ClickHouseError: the engine refused it, or its answer broke off.
@@ -182,7 +185,7 @@ class Database:
         ):
             names = blocks.source.column_names
             for block in blocks:
-                yield [dict(zip(names, row, strict=True)) for row in block]
+                yield list(_named(names, block))
 
     def value(self, sql: str) -> object:
         """Execute a statement that answers with one value, once.
@@ -223,6 +226,28 @@ class Database:
                 fmt="PrettyCompactMonoBlock",
             )
             return octets.decode(errors="replace")
+
+
+def _named(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Return rows as dicts, with every time in UTC."""
+    return (dict(zip(names, map(_in_utc, row), strict=True)) for row in rows)
+
+
+def _in_utc(value: Any) -> Any:
+    """Return a value of a row; a time, also one inside of it, in UTC.
+
+    The client hands out times in the zone of the column, of the server, or of this process: the
+    embedded engine does not tell the zone of a DateTime. Where clocks go back, Python never equates
+    a time within the repeated hour with a time of another zone, nor finds it as a key.
+    """
+    match value:
+        case datetime():
+            return value.astimezone(UTC)
+        case list() | tuple():
+            return type(value)(map(_in_utc, value))
+        case dict():
+            return {_in_utc(key): _in_utc(each) for key, each in value.items()}
+    return value
 
 
 @contextmanager
