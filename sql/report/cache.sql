@@ -28,7 +28,7 @@ FROM (
         SELECT
             provider,
             model,
-            toDate(created_at) AS day,
+            toDate(created_at, 'UTC') AS day,
             cost_usd IS NOT NULL AND cost_basis != 'reported' AS is_priced,
             least(ifNull(cached_input_tokens, 0), prompt_tokens) AS cached,
             toInt128(prompt_tokens) - cached - ifNull(cache_write_tokens, 0) AS uncached,

@@ -7,7 +7,7 @@ SELECT
     countIf(cost_usd IS NULL AND usage_source != 'none') AS unpriced_calls,
     countIf(cost_usd IS NULL AND usage_source = 'none') AS unmetered_calls,
     uniqExact(organization_id) AS organizations,
-    uniqExact(toStartOfHour(created_at)) AS hours,
+    uniqExact(toStartOfHour(created_at, 'UTC')) AS hours,
     sum(toUInt128(prompt_tokens)) AS input_tokens,
     sum(toUInt128(completion_tokens)) AS output_tokens,
     sum(toUInt128(total_tokens)) AS tokens,

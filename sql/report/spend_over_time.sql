@@ -1,7 +1,9 @@
 -- Spend within the window by step of time and value of one column, {dimension}: the place of the
 -- value in {names}, 0 for all others.
 SELECT
-    toDateTime(toStartOfInterval(created_at, toIntervalSecond({seconds:UInt32})), 'UTC') AS bucket,
+    toDateTime(
+        toStartOfInterval(created_at, toIntervalSecond({seconds:UInt32}), 'UTC'), 'UTC'
+    ) AS bucket,
     indexOf({names:Array(String)}, {dimension}) AS place,
     sum(ifNull(cost_usd, 0)) AS spend_usd
 FROM llm_traces

@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
-from llm_trace_pipeline.clickhouse.tables import define_table, has_table
+from llm_trace_pipeline.clickhouse.tables import define_table, definition_of, has_table
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
 from llm_trace_pipeline.settings import Settings
@@ -36,6 +36,8 @@ from tests.harness.report_page import (
     show,
     tables_of,
 )
+
+OF_KOLKATA = "created_at DateTime64(6, 'Asia/Kolkata')"
 
 
 def by(calls: Sequence[Call], key: Callable[[Call], str], shown: int) -> Table:
@@ -342,6 +344,24 @@ def test_amounts_of_many_digits_are_exact(tmp_path: Path, page: Page) -> None:
     assert {model: row["saved_usd"] for model, row in tables["cache"].items()} == {
         model: amount.copy_negate() for model, amount in cached.items()
     }
+
+
+def test_the_zone_of_the_column_does_not_change_the_figures(tmp_path: Path) -> None:
+    """A table that was there before may tell times in a zone that is half an hour off."""
+    settings = Settings.from_environment({"LLM_TRACES_STATE": str(tmp_path)})
+    store = BatchStore.of(settings)
+    with connect(settings) as database:
+        [made] = definition_of(database, "llm_traces", exists=False)
+        database.execute(made)
+        insert(database, CALLS)
+        expected = {days: figures_of(database, store, days) for days in (LONG, SHORT)}
+        database.execute("RENAME TABLE llm_traces TO theirs")
+        database.execute(made.replace("created_at DateTime64(6, 'UTC')", OF_KOLKATA))
+        database.execute("INSERT INTO llm_traces SELECT * FROM theirs")
+        [zone] = database.rows("SELECT timezoneOf(any(created_at)) AS name FROM llm_traces")
+        assert zone["name"] == "Asia/Kolkata"
+        for days, figures in expected.items():
+            assert figures_of(database, store, days) == figures
 
 
 def test_nothing_loaded_yet_is_one_line(tmp_path: Path) -> None:
