@@ -91,6 +91,19 @@ test-http: .venv/installed  ## the same over HTTP on the embedded engine, then w
 		$(PY) -m tests.harness.http_engine "$$state" $(MAKE) test-server
 	.venv/bin/pytest -n 2 $(OVER_HTTP)
 
+# What has times as keys or compares them, where clocks are half an hour off and go back by as much:
+# batches, swaps, roll-ups, invoices, reconciliation, retention. The model's hours lie where Berlin's
+# clocks go back. Left out is what is slow and asks no clock: kills, readers, a row of 1 GB.
+ASKS_CLOCKS := $(patsubst %,tests/%.py,test_hours batches/test_extract \
+	clickhouse/test_clocks clickhouse/test_rollup clickhouse/test_upsert reports/test_invoice \
+	source/test_snapshot upkeep/test_reconcile upkeep/test_retention whole/test_reload)
+
+.PHONY: test-clocks
+test-clocks: .venv/installed  ## what has times as keys, in zones whose clocks go back
+	TZ=Australia/Lord_Howe .venv/bin/pytest -n 2 --dist worksteal $(ASKS_CLOCKS) \
+		-k "not too_wide and not a_reader_sees and not stop_after_any"
+	TZ=Europe/Berlin MODEL_SEED=1 SOAK_SEQUENCES=16 .venv/bin/pytest -n 2 tests/whole/test_model.py
+
 .PHONY: test-installs
 test-installs: .venv/installed  ## the wheel and the steps of the image, in fresh environments
 	UV_INDEX_URL="$(INDEX)" .venv/bin/pytest -m installs tests/cli tests/whole

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from llm_trace_pipeline.hours import HOUR
 
-# A day's last hours and the next one's first, so that two partitions of the table take part.
-HOURS = [datetime.fromisoformat("2026-03-01T21:00:00Z") + number * HOUR for number in range(4)]
+# A day's last hours and the next one's first, so that two partitions of the table take part. In
+# Berlin the clocks go back between the last two: both have the same local hour.
+HOURS = [datetime.fromisoformat("2025-10-25T22:00:00Z") + number * HOUR for number in range(4)]
 # Versions of a plan begin on the same moments, so that the border counts.
 MOMENTS = [timedelta(), timedelta(minutes=20), timedelta(minutes=40), HOUR - timedelta.resolution]
 
