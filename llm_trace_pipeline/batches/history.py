@@ -16,7 +16,7 @@ from llm_trace_pipeline.batches.parts import seal_part
 from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_litter, switch_record
 from llm_trace_pipeline.errors import BatchError, SourceError
 from llm_trace_pipeline.source.postgres import Source
-from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.sql import read_sql, render
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA, unseen_versions
 
 _FOLDER = "billing_history"
@@ -45,7 +45,8 @@ def capture_billing(source: Source, files: Files) -> BillingCapture:
     with files.locked(_FOLDER):
         history = read_history(files)
         with source.session() as session:
-            versions = session.table(read_sql("operational/billing.sql"))
+            mapping = read_sql("operational/billing.sql")
+            versions = session.table(render("operational/billing_versions.sql", billing=mapping))
         if getattr(versions.schema.field("valid_from").type, "tz", None) is None:
             raise SourceError(
                 "sql/operational/billing.sql does not return valid_from timestamptz; edit that "

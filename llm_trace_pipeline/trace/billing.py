@@ -44,7 +44,7 @@ def unseen_versions(history: pa.Table, versions: pa.Table, seen_at: datetime) ->
 
     Args:
         history: rows of ``HISTORY_SCHEMA``.
-        versions: rows of ``sql/operational/billing.sql``.
+        versions: rows of ``sql/operational/billing_versions.sql``.
         seen_at: when these were read.
     """
     # Without this, two versions of one moment would supersede each other at every later reading.

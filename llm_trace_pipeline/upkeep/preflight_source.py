@@ -74,6 +74,7 @@ def check_source(source: Source, until: datetime) -> list[Problem]:
             *_check_statements(answers, tables, server),
             *(Problem(found.message, found.repair) for found in zoneless_tables(session)),
             *_check_indexes(tables),
+            *_check_hours(snapshot),
             *_check_billing(session, answers[read_sql(_BILLING)]),
         ]
 
@@ -154,6 +155,21 @@ def _check_indexes(tables: Sequence[dict[str, Any]]) -> Iterator[Problem]:
                 f"CREATE INDEX{how} ON {table['qualified']} (created_at);",
                 is_fatal=False,
             )
+
+
+def _check_hours(snapshot: Snapshot) -> Iterator[Problem]:
+    """Count the traces that no load will ever see."""
+    answer = _ask(snapshot.leader, snapshot.statement("outside_hours"))
+    if isinstance(answer, SourceError):  # said by _check_statements
+        return
+    [outside] = answer.to_pylist()
+    if outside["rows"]:
+        yield Problem(
+            f"{outside['rows']} traces are of no hour: their created_at is missing, infinite, "
+            "before 1970 or more than a day ahead; no load sees them",
+            "UPDATE provider_traces SET created_at = …; such as to the time of their step",
+            is_fatal=False,
+        )
 
 
 def _check_billing(session: Session, answer: pa.Table | SourceError) -> Iterator[Problem]:

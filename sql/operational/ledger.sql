@@ -3,13 +3,16 @@
 --
 -- rows          stored rows that are not deleted, folded rows included
 -- deleted       soft-deleted rows
--- newest_change the latest updated_at of a trace
+-- newest_change the latest updated_at of a trace, of those that lie in the years 1 to 9999: Python has
+--               no others, and infinity is no time at all
 -- source_hash   the sum of the rows' hashes (row_hash.sql), so that their order does not count
 SELECT
     date_trunc('hour', t.created_at, 'UTC') AS hour,
     count(*) FILTER (WHERE NOT t.is_deleted) AS rows,
     count(*) FILTER (WHERE t.is_deleted) AS deleted,
-    max(t.updated_at) AS newest_change,
+    max(t.updated_at) FILTER (
+        WHERE t.updated_at >= '0001-01-01 00:00+00' AND t.updated_at < '10000-01-01 00:00+00'
+    ) AS newest_change,
     -- Modulo 2**64 keeps the sign of the sum; the hash of a batch is never negative.
     ((sum({row_hash}::numeric) % 18446744073709551616 + 18446744073709551616)
         % 18446744073709551616)::text AS source_hash

@@ -3,9 +3,14 @@
 --
 -- id            the id of the target, without "provider_trace-"
 -- origin        1: a row of provider_traces, 2: of provider_trace_metadata
+-- created_at    a time outside the years 1 to 9999 as the first or the last moment of these: Python has no
+--               others
 -- response_json as text; NULL: the trace has none, or one too large to be sent beside other columns
 SELECT
-    t.step_id, t.trace_key AS id, t.origin, t.call_type, t.created_at,
+    t.step_id, t.trace_key AS id, t.origin, t.call_type,
+    least(
+        greatest(t.created_at, '0001-01-01 00:00+00'), '9999-12-31 23:59:59.999999+00'
+    ) AS created_at,
     CASE
         WHEN octet_length(t.response_json::text) < 268435456 THEN t.response_json::text
     END AS response_json
