@@ -1,8 +1,9 @@
 """Hours through Dagster: how a command loads them, and says how it goes."""
 
 import logging
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 import dagster as dg
@@ -53,13 +54,19 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
                 continue
             if _was_interrupted(result):
                 raise KeyboardInterrupt
-            failed.append(f"{key_of(window.start)} to {key_of(window.last)} (run {result.run_id})")
+            of_window = f"{key_of(window.start)} to {key_of(window.last)}"
+            failed.append(f"{of_window} (run {result.run_id})")
+            results = [result]
             # Dagster does not start llm_traces where trace_batches failed for a single hour; the
             # others have their batches. Nor the roll-up, which follows whatever the table holds.
             if not assets:
-                for having_batches in ranges(set(store.hours()).intersection(window.hours)):
+                results += [
                     _run(instance, having_batches, ["llm_traces"])
-            _run(instance, window, ["llm_usage_hourly"])
+                    for having_batches in ranges(set(store.hours()).intersection(window.hours))
+                ]
+            results.append(_run(instance, window, ["llm_usage_hourly"]))
+            for reason in dict.fromkeys(reason for each in results for reason in _reasons(each)):
+                progress.error("%s: %s", of_window, reason)
     if failed:
         raise PipelineError(
             "not everything was loaded; what failed is said above and in the Dagster UI: "
@@ -78,6 +85,17 @@ def _run(
         asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
         raise_on_error=False,
     )
+
+
+def _reasons(result: dg.ExecuteInProcessResult) -> Iterator[str]:
+    """Return why steps of a run failed as a whole; what failed for an hour is printed by then."""
+    for event in result.all_events:
+        failure = event.step_failure_data if event.is_step_failure else None
+        if failure is None or failure.user_failure_data or not (error := failure.error):
+            continue
+        while error.cause:
+            error = error.cause
+        yield re.sub(rf"^{PipelineError.__module__}\.\w+: ", "", error.message.strip())
 
 
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
