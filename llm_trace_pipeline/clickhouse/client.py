@@ -233,7 +233,7 @@ def _named(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[dict
     return (dict(zip(names, map(_in_utc, row), strict=True)) for row in rows)
 
 
-def _in_utc(value: Any) -> Any:
+def _in_utc(value: object) -> object:
     """Return a value of a row; a time, also one inside of it, in UTC.
 
     The client hands out times in the zone of the column, of the server, or of this process: the

@@ -7,6 +7,7 @@ zone from TZ when its process starts, so that every zone has a process.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -111,7 +112,7 @@ ORDER BY number
 
 def test_every_time_comes_in_utc(anywhere: Database) -> None:
     expected = [ZONES["Europe/Berlin"] + number * HOUR / 2 for number in range(4)]
-    for rows in (anywhere.rows(TIMES), [row for rows in anywhere.row_blocks(TIMES) for row in rows]):
+    for rows in (anywhere.rows(TIMES), list(chain.from_iterable(anywhere.row_blocks(TIMES)))):
         assert [tuple(row.values()) for row in rows] == [
             (at, at, at, at, [at], (number, at), {"at": at}) for number, at in enumerate(expected)
         ]
