@@ -1,5 +1,10 @@
 """The errors an operator sees: each says what happened, to which hour, and what to do."""
 
+import logging
+import traceback
+
+_log = logging.getLogger(__name__)
+
 
 class PipelineError(Exception):
     """Something that an operator has to act on; the message is complete without a traceback."""
@@ -44,3 +49,16 @@ class TransientClickHouseError(ClickHouseError):
 
     Whether the statement took effect is not known.
     """
+
+
+def unexpected(hour: str, error: Exception) -> PipelineError:
+    """Return what says that one hour failed in a way that nobody foresaw; log its traceback.
+
+    Args:
+        hour: the key of the hour's partition.
+        error: what went wrong, a fault of this program or of something that it uses.
+    """
+    # As text: Dagster's log of a run keeps no exception beside a message.
+    _log.error("hour %s: %s", hour, "".join(traceback.format_exception(error)))
+    kind, said = type(error).__name__, " ".join(str(error).split())
+    return PipelineError(f"hour {hour}: unexpected {kind}: {said}; its traceback is in the log")

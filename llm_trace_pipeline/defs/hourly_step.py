@@ -14,7 +14,7 @@ import dagster as dg
 
 from llm_trace_pipeline.defs.checks import Finding
 from llm_trace_pipeline.defs.metadata import Metadata, as_metadata
-from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.errors import PipelineError, unexpected
 from llm_trace_pipeline.hours import key_of
 
 # Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
@@ -91,11 +91,13 @@ def _process(
         started = time.monotonic()
         try:
             outcomes = process(group)
-        except PipelineError as error:
+        except Exception as error:  # noqa: BLE001 -- reported as the failure of the hour
             if len(group) > 1:  # one by one, so that only the hour that is wrong fails
                 waiting.extendleft([hour] for hour in reversed(group))
-            else:
+            elif isinstance(error, PipelineError):
                 yield group[0], 0.0, error
+            else:
+                yield group[0], 0.0, unexpected(key_of(group[0]), error)
             continue
         seconds = (time.monotonic() - started) / len(group)
         for hour, outcome in outcomes.items():

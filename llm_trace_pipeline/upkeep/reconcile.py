@@ -5,8 +5,8 @@ has every column that a load reads. ``updated_at`` would not do, since only appl
 it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -26,8 +26,8 @@ from llm_trace_pipeline.clickhouse.loads import describe_differences
 from llm_trace_pipeline.clickhouse.rollup import compare_rollup
 from llm_trace_pipeline.clickhouse.tables import TABLE
 from llm_trace_pipeline.clickhouse.traces import Traces, figures_of, hour_totals
-from llm_trace_pipeline.errors import BatchError
-from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, closed_hours
+from llm_trace_pipeline.errors import BatchError, PipelineError, unexpected
+from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, closed_hours, key_of
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.snapshot import EMPTY_LEDGER, Ledger, Snapshot
 from llm_trace_pipeline.source.standby import retried
@@ -50,7 +50,7 @@ class Reconciliation(BaseModel):
     damaged: tuple[AwareDatetime, ...] = ()  # ClickHouse holds other rows than the batch
     pruned: tuple[AwareDatetime, ...] = ()  # the source lost traces that the batch holds
     loaded: tuple[AwareDatetime, ...] = ()  # compared, and with a batch
-    unreadable: tuple[AwareDatetime, ...] = ()  # the manifest is damaged: nothing can be compared
+    unreadable: tuple[AwareDatetime, ...] = ()  # not compared: a damaged manifest, or another fault
     # All batches, however old, were compared with so many versions of the billing history and with
     # these prices. The restated hours held others; they are compared again until they follow.
     billing_versions: int = 0
@@ -115,21 +115,22 @@ def reconcile(
     """
     at = datetime.now(UTC)
     last = read_reconciliation(store.files) or Reconciliation(id="", at=at)
-    manifests, differences = readable_manifests(store, hours)
-    unreadable = tuple(differences)
-    compared = [hour for hour in hours if hour not in differences]
-    drifted, pruned = (
+    manifests, unreadable = readable_manifests(store, hours)
+    compared = [hour for hour in hours if hour not in unreadable]
+    drifted, pruned, failed = (
         retried(lambda: compare_source(source, store, compared, manifests))
         if compared
-        else ({}, {})
+        else ({}, {}, {})
     )
-    others = [manifest for hour, manifest in manifests.items() if hour not in drifted]
+    unreadable |= failed
+    others = [manifest for hour, manifest in manifests.items() if hour not in {**drifted, **failed}]
     earlier = earlier_hours_to_match(store, hours, rules, last)
     matched, _ = readable_manifests(store, earlier)
-    stale = stale_hours(store, [*matched.values(), *others], rules)
+    stale, failed = stale_hours(store, [*matched.values(), *others], rules)
+    unreadable |= failed
     # A load from the source, or with new billing and prices, puts the whole hour right.
     awaiting = stale.union(drifted)
-    loaded = [each for each in others if each.hour not in awaiting]
+    loaded = [each for each in others if each.hour not in awaiting | failed.keys()]
     # Since the last reconciliation these batches were written anew. ClickHouse may not follow yet.
     renewed, _ = readable_manifests(
         store,
@@ -154,11 +155,11 @@ def reconcile(
         damaged=tuple(sorted(damaged)),
         pruned=tuple(pruned),
         loaded=tuple(sorted({*manifests, *stale, *renewed})),
-        unreadable=unreadable,
+        unreadable=tuple(sorted(unreadable)),
         billing_versions=rules.history.num_rows,
         prices=rules.prices.version,
         restated=tuple(sorted({*stale.intersection(earlier), *renewed.keys() & damaged.keys()})),
-        differences={**differences, **drifted, **damaged, **pruned},
+        differences={**unreadable, **drifted, **damaged, **pruned},
     )
 
 
@@ -211,14 +212,19 @@ def compare_source(
     store: BatchStore,
     hours: Sequence[datetime],
     manifests: dict[datetime, Manifest],
-) -> tuple[Differences, Differences]:
-    """Return the hours that drifted, and the hours whose traces the source lost.
+) -> tuple[Differences, Differences, Differences]:
+    """Compare hours of the source with their batches.
 
     A trace is lost when its id is gone from the source. A trace that is soft-deleted, or whose
     ``created_at`` moved to another hour, is still there.
+
+    Returns:
+        The hours that drifted, the hours whose traces the source lost, and the hours whose
+        comparison failed.
     """
     drifted: Differences = {}
     pruned: Differences = {}
+    failed: Differences = {}
     with source.snapshot() as snapshot:
         ledgers = snapshot.ledger(Window.of(hours))
         for hour in hours:
@@ -227,9 +233,21 @@ def compare_source(
                 if ledger != EMPTY_LEDGER:
                     drifted[hour] = (f"{ledger.rows} rows in the source, no batch",)
             elif not is_of_ledger(manifest, ledger):
-                is_pruned = has_lost_traces(snapshot, store, manifest, ledger)
-                (pruned if is_pruned else drifted)[hour] = describe_drift(manifest, ledger)
-    return drifted, pruned
+                with _noting(failed, hour):
+                    is_pruned = has_lost_traces(snapshot, store, manifest, ledger)
+                    (pruned if is_pruned else drifted)[hour] = describe_drift(manifest, ledger)
+    return drifted, pruned, failed
+
+
+@contextmanager
+def _noting(failed: Differences, hour: datetime) -> Iterator[None]:
+    """Note an hour whose comparison fails in a way that nobody foresaw; the others go on."""
+    try:
+        yield
+    except PipelineError:  # of a store that no hour can be read of
+        raise
+    except Exception as error:  # noqa: BLE001 -- the check reports the hour
+        failed[hour] = (str(unexpected(key_of(hour), error)),)
 
 
 def describe_drift(manifest: Manifest, ledger: Ledger) -> tuple[str, ...]:
@@ -263,17 +281,23 @@ def has_lost_traces(
         return then > ledger.rows + ledger.deleted
 
 
-def stale_hours(store: BatchStore, manifests: Iterable[Manifest], rules: Rules) -> set[datetime]:
-    """Return the hours whose batch holds other billing or costs than a load would give now.
+def stale_hours(
+    store: BatchStore, manifests: Iterable[Manifest], rules: Rules
+) -> tuple[set[datetime], Differences]:
+    """Find the hours whose batch holds other billing or costs than a load would give now.
 
     Hours whose traces the source lost are among them: billing and costs are renewed from the batch.
+
+    Returns:
+        These hours, and the hours whose comparison failed.
     """
     stale: set[datetime] = set()
+    failed: Differences = {}
     for manifest in manifests:
-        with suppress(BatchError):  # the load of the hour reports it
+        with _noting(failed, manifest.hour), suppress(BatchError):  # its load reports the latter
             if is_stale(store, manifest, rules):
                 stale.add(manifest.hour)
-    return stale
+    return stale, failed
 
 
 def compare_table(

@@ -62,7 +62,7 @@ def test_a_row_too_wide_for_postgresql_is_loaded_without_payloads_and_counted(
     assert rows == dict.fromkeys(minutes, expected) | {"wide": expected | cut | numbers}
     assert pipeline.extract(only_changed=True) == manifest
     found = compare_source(pipeline.source, pipeline.store, [T0], {T0: manifest})
-    assert found == ({}, {})
+    assert found == ({}, {}, {})
 
 
 def test_a_step_without_trace_in_an_empty_hour_is_an_error(

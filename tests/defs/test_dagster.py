@@ -11,6 +11,7 @@ from dagster import (
     ExecuteInProcessResult,
 )
 
+from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.clickhouse.tables import has_table
@@ -259,3 +260,41 @@ def test_options_that_say_nothing_together_are_refused(jobs: Jobs, other: str) -
     assert cause.message.startswith(
         "llm_trace_pipeline.errors.SettingsError: enrich_only reads no "
     )
+
+
+class _OddError(Exception):
+    """What nobody foresaw."""
+
+
+def failing_at(hour: datetime, function: Any) -> Any:
+    """Return the function, which fails at one hour in a way that nobody foresaw."""
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if hour in arguments:
+            raise _OddError("of a kind\nthat nobody knows")
+        return function(*arguments, **options)
+
+    return failing
+
+
+def test_what_nobody_foresaw_fails_its_own_hour_alone(
+    operational: Operational,
+    jobs: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hours = [T0, T0 + HOUR, T0 + 2 * HOUR]
+    operational.insert("provider_traces", *(trace(hour, id=key_of(hour)) for hour in hours))
+    monkeypatch.setattr(assets, "extract_hour", failing_at(hours[1], extract_hour))
+    result = jobs.load(hours[0], hours[-1])
+    assert not result.success
+    done = [key_of(hour) for hour in (hours[0], hours[2])]
+    assert [partition for partition, _ in jobs.materializations("trace_batches")] == done
+    line = (
+        f"hour {key_of(hours[1])}: unexpected _OddError: of a kind that nobody knows; "
+        "its traceback is in the log"
+    )
+    assert failure_of(result).description.splitlines()[1:] == [line]
+    logged = [record.getMessage() for record in caplog.records]
+    assert any(each.startswith(f"hour {key_of(hours[1])}: Traceback") for each in logged)
+    assert line in logged

@@ -405,7 +405,7 @@ def _taken_from_form(content_type: str, body: bytes) -> tuple[dict[str, str], by
 
 
 def _open(path: str) -> Any:
-    return chdb.connect(path)  # type: ignore[no-untyped-call]  # has no types
+    return chdb.connect(path)
 
 
 def _error(code: int, text: str) -> EngineError:
