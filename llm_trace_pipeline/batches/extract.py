@@ -18,7 +18,7 @@ from llm_trace_pipeline.batches.store import BatchStore, HourWriter
 from llm_trace_pipeline.errors import RecoveryConflictError, SourceError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.source.postgres import Source
-from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapshot
+from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapshot, Untraced
 from llm_trace_pipeline.source.standby import retried
 from llm_trace_pipeline.trace.readings import AskSiblings
 from llm_trace_pipeline.trace.rows import transform
@@ -35,6 +35,7 @@ class _Plan:
     rules: Rules
     current: Manifest | None
     census: Census
+    untraced: Untraced
     erasures: tuple[Erasure, ...]
     connections: int
 
@@ -112,6 +113,7 @@ def _plan(
         rules=rules,
         current=writer.current,
         census=census,
+        untraced=snapshot.untraced(writer.hour),
         erasures=read_erasures(store.files),
         connections=1 if census.rows < ROWS_PER_STREAM else source.connections,
     )
@@ -153,6 +155,7 @@ def _read(plan: _Plan, snapshot: Snapshot, writer: HourWriter) -> Manifest:
         source_erased=tally.erased,
         source_hash=source_hash,
         source_newest_change=plan.census.newest_change,
+        steps_without_trace=plan.untraced.calls,
         **tally.figures(),
     )
 
@@ -207,7 +210,7 @@ def _refuse_losses(plan: _Plan, snapshot: Snapshot, store: BatchStore, manifest:
     if plan.current:
         _refuse_lost_traces(snapshot, store, plan.current, manifest)
     elif not plan.census.rows + plan.census.deleted:
-        _refuse_steps_without_traces(snapshot, plan.hour)
+        _refuse_steps_without_traces(plan)
 
 
 def _refuse_lost_traces(
@@ -231,11 +234,11 @@ def _refuse_lost_traces(
         )
 
 
-def _refuse_steps_without_traces(snapshot: Snapshot, hour: datetime) -> None:
+def _refuse_steps_without_traces(plan: _Plan) -> None:
     """Refuse an hour in which the agent server worked but left no trace."""
-    if steps := snapshot.untraced_steps(hour):
+    if steps := plan.untraced.steps:
         raise SourceError(
-            f"hour {key_of(hour)}: provider_traces and provider_trace_metadata are empty, "
+            f"hour {key_of(plan.hour)}: provider_traces and provider_trace_metadata are empty, "
             f"but {steps} steps of this hour have no trace. Does the agent "
             "server still write traces to this database? If these are lost for good, materialize "
             "trace_batches with the run config accept_loss: true"

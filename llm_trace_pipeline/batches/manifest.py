@@ -58,6 +58,7 @@ class Manifest(BaseModel):
     unpriced_models: tuple[str, ...]  # examples, as provider/model
     unmetered: int = 0  # rows of calls that answered, and whose usage is not known
     unmetered_models: tuple[str, ...] = ()  # examples, as provider/model
+    steps_without_trace: int = 0  # steps of the hour that called a model and left no trace
     # Rows of a renewed batch of version 2 whose response was not kept: their cost is that of their
     # tokens alone.
     unread_responses: int = 0

@@ -47,6 +47,11 @@ BATCH_CHECKS = (
         asset=TRACE_BATCHES,
         description="Every call of this hour that answered has its tokens, or says what it cost.",
     ),
+    dg.AssetCheckSpec(
+        "steps_have_traces",
+        asset=TRACE_BATCHES,
+        description="Every step of this hour that called a model has left a trace in some hour.",
+    ),
 )
 TABLE_CHECKS = (
     dg.AssetCheckSpec(
@@ -141,6 +146,12 @@ def check_batch(manifest: Manifest) -> list[Finding]:
                 "calls without usage": manifest.unmetered,
                 "models, such as": list(manifest.unmetered_models),
             },
+            dg.AssetCheckSeverity.WARN,
+        ),
+        Finding(
+            "steps_have_traces",
+            manifest.steps_without_trace == 0,
+            {"steps without trace": manifest.steps_without_trace, "traces": manifest.source_rows},
             dg.AssetCheckSeverity.WARN,
         ),
     ]

@@ -70,6 +70,7 @@ def describe_batch(manifest: Manifest) -> Metadata:
         "calls without price": manifest.unpriced,
         "calls without usage": manifest.unmetered,
         "responses not kept": manifest.unread_responses,
+        "steps without trace": manifest.steps_without_trace,
         "batch": manifest.batch_id,
     }
     if manifest.min_created_at and manifest.max_created_at:

@@ -46,6 +46,14 @@ EMPTY_LEDGER = Ledger(rows=0, deleted=0, newest_change=None, source_hash="0")
 
 
 @dataclass(frozen=True)
+class Untraced:
+    """The steps of an hour without a trace; see ``sql/operational/unaccounted_steps.sql``."""
+
+    steps: int
+    calls: int  # of these, the steps that called a model
+
+
+@dataclass(frozen=True)
 class FoldedRow:
     """A stored row that gives way to another row of its id; see ``sql/operational/folded.sql``."""
 
@@ -218,15 +226,10 @@ class Snapshot:
         """Return the ids of an hour's rows that PostgreSQL cannot send whole."""
         return sorted({row["id"] for row in self.rows_in("too_wide", Window.of([hour]))})
 
-    def untraced_steps(self, hour: datetime) -> int:
-        """Return how many steps of an hour without traces should have one.
-
-        A source that pruned the traces of an hour and kept its steps should have none: it holds
-        traces, and all of them are later.
-        """
-        [found] = self.rows_in("unaccounted_steps", Window.of([hour]))
-        was_pruned = found["has_traces"] and not found["has_earlier_traces"]
-        return 0 if was_pruned else int(found["steps_without_trace"])
+    def untraced(self, hour: datetime) -> Untraced:
+        """Return how many steps of an hour have no trace, and should have one."""
+        [counts] = self.rows_in("unaccounted_steps", Window.of([hour]))
+        return Untraced(**counts)
 
     def present(self, trace_keys: Sequence[str]) -> set[str]:
         """Return the traces that the source still has, in whatever hour, of those named."""

@@ -37,7 +37,7 @@ _TABLES = {
     "organization_billing_details": "organization_id plan_type cost_source stripe_customer_id "
     "created_at updated_at",
 }
-_HOURLY_TABLES = ("provider_traces", "provider_trace_metadata")
+_HOURLY_TABLES = ("provider_traces", "provider_trace_metadata", "steps")
 _STATEMENTS = ("ledger", "folded", "traces", "too_wide", "unaccounted_steps")
 _BILLING = "operational/billing.sql"
 _BILLING_FIELDS = [field for field in HISTORY_SCHEMA if field.name != "seen_at"]

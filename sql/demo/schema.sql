@@ -1,6 +1,6 @@
 -- The tables of the agent server that the pipeline reads, as far as it reads them, for the demo's
 -- PostgreSQL; and the billing table, which every deployment has under its own name. Types, keys and
--- indexes are those of the Letta server, but for two things the comments below name.
+-- indexes are those of the Letta server, but for three things the comments below name.
 CREATE TABLE IF NOT EXISTS provider_traces (
     id varchar PRIMARY KEY,
     request_json json,
@@ -75,6 +75,9 @@ CREATE TABLE IF NOT EXISTS steps (
     updated_at timestamptz NOT NULL DEFAULT now(),
     is_deleted bool NOT NULL DEFAULT false
 );
+
+-- Not in the Letta server either: else every hour scans all steps for those without a trace.
+CREATE INDEX IF NOT EXISTS ix_steps_created_at ON steps (created_at);
 
 -- The id is that of the step.
 CREATE TABLE IF NOT EXISTS step_metrics (

@@ -9,7 +9,7 @@
 --             CASE returns, of which it knows no width. Of the bare column, it takes the mean width of
 --             the few steps that failed for that of all steps, and then plans no hash join.
 SELECT
-    s.id, s.project_id, s.trace_id, s.provider_name, s.provider_category, s.model,
+    s.id, s.created_at, s.is_deleted IS TRUE AS is_deleted, s.project_id, s.trace_id, s.provider_name, s.provider_category, s.model,
     s.prompt_tokens, s.completion_tokens, s.total_tokens, s.cached_input_tokens,
     s.cache_write_tokens, s.reasoning_tokens,
     lower(s.status::text) AS status, s.stop_reason::text AS stop_reason,
@@ -24,7 +24,7 @@ FROM (
 ) AS absent
 CROSS JOIN LATERAL (
     SELECT
-        id, project_id, trace_id, provider_name, provider_category, model,
+        id, created_at, is_deleted, project_id, trace_id, provider_name, provider_category, model,
         prompt_tokens, completion_tokens, total_tokens, cached_input_tokens, cache_write_tokens,
         reasoning_tokens, status, stop_reason, error_type, error_data, model_handle
     FROM steps
