@@ -21,7 +21,7 @@ _Zero = Annotated[int, msgspec.Meta(ge=0, le=0)] | None
 _StandardTier = Literal["standard", "default", "auto", "on_demand"] | None
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, gc=False):
     audio_tokens: _Zero = None
     image_tokens: _Zero = None
     video_tokens: _Zero = None
@@ -33,19 +33,19 @@ class _Details(msgspec.Struct):
     thinking_tokens: _Count = None
 
 
-class _Text(msgspec.Struct):
+class _Text(msgspec.Struct, gc=False):
     modality: Literal["TEXT"]
 
 
-class _CacheCreation(msgspec.Struct):
+class _CacheCreation(msgspec.Struct, gc=False):
     ephemeral_1h_input_tokens: _Zero = None
 
 
-class _ServerTools(msgspec.Struct):
+class _ServerTools(msgspec.Struct, gc=False):
     web_search_requests: _Zero = None
 
 
-class PlainUsage(msgspec.Struct):
+class PlainUsage(msgspec.Struct, gc=False):
     """The usage object of a plain answer."""
 
     prompt_tokens: _Count = None
@@ -100,29 +100,29 @@ class PlainUsage(msgspec.Struct):
     cacheTokensDetails: None = None  # noqa: N815 -- Gemini's
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     usage: None = None
     error: None = None
 
 
-class _Item(msgspec.Struct):
+class _Item(msgspec.Struct, gc=False):
     type: Literal["message", "reasoning", "function_call", "custom_tool_call"] | None = None
 
 
-class _Candidate(msgspec.Struct):
+class _Candidate(msgspec.Struct, gc=False):
     grounding_metadata: None = None
     groundingMetadata: None = None  # noqa: N815 -- Gemini's
 
 
-class _Searches(msgspec.Struct):
+class _Searches(msgspec.Struct, gc=False):
     num_requests: _Zero = None
 
 
-class _ToolUsage(msgspec.Struct):
+class _ToolUsage(msgspec.Struct, gc=False):
     web_search: _Searches | None = None
 
 
-class _Answer(msgspec.Struct):
+class _Answer(msgspec.Struct, gc=False):
     """A plain answer. A key of type None, where the rules look too, must be absent or null."""
 
     usage: PlainUsage | None = None
@@ -201,34 +201,47 @@ def _of_chat(usage: PlainUsage) -> Tokens:
     details = usage.prompt_tokens_details
     if not isinstance(details, _Details):
         details = _NO_DETAILS
+    cached, written = details.cached_tokens, details.cache_write_tokens
+    if cached is None:
+        cached = _first(
+            usage.cached_tokens, usage.prompt_cache_hit_tokens, usage.cache_read_input_tokens
+        )
+    if written is None:
+        written = usage.cache_creation_input_tokens
     reasoning = (usage.completion_tokens_details or _NO_DETAILS).reasoning_tokens
+    if reasoning is None:
+        reasoning = usage.reasoning_tokens
     return (
         usage.prompt_tokens or 0,
         usage.completion_tokens or 0,
         usage.total_tokens or 0,
-        _first(
-            details.cached_tokens,
-            usage.cached_tokens,
-            usage.prompt_cache_hit_tokens,
-            usage.cache_read_input_tokens,
-        ),
-        _first(details.cache_write_tokens, usage.cache_creation_input_tokens),
-        _first(reasoning, usage.reasoning_tokens),
+        cached,
+        written,
+        reasoning,
     )
 
 
 def _of_responses_and_anthropic(usage: PlainUsage) -> Tokens:
     read, written = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
     details = usage.input_tokens_details or _NO_DETAILS
-    realtime = usage.input_token_details or _NO_DETAILS
     outputs = usage.output_tokens_details or _NO_DETAILS
+    prompt = (usage.input_tokens or 0) + (read or 0) + (written or 0)
+    if read is None:
+        read = _first(
+            details.cached_tokens, (usage.input_token_details or _NO_DETAILS).cached_tokens
+        )
+    if written is None:
+        written = details.cache_write_tokens
+    reasoning = outputs.reasoning_tokens
+    if reasoning is None:
+        reasoning = outputs.thinking_tokens
     return (
-        (usage.input_tokens or 0) + (read or 0) + (written or 0),
+        prompt,
         usage.output_tokens or 0,
         usage.total_tokens or 0,
-        _first(read, details.cached_tokens, realtime.cached_tokens),
-        _first(written, details.cache_write_tokens),
-        _first(outputs.reasoning_tokens, outputs.thinking_tokens),
+        read,
+        written,
+        reasoning,
     )
 
 

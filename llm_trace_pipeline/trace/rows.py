@@ -66,9 +66,9 @@ def transform(
         tally of the batch.
     """
     texts = {
-        name: source.column(name).fill_null("")
-        for name in source.schema.names
-        if pa.types.is_string(source.schema.field(name).type)
+        name: column.fill_null("") if column.null_count else column
+        for name, column in zip(source.schema.names, source.columns, strict=True)
+        if pa.types.is_string(column.type)
     }
     requests, responses = (octets(texts[name]) for name in PAYLOAD_COLUMNS)
     configs = _Distinct(read_names, texts["llm_config"])
