@@ -100,11 +100,12 @@ _GEMINI: Json = {
     },
 }
 _GEMINI_USAGE: Json = _GEMINI["usage_metadata"]
-_HEARD: Json = {"modality": "AUDIO", "token_count": "$half"}
+_HEARD: Json = {"modality": "AUDIO", "token_count": "$heard"}
 _READ: Json = {"modality": "TEXT", "token_count": "$rest"}
+_CACHED: Json = {"modality": "TEXT", "token_count": "$cached"}
 _DRAWN: Json = {"modality": "IMAGE", "token_count": "$visible"}
 _SEARCH: Json = {"type": "web_search_call", "action": {"type": "search", "query": "$key"}}
-_AUDIO_USAGE: Json = _CHAT_USAGE | {"prompt_tokens_details": {"audio_tokens": "$half"}}
+_AUDIO_USAGE: Json = _CHAT_USAGE | {"prompt_tokens_details": {"audio_tokens": "$heard"}}
 _FOR_AN_HOUR: Json = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": "$written"}
 _SONAR_COST: Json = {"request_cost": 0.005, "total_cost": "$cost_with_fee"}
 
@@ -190,7 +191,11 @@ RECIPES = (
     ),
     Recipe(
         *(1, "google_ai", "gemini-2.5-flash", _ASK_GEMINI),
-        _GEMINI | {"usage_metadata": _GEMINI_USAGE | {"prompt_tokens_details": [_HEARD, _READ]}},
+        _GEMINI
+        | {
+            "usage_metadata": _GEMINI_USAGE
+            | {"prompt_tokens_details": [_HEARD, _READ], "cache_tokens_details": [_CACHED]}
+        },
     ),
     Recipe(
         *(1, "google_ai", "gemini-2.5-flash-image", _ASK_GEMINI),
@@ -247,8 +252,8 @@ def draw_call(rng: Random, recipe: Recipe, system: str, asked: int, answered: in
         "total": prompt + completion,
         "cost": round((prompt + completion) * 2.1e-6, 8),
         "cost_with_fee": round((prompt + completion) * 1e-6 + 0.005, 8),
-        "half": prompt // 2,
-        "rest": prompt - prompt // 2,
+        "heard": prompt // 5,  # of the prompt; the cache holds the text before it
+        "rest": prompt - prompt // 5,
         "searches": rng.randrange(1, 4),
     }
 
