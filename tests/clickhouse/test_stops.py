@@ -14,9 +14,10 @@ from llm_trace_pipeline.hours import HOUR
 from tests.harness.killed_loads import KILLED_HOURS, fill_day, loading, report_of
 from tests.harness.rows import DAY, MIDNIGHT, make_rows
 from tests.harness.statements import Stopped, leaving_old_and_new_parts, stopping_after
-from tests.harness.warehouse import Warehouse
+from tests.harness.warehouse import ENDPOINT, Warehouse
 
-KILLS = int(os.environ.get("SOAK_KILLS") or 15)
+# On a server only the client is killed, while the statement that it sent runs on.
+KILLS = int(os.environ.get("SOAK_KILLS") or (15 if ENDPOINT else 20))
 SEED = int(os.environ.get("UPSERT_TEST_SEED") or time.time_ns() % 10**6)
 
 

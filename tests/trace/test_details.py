@@ -301,7 +301,7 @@ USAGE_KEYS = (
 BODY_KEYS = ("output", "tools", "tool_usage", "candidates", "service_tier", "serviceTier", "result")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(
     st.sampled_from([CHAT, RESPONSES, ANTHROPIC, CONVERSE, GEMINI, GEMINI_REST]),
     st.dictionaries(st.sampled_from(USAGE_KEYS), ANY_JSON, max_size=6),
@@ -331,7 +331,7 @@ MODELS = [
 PARTS = ("input_cost_usd", "output_cost_usd", "other_cost_usd")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(
         st.tuples(

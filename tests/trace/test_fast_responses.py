@@ -108,7 +108,7 @@ BODIES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(
     mutated_responses()
     | st.fixed_dictionaries({"usage": usages()}, optional=BODIES)

@@ -15,7 +15,7 @@ from tests.harness.model import Event, draw_events
 from tests.harness.operational import Operational, fresh_database
 from tests.harness.world import World
 
-SEQUENCES = int(os.environ.get("SOAK_SEQUENCES") or 40)
+SEQUENCES = int(os.environ.get("SOAK_SEQUENCES") or 100)
 SEED = int(os.environ.get("MODEL_SEED") or time.time_ns() % 10**6)
 CHUNKS = min(8, SEQUENCES)  # each is a test of its own, so that processes share them
 
