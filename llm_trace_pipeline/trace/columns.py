@@ -148,19 +148,14 @@ TOKEN_COLUMNS = tuple(column.name for column in COLUMNS if column.name.endswith(
 ADDED_COLUMNS = ARROW_SCHEMA.names[ARROW_SCHEMA.names.index("price_version") + 1 :]
 
 
-def with_blanks(
-    rows: pa.RecordBatch, columns: Sequence[str] = ARROW_SCHEMA.names
-) -> pa.RecordBatch:
+def with_blanks(rows: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
     """Return these columns of ``ARROW_SCHEMA``, with '' or NULL in added ones that rows lack."""
     if rows.schema.names == list(columns):
         return rows
-    blanks = {
-        name: pa.repeat(pa.scalar(None if field.nullable else "", field.type), rows.num_rows)
-        for name in ADDED_COLUMNS
-        for field in [ARROW_SCHEMA.field(name)]
-    }
     held = dict(zip(rows.schema.names, rows.columns, strict=True))
-    return pa.RecordBatch.from_arrays(
-        [held[name] if name in held else blanks[name] for name in columns],
-        schema=pa.schema([ARROW_SCHEMA.field(name) for name in columns]),
-    )
+    fields = [ARROW_SCHEMA.field(name) for name in columns]
+    for field in fields:
+        if field.name in ADDED_COLUMNS and field.name not in held:
+            blank = pa.scalar(None if field.nullable else "", field.type)
+            held[field.name] = pa.repeat(blank, rows.num_rows)
+    return pa.RecordBatch.from_arrays([held[name] for name in columns], schema=pa.schema(fields))

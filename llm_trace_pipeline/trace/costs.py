@@ -18,7 +18,7 @@ from genai_prices.data_units import unit_data
 from genai_prices.types import TieredPrices
 
 from llm_trace_pipeline.trace.columns import COST_TYPE
-from llm_trace_pipeline.trace.details import LEAST_INPUT
+from llm_trace_pipeline.trace.details import LEAST_INPUT, MEDIA
 
 
 class Unit(NamedTuple):
@@ -46,16 +46,15 @@ COLUMN_UNITS: Final = {
     "cache_write_tokens": "cache_write_tokens",
     "output_reasoning_tokens": "reasoning_tokens",
 }
-_MEDIA: Final = ("audio", "image", "video")
 UNITS: Final[Mapping[str, Unit]] = {
     **{name: _unit(name) for name in COLUMN_UNITS},
     **{
         name: _unit(name)
         for name in (
             "cache_write_1h_tokens",
-            *(f"input_{medium}_tokens" for medium in _MEDIA),
-            *(f"cache_{medium}_read_tokens" for medium in _MEDIA),
-            *(f"output_{medium}_tokens" for medium in _MEDIA),
+            *(f"input_{medium}_tokens" for medium in MEDIA),
+            *(f"cache_{medium}_read_tokens" for medium in MEDIA),
+            *(f"output_{medium}_tokens" for medium in MEDIA),
             *("output_citation_tokens", "audio_seconds", "input_audio_seconds"),
             *("web_searches", "social_searches", "storage_searches", "code_executions"),
             "requests",
@@ -78,7 +77,7 @@ _COVERED: Final = {
 # A count of both kinds that the response must tell, where the price distinguishes it.
 JOINS: Final = {
     f"cache_{medium}_read_tokens": ("cache_read_tokens", f"input_{medium}_tokens")
-    for medium in _MEDIA
+    for medium in MEDIA
 }
 # Uses that are charged one by one. A use without a price is not free.
 _FEES: Final = [name for name, unit in UNITS.items() if "direction" not in unit.dimensions]
@@ -105,6 +104,26 @@ _NO_COUNT: Final[Counts] = np.zeros(1, np.int64)
 Steps = tuple[Sequence[int], Sequence[_Value]]
 Rates = tuple[Decimal | None, ...]  # one for each of UNITS; None where the price lacks the key
 Prices = Mapping[str, Decimal | TieredPrices]  # by price key
+
+
+class CallNames(NamedTuple):
+    """What decides which price a call has, beside its moment; '' stands for none."""
+
+    provider: str
+    served_by: str
+    model: str
+    served_model: str
+    service_tier: str
+    speed: str = ""
+    inference_geo: str = ""
+    search_context_size: str = ""
+    requested_model: str = ""  # where it is another one than the configuration's
+
+    @property
+    def context(self) -> dict[str, str]:
+        """How the call was served, as far as it is not the usual way."""
+        names = ("service_tier", "speed", "inference_geo", "search_context_size")
+        return {name: value for name in names if (value := getattr(self, name))}
 
 
 class Priced(NamedTuple):
@@ -283,9 +302,7 @@ def _is_told(
 class Costs(NamedTuple):
     """The costs of calls, in USD."""
 
-    is_known: npt.NDArray[
-        np.bool_
-    ]  # False: the price is not known, or counts contradict each other
+    is_known: Flags  # False: the price is not known, or counts contradict each other
     amounts: list[pa.Array]  # all, input, cached and written of the input, output, other
     overrides: Flags  # the price comes before a reported cost
     labels: pa.RecordBatch  # version, basis, entry

@@ -42,10 +42,10 @@ _TIERS: Final = ("service_tier", "serviceTier")
 _USAGE_TIERS: Final = (*_TIERS, "traffic_type", "trafficType")  # the last two are Vertex's
 _STANDARD_GEOS: Final = ("global", "not_available")
 
-_MEDIA: Final = ("audio", "image", "video")
-_INPUT: Final = {f"{medium}_tokens": f"input_{medium}_tokens" for medium in _MEDIA}
-_OUTPUT: Final = {f"{medium}_tokens": f"output_{medium}_tokens" for medium in _MEDIA}
-_CACHE: Final = {f"{medium}_tokens": f"cache_{medium}_read_tokens" for medium in _MEDIA}
+MEDIA: Final = ("audio", "image", "video")
+_INPUT: Final = {f"{medium}_tokens": f"input_{medium}_tokens" for medium in MEDIA}
+_OUTPUT: Final = {f"{medium}_tokens": f"output_{medium}_tokens" for medium in MEDIA}
+_CACHE: Final = {f"{medium}_tokens": f"cache_{medium}_read_tokens" for medium in MEDIA}
 _NO_UNITS: Final[dict[str, str]] = {}
 _XAI_TOOLS: Final = "server_side_tool_usage_details"
 _LIFETIMES: Final = {"ephemeral_1h_input_tokens": "cache_write_1h_tokens"}
@@ -312,9 +312,8 @@ def tier_in(usage: Object, bodies: Sequence[Object]) -> str:
     for holder, keys in ((usage, _USAGE_TIERS), *((body, _TIERS) for body in bodies)):
         for key in keys:
             if tier := holder.get(key):
-                name = (
-                    tier.get("type") if isinstance(tier, dict) else tier
-                )  # Bedrock's is an object
+                # Bedrock's is an object.
+                name = tier.get("type") if isinstance(tier, dict) else tier
                 if known := tier_named(string_of(name)):
                     return known
     return ""

@@ -20,7 +20,7 @@ from genai_prices.types import (
     Usage,
 )
 
-from llm_trace_pipeline.trace.costs import NOT_KNOWN, UNITS, Priced, Prices
+from llm_trace_pipeline.trace.costs import NOT_KNOWN, UNITS, CallNames, Priced, Prices
 from llm_trace_pipeline.trace.details import BATCH
 from llm_trace_pipeline.trace.own_prices import (
     OWN_PRICES,
@@ -29,7 +29,6 @@ from llm_trace_pipeline.trace.own_prices import (
     multiplier,
     with_additions,
 )
-from llm_trace_pipeline.trace.price_file import CallNames
 from llm_trace_pipeline.trace.serving import listed_model, listed_provider, plain_of_fast
 
 LIST_VERSION: Final = f"genai-prices {version('genai-prices')} + {OWN_PRICES}"

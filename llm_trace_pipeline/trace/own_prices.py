@@ -17,7 +17,7 @@ OWN_PRICES: Final = "2026-11-27"
 class Addition(NamedTuple):
     """Prices of some models of a provider that come before the package's."""
 
-    providers: str  # the package's ids
+    providers: tuple[str, ...]  # the package's ids
     model: str  # a regular expression that the beginning of the name matches
     prices: Mapping[str, Decimal | None]  # by price key; None: not known
     context: Mapping[str, str] = {}  # how the call must have been served
@@ -32,33 +32,33 @@ _SIZES: Final = ("low", "medium", "high")
 _ADDITIONS: Final = (
     # developers.openai.com/api/docs/models/gpt-4o-audio-preview; the first snapshot cost more.
     Addition(
-        "openai azure",
+        ("openai", "azure"),
         r"gpt-4o-audio-preview-2024-10-01",
         _usd(input_audio_mtok="100", output_audio_mtok="200"),
     ),
     Addition(
-        "openai azure",
+        ("openai", "azure"),
         r"gpt-4o-audio-preview",
         _usd(input_audio_mtok="40", output_audio_mtok="80"),
     ),
     Addition(
-        "openai azure",
+        ("openai", "azure"),
         r"gpt-4o-mini-audio-preview",
         _usd(input_audio_mtok="10", output_audio_mtok="20"),
     ),
     # developers.openai.com/api/docs/pricing, "Built-in tools", 2026-10: a search model searches
     # once a request; the older search tool costs 25 on models that do not reason.
-    Addition("openai", r"gpt-4o(-mini)?-search-preview", _usd(requests_kcount="25")),
-    Addition("openai", r"gpt-5-search-api", _usd(requests_kcount="10")),
-    Addition("openai", r"gpt-4(o|\.1)", _usd(web_search_previews_kcount="25")),
-    Addition("openai", r"", _usd(web_search_previews_kcount="10")),
+    Addition(("openai",), r"gpt-4o(-mini)?-search-preview", _usd(requests_kcount="25")),
+    Addition(("openai",), r"gpt-5-search-api", _usd(requests_kcount="10")),
+    Addition(("openai",), r"gpt-4(o|\.1)", _usd(web_search_previews_kcount="25")),
+    Addition(("openai",), r"", _usd(web_search_previews_kcount="10")),
     # Ibid.: a search by these is charged 8,000 tokens of input more, which no answer states.
-    Addition("openai", r"gpt-4(o|\.1)-mini", _usd(web_searches_kcount=None)),
+    Addition(("openai",), r"gpt-4(o|\.1)-mini", _usd(web_searches_kcount=None)),
     # Azure's own price of a search is not published; the package takes OpenAI's.
-    Addition("azure", r"", _usd(web_searches_kcount=None, storage_searches_kcount=None)),
+    Addition(("azure",), r"", _usd(web_searches_kcount=None, storage_searches_kcount=None)),
     # docs.x.ai/developers/pricing, 2026-11; search_sources: Live Search, until January 2026.
     Addition(
-        "x-ai",
+        ("x-ai",),
         r"",
         _usd(
             web_searches_kcount="5",
@@ -70,7 +70,7 @@ _ADDITIONS: Final = (
     ),
     # docs.perplexity.ai/getting-started/pricing, 2026: the package has the fee of the size "high".
     *(
-        Addition("perplexity", model, _usd(requests_kcount=fee), {"search_context_size": size})
+        Addition(("perplexity",), model, _usd(requests_kcount=fee), {"search_context_size": size})
         for model, fees in (
             (r"sonar-(pro|reasoning-pro)", ("6", "10", "14")),
             (r"sonar($|-reasoning$)", ("5", "8", "12")),
@@ -78,7 +78,7 @@ _ADDITIONS: Final = (
         for size, fee in zip(_SIZES, fees, strict=True)
     ),
     # Ibid.
-    Addition("perplexity", r"sonar-deep-research", _usd(web_searches_kcount="5")),
+    Addition(("perplexity",), r"sonar-deep-research", _usd(web_searches_kcount="5")),
 )
 # platform.claude.com/docs/en/manage-claude/data-residency, 2026-10: of all tokens, on top of any
 # other modifier; models before 4.6 refuse the parameter.
@@ -95,7 +95,7 @@ def with_additions(provider: str, model: str, prices: Prices, context: Mapping[s
     own: dict[str, Decimal | None] = {}
     for addition in _ADDITIONS:
         if (
-            provider in addition.providers.split()
+            provider in addition.providers
             and re.match(addition.model, model)
             and addition.context.items() <= context.items()
         ):

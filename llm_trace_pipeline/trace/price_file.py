@@ -5,72 +5,22 @@ from collections import Counter
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.trace.costs import JOINS, UNITS
+from llm_trace_pipeline.trace.costs import JOINS, UNITS, CallNames
 from llm_trace_pipeline.trace.details import STANDARD, tier_named
 
 VARIABLE = "LLM_TRACES_PRICES"
 
 _Price = Annotated[Decimal, Field(ge=0, max_digits=16, decimal_places=6)]
 _Name = Annotated[str, Field(min_length=1)]
-# The fields of an entry that are prices, and the units that they price.
-_PRICES: Final = {
-    "input": "input_tokens",
-    "cached_input": "cache_read_tokens",
-    "cache_write": "cache_write_tokens",
-    "cache_write_1h": "cache_write_1h_tokens",
-    "output": "output_tokens",
-    "reasoning": "output_reasoning_tokens",
-    "input_audio": "input_audio_tokens",
-    "input_image": "input_image_tokens",
-    "input_video": "input_video_tokens",
-    "cached_audio": "cache_audio_read_tokens",
-    "cached_image": "cache_image_read_tokens",
-    "cached_video": "cache_video_read_tokens",
-    "output_audio": "output_audio_tokens",
-    "output_image": "output_image_tokens",
-    "output_video": "output_video_tokens",
-    "citations": "output_citation_tokens",
-    "audio_hours": "audio_seconds",
-    "requests": "requests",
-    "web_searches": "web_searches",
-    "web_search_previews": "web_search_previews",
-    "social_searches": "social_searches",
-    "storage_searches": "storage_searches",
-    "search_sources": "search_sources",
-    "code_executions": "code_executions",
-    "document_searches": "document_searches",
-    "map_searches": "map_searches",
-    "image_generations": "image_generations",
-}
 _CONDITIONS: Final = (
     *("provider", "served_by", "service_tier"),
     *("speed", "inference_geo", "search_context_size"),
 )
-
-
-class CallNames(NamedTuple):
-    """What decides which price a call has, beside its moment; '' stands for none."""
-
-    provider: str
-    served_by: str
-    model: str
-    served_model: str
-    service_tier: str
-    speed: str = ""
-    inference_geo: str = ""
-    search_context_size: str = ""
-    requested_model: str = ""  # where it is another one than the configuration's
-
-    @property
-    def context(self) -> dict[str, str]:
-        """How the call was served, as far as it is not the usual way."""
-        names = ("service_tier", "speed", "inference_geo", "search_context_size")
-        return {name: value for name in names if (value := getattr(self, name))}
 
 
 class Entry(BaseModel):
@@ -92,33 +42,34 @@ class Entry(BaseModel):
     inference_geo: _Name | None = None
     search_context_size: _Name | None = None
     override: Literal["reported"] | None = None
-    input: _Price
-    cached_input: _Price | None = None
-    cache_write: _Price | None = None
-    cache_write_1h: _Price | None = None
-    output: _Price
-    reasoning: _Price | None = None
-    input_audio: _Price | None = None
-    input_image: _Price | None = None
-    input_video: _Price | None = None
-    cached_audio: _Price | None = None
-    cached_image: _Price | None = None
-    cached_video: _Price | None = None
-    output_audio: _Price | None = None
-    output_image: _Price | None = None
-    output_video: _Price | None = None
-    citations: _Price | None = None
-    audio_hours: _Price | None = None
-    requests: _Price | None = None
-    web_searches: _Price | None = None
-    web_search_previews: _Price | None = None
-    social_searches: _Price | None = None
-    storage_searches: _Price | None = None
-    search_sources: _Price | None = None
-    code_executions: _Price | None = None
-    document_searches: _Price | None = None
-    map_searches: _Price | None = None
-    image_generations: _Price | None = None
+    # A price names the unit that it is for.
+    input: Annotated[_Price, "input_tokens"]
+    cached_input: Annotated[_Price | None, "cache_read_tokens"] = None
+    cache_write: Annotated[_Price | None, "cache_write_tokens"] = None
+    cache_write_1h: Annotated[_Price | None, "cache_write_1h_tokens"] = None
+    output: Annotated[_Price, "output_tokens"]
+    reasoning: Annotated[_Price | None, "output_reasoning_tokens"] = None
+    input_audio: Annotated[_Price | None, "input_audio_tokens"] = None
+    input_image: Annotated[_Price | None, "input_image_tokens"] = None
+    input_video: Annotated[_Price | None, "input_video_tokens"] = None
+    cached_audio: Annotated[_Price | None, "cache_audio_read_tokens"] = None
+    cached_image: Annotated[_Price | None, "cache_image_read_tokens"] = None
+    cached_video: Annotated[_Price | None, "cache_video_read_tokens"] = None
+    output_audio: Annotated[_Price | None, "output_audio_tokens"] = None
+    output_image: Annotated[_Price | None, "output_image_tokens"] = None
+    output_video: Annotated[_Price | None, "output_video_tokens"] = None
+    citations: Annotated[_Price | None, "output_citation_tokens"] = None
+    audio_hours: Annotated[_Price | None, "audio_seconds"] = None
+    requests: Annotated[_Price | None, "requests"] = None
+    web_searches: Annotated[_Price | None, "web_searches"] = None
+    web_search_previews: Annotated[_Price | None, "web_search_previews"] = None
+    social_searches: Annotated[_Price | None, "social_searches"] = None
+    storage_searches: Annotated[_Price | None, "storage_searches"] = None
+    search_sources: Annotated[_Price | None, "search_sources"] = None
+    code_executions: Annotated[_Price | None, "code_executions"] = None
+    document_searches: Annotated[_Price | None, "document_searches"] = None
+    map_searches: Annotated[_Price | None, "map_searches"] = None
+    image_generations: Annotated[_Price | None, "image_generations"] = None
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -127,7 +78,7 @@ class Entry(BaseModel):
         for both, (one, other) in JOINS.items():
             named = {UNITS[unit].price_key for unit in (one, other)} <= self.prices.keys()
             if named and UNITS[both].price_key not in self.prices:
-                lacks = next(field for field, unit in _PRICES.items() if unit == both)
+                lacks = next(field for field, unit in _UNITS_OF_FIELDS.items() if unit == both)
                 heard = other.removesuffix("_tokens")
                 raise ValueError(f"has cached_input and {heard}, so that it needs {lacks}")
         return self
@@ -137,7 +88,7 @@ class Entry(BaseModel):
         """The prices by the package's keys."""
         return {
             UNITS[unit].price_key: price
-            for field, unit in _PRICES.items()
+            for field, unit in _UNITS_OF_FIELDS.items()
             if (price := getattr(self, field)) is not None
         }
 
@@ -166,7 +117,17 @@ class Entry(BaseModel):
         first = next(iter(conditions))  # provider or served_by
         label = f"{conditions.pop(first)}/{self.model}"
         since = {} if self.since == date.min else {"from": self.since}
-        return " ".join([label, *(f"{key}={value}" for key, value in (conditions | since).items())])
+        return " ".join(
+            [label, *(f"{key}={value or STANDARD}" for key, value in (conditions | since).items())]
+        )
+
+
+_UNITS_OF_FIELDS: Final = {
+    name: unit
+    for name, field in Entry.model_fields.items()
+    for unit in field.metadata
+    if isinstance(unit, str)
+}
 
 
 class _PriceFile(BaseModel):
@@ -195,12 +156,12 @@ def read_price_file(path: Path) -> tuple[list[Entry], bytes]:
     except (OSError, ValueError) as error:
         raise SettingsError(f"{VARIABLE}: {path}: {error}") from None
     names = Counter(
-        (*(entry.conditions.get(name, "") for name in _CONDITIONS), entry.model, entry.since)
+        (*(entry.conditions.get(name) for name in _CONDITIONS), entry.model, entry.since)
         for entry in file.prices
     )
     for (*conditions, model, since), count in names.items():
         if count > 1:
-            who = "/".join([*filter(None, map(str, conditions)), str(model)])
+            who = "/".join(str(name) for name in (*conditions, model) if name)
             raise SettingsError(f"{VARIABLE}: {path}: two prices of {who} from {since}")
     if file.override:
         return [e.model_copy(update={"override": file.override}) for e in file.prices], content

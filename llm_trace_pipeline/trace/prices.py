@@ -24,6 +24,7 @@ from llm_trace_pipeline.trace.columns import COST_COLUMNS, COST_TYPE
 from llm_trace_pipeline.trace.costs import (
     COLUMN_UNITS,
     UNITS,
+    CallNames,
     Costs,
     Counts,
     Periods,
@@ -46,7 +47,7 @@ from llm_trace_pipeline.trace.list_prices import (
     listed_price,
     moment,
 )
-from llm_trace_pipeline.trace.price_file import CallNames, Entry, read_price_file
+from llm_trace_pipeline.trace.price_file import Entry, read_price_file
 
 _NAMED_BY: Final = ("provider", "served_by", "model", "served_model", "service_tier")
 # The columns that decide a cost, and those that say what it is and whose.

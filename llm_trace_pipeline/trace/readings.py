@@ -69,7 +69,7 @@ def read_calls(
     takers = _takers(source, silent, steps, calls, ask_siblings)
     for row in silent:
         step = steps[row]
-        if step.is_failed and step.owns_call and not calls[row].is_error:
+        if step.is_failed and not calls[row].is_error:
             calls[row] = _failed(calls[row], step, responses[row])
         if row in takers and step.tokens:
             calls[row] = _with_tokens(calls[row], step.tokens)
@@ -96,8 +96,7 @@ class _Step(NamedTuple):
     """What a step knows of the call of a row."""
 
     tokens: Tokens | None  # None: none, or no believable ones
-    owns_call: bool  # the row is a whole trace, or the metadata-only trace that the step is about
-    is_failed: bool  # the step's call failed, and the row is of that call
+    is_failed: bool  # its call failed, and the row is of that call
     error_type: str
     error_data: str
 
@@ -108,12 +107,13 @@ def _steps_of(
     names = [*_STEP_TOKENS, *_STEP_ERROR, "is_metadata_only", "takes_step_usage", "call_type"]
     steps = {}
     for row, step in zip(rows, source.select(names).take(pa.array(rows)).to_pylist(), strict=True):
+        # A metadata-only trace may share the step with the trace that the step is about.
         is_owner = step["takes_step_usage"] or not step["is_metadata_only"]
         tokens = _step_tokens([step[name] for name in _STEP_TOKENS], providers[row])
         steps[row] = _Step(
             tokens if is_owner else None,
-            is_owner,
-            (step["call_type"] or _MAIN_CALL) == _MAIN_CALL
+            is_owner
+            and (step["call_type"] or _MAIN_CALL) == _MAIN_CALL
             and _is_failed(step["step_status"], step["step_stop_reason"]),
             step["step_error_type"] or "",
             step["step_error_data"] or "",

@@ -144,6 +144,15 @@ USES = (
 )
 
 
+def test_an_entry_for_the_standard_tier_stands_beside_one_for_all_tiers(book: Any) -> None:
+    prices = book(entry(1) + entry(2, service_tier="standard"))
+    found = costs([model(), model(service_tier="flex")], prices)
+    assert [row["price_entry"] for row in found] == [
+        "openai/m service_tier=standard",
+        "openai/m",
+    ]
+
+
 def test_these_are_all_fields_of_prices() -> None:
     conditions = {"provider", "served_by", "service_tier", "speed", "inference_geo"}
     others = conditions | {"search_context_size", "model", "since", "override"}
