@@ -22,6 +22,10 @@ OWN_SETTINGS = {
     "TimeZone": "UTC",
     "client_encoding": "UTF8",
     "application_name": "llm_trace_pipeline",
+    # A policy would hide rows without a word; PostgreSQL then refuses the statement instead.
+    "row_security": "off",
+    # Names that the catalog gives as text are compared with names of ours.
+    "quote_all_identifiers": "off",
     # No statement may hold the database's old row versions for ever. The slowest one known, the
     # ledger of 30 days and 10 million traces, takes three minutes.
     "statement_timeout": "1h",
@@ -31,6 +35,11 @@ OWN_SETTINGS = {
 _TRANSACTION_TIMEOUT_VERSION = 170000  # the first that has such a setting; 0: no limit
 
 _UNDEFINED = {"42P01": "table", "42703": "column"}
+
+SHOW_ALL_ROWS = (
+    "ALTER ROLE … BYPASSRLS lets the role see all rows, and so does a view of the table's owner "
+    "that its search path finds first"
+)
 
 
 @contextmanager
@@ -178,6 +187,11 @@ def _translated() -> Iterator[None]:
             raise SourceError(
                 f"the operational database has no {kind} {named[1]}, which is read by "
                 f"{files_that_name(named[1])}: edit it there if yours is called otherwise",
+                code,
+            ) from None
+        if hiding := re.search('row-level security policy for table "(.+?)"', message):
+            raise SourceError(
+                f"a row-level security policy hides rows of {hiding[1]}; {SHOW_ALL_ROWS}",
                 code,
             ) from None
         if "conflict with recovery" in message:

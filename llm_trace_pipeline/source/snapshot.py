@@ -175,7 +175,13 @@ class Snapshot:
         all traces.
         """
         [found] = self.leader.rows("SELECT to_regclass($1) IS NOT NULL AS exists", table)
-        return found["exists"] and bool(self.leader.rows(f"SELECT 1 AS one FROM {table} LIMIT 1"))
+        if not found["exists"]:
+            return False
+        try:
+            with self.leader.savepoint():
+                return bool(self.leader.rows(f"SELECT 1 AS one FROM {table} LIMIT 1"))
+        except SourceError:  # a statement that needs the rows says why they cannot be read
+            return True
 
     def statement(self, name: str, bounds: _Bounds = _AS_SETTINGS) -> str:
         """Return a statement of ``sql/operational``, with the relations that all of them share.

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.source.postgres import Source, zoneless_tables
-from llm_trace_pipeline.source.session import Session, files_that_name
+from llm_trace_pipeline.source.session import SHOW_ALL_ROWS, Session, files_that_name
 from llm_trace_pipeline.source.snapshot import OPTIONAL_TABLES, Snapshot
 from llm_trace_pipeline.source.standby import UnknownLagError, ask_lag
 from llm_trace_pipeline.sql import read_sql, render
@@ -141,6 +141,11 @@ def _explain(table: dict[str, Any], server: dict[str, Any]) -> Iterator[Problem]
         yield Problem(
             f"{role} may not read {qualified}, which {files} does",
             f"GRANT SELECT ON {qualified} TO {role};",
+        )
+    if table["hides_rows"]:
+        yield Problem(
+            f"a row-level security policy hides rows of {qualified}: {role} can load no hour",
+            SHOW_ALL_ROWS.replace("…", role),
         )
 
 

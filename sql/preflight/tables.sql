@@ -5,6 +5,7 @@
 -- elsewhere   a schema that holds such a table, NULL where none does
 -- missing     the columns of the list that it lacks
 -- is_readable whether this role may read it
+-- hides_rows  whether a row-level security policy holds for this role
 -- kind        'r' a table, 'p' a partitioned one; anything else cannot be given an index that counts
 -- has_index   whether one of its indexes finds an hour, that is, begins with created_at
 SELECT
@@ -24,6 +25,7 @@ SELECT
         ORDER BY wanted.name
     ) AS missing,
     has_table_privilege(c.oid, 'SELECT') AS is_readable,
+    coalesce(row_security_active(c.oid), false) AS hides_rows,
     c.relkind::text AS kind,
     EXISTS (
         SELECT FROM pg_index AS i

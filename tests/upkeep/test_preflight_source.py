@@ -11,7 +11,7 @@ from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.source.postgres import Source, SourceOfHours
 from llm_trace_pipeline.upkeep.preflight_source import check_source
-from tests.harness.operational import CREATE_INDEX, Operational
+from tests.harness.operational import CREATE_INDEX, Operational, trace
 from tests.harness.pipeline import extract
 from tests.harness.rows import T0
 
@@ -126,6 +126,43 @@ def test_a_refused_table_comes_with_its_grant(operational: Operational, role: st
     assert problem.repair == f"GRANT SELECT ON public.steps TO {role};"
     operational.execute(problem.repair)
     assert check_source(as_role(operational, role), UNTIL) == []
+
+
+@pytest.mark.parametrize("table", ["provider_traces", "provider_trace_metadata", "steps"])
+def test_a_policy_that_hides_rows_is_told_and_refuses_the_load(
+    operational: Operational, role: str, table: str
+) -> None:
+    operational.insert("provider_traces", trace(), trace(organization_id="org-2"))
+    source = as_role(operational, role)
+    operational.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    operational.execute(f"CREATE POLICY own_rows ON {table} USING (organization_id = 'org-1')")
+    [problem] = check_source(source, UNTIL)
+    assert problem.is_fatal
+    assert problem.message.startswith(
+        f"a row-level security policy hides rows of public.{table}: {role}"
+    )
+    with (
+        pytest.raises(SourceError, match=f"hides rows of {table};"),
+        source.snapshot() as snapshot,
+    ):
+        snapshot.ledger_of(T0)
+    repair, _, _ = problem.repair.partition(" lets the role see all rows")
+    operational.execute(repair)
+    assert check_source(source, UNTIL) == []
+
+
+def test_a_view_of_the_owner_sees_what_a_policy_hides(operational: Operational, role: str) -> None:
+    operational.insert("provider_traces", trace(), trace(organization_id="org-2"))
+    operational.execute("ALTER TABLE provider_traces ENABLE ROW LEVEL SECURITY")
+    operational.execute("CREATE SCHEMA whole")
+    operational.execute("CREATE VIEW whole.provider_traces AS SELECT * FROM public.provider_traces")
+    operational.execute(f"GRANT USAGE ON SCHEMA whole TO {role}")
+    operational.execute(f"GRANT SELECT ON whole.provider_traces TO {role}")
+    operational.execute(f"ALTER ROLE {role} SET search_path = whole, public")
+    source = as_role(operational, role)
+    assert check_source(source, UNTIL) == []
+    with source.snapshot() as snapshot:
+        assert snapshot.ledger_of(T0).rows == 2
 
 
 def test_tables_off_the_search_path_come_with_the_statements_that_show_them(
