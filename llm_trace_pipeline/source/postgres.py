@@ -1,14 +1,14 @@
 """The operational PostgreSQL, of which every extraction reads one read-only snapshot."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import Window
 from llm_trace_pipeline.source.session import Session, open_session
-from llm_trace_pipeline.source.snapshot import Place, Snapshot
+from llm_trace_pipeline.source.snapshot import OPTIONAL_TABLES, Place, Snapshot
 from llm_trace_pipeline.sql import read_sql
 
 _SERVER_ZONE = "or with the zone that the agent server writes in"
@@ -44,9 +44,20 @@ class Source:
         Raises:
             SourceError: the database cannot be reached, or nobody knows of which hour its rows are.
         """
-        with self.session() as leader:
-            _refuse_zoneless(leader)
+        with self.leader() as leader:
             yield Snapshot(self.session, leader)
+
+    @contextmanager
+    def leader(self) -> Iterator[Session]:
+        """Hold the connection whose snapshot others share.
+
+        Raises:
+            SourceError: the database cannot be reached, or nobody knows of which hour its rows are.
+        """
+        with self.session() as leader:
+            _hold_tables(leader)
+            _refuse_zoneless(leader)
+            yield leader
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,18 @@ def zoneless_tables(session: Session) -> list[Zoneless]:
         )
         for row in session.rows(read_sql("preflight/zoneless.sql"))
     ]
+
+
+def _hold_tables(session: Session) -> None:
+    """Lock the tables against being rewritten, before the first query takes the snapshot.
+
+    A table that an ALTER TABLE or a TRUNCATE rewrites is empty for every snapshot taken before. A
+    lock keeps such a statement waiting, and asks for no more than SELECT.
+    """
+    for table in ("provider_traces", "steps", *OPTIONAL_TABLES):
+        # What cannot be locked is missing, or a foreign table: the statements that read it tell.
+        with suppress(SourceError), session.savepoint():
+            session.run(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
 
 
 def _refuse_zoneless(session: Session) -> None:
@@ -125,8 +148,7 @@ class SourceOfHours(Source):
     def _scan_table(self) -> _Scan | None:
         at = datetime.now(UTC)
         with ExitStack() as stack:
-            leader = stack.enter_context(self.session())
-            _refuse_zoneless(leader)
+            leader = stack.enter_context(self.leader())
             leader.set(tables='{"provider_traces": []}')
             [table] = leader.rows(read_sql("preflight/tables.sql"))
             # A view has no places; a table that is missing is for the statements to name.

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
+from adbc_driver_postgresql import dbapi
 
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.source.postgres import Source
@@ -25,6 +26,25 @@ def test_a_snapshot_holds_whatever_it_is_asked(operational: Operational, source:
         assert snapshot.folded(T0) == []
         assert snapshot.present(["before", "after"]) == {"before"}
         assert snapshot.ledger_of(T0) == ledger
+
+
+@pytest.mark.parametrize(
+    "rewrite", ["ALTER TABLE {} ADD later uuid DEFAULT gen_random_uuid()", "TRUNCATE {}"]
+)
+@pytest.mark.parametrize("table", ["provider_traces", "steps"])
+def test_a_table_cannot_be_rewritten_while_a_snapshot_is_held(
+    operational: Operational, source: Source, table: str, rewrite: str
+) -> None:
+    operational.insert("provider_traces", trace(id="a", step_id="step-1"))
+    operational.insert("steps", {"id": "step-1", "project_id": "project-1", "created_at": T0})
+    statement = f"SET lock_timeout = 50; {rewrite.format(table)}"
+    with source.snapshot() as snapshot:
+        with pytest.raises(dbapi.ProgrammingError, match="lock timeout"):
+            operational.execute(statement)
+        with snapshot.traces(T0) as traces:
+            [row] = next(traces.streams[0]).to_pylist()
+    assert (row["id"], row["project_id"]) == ("a", "project-1")
+    operational.execute(statement)
 
 
 def test_connections_share_an_hour_of_one_moment_and_hand_out_every_trace_once(
