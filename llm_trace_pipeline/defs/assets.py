@@ -18,11 +18,8 @@ from llm_trace_pipeline.clickhouse.rollup import roll_up
 from llm_trace_pipeline.clickhouse.traces import in_groups
 from llm_trace_pipeline.defs.checks import (
     BATCH_CHECKS,
-    LLM_TRACES,
-    LLM_USAGE_HOURLY,
     ROLLUP_CHECKS,
     TABLE_CHECKS,
-    TRACE_BATCHES,
     Finding,
     check_batch,
     check_load,
@@ -31,7 +28,12 @@ from llm_trace_pipeline.defs.checks import (
 from llm_trace_pipeline.defs.hourly_step import HourOutcome, materialize_hours
 from llm_trace_pipeline.defs.metadata import describe_batch, describe_load, describe_rollup
 from llm_trace_pipeline.defs.partitions import DAILY, HOURLY
-from llm_trace_pipeline.defs.runs import hours_done_before
+from llm_trace_pipeline.defs.runs import (
+    LLM_TRACES,
+    LLM_USAGE_HOURLY,
+    TRACE_BATCHES,
+    hours_done_before,
+)
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOURS_PER_RUN, Window, by_day

@@ -12,7 +12,13 @@ from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.clickhouse.loads import Loaded
 from llm_trace_pipeline.defs.partitions import HOURLY
-from llm_trace_pipeline.defs.runs import hours_being_loaded, hours_of_run
+from llm_trace_pipeline.defs.runs import (
+    LLM_TRACES,
+    LLM_USAGE_HOURLY,
+    TRACE_BATCHES,
+    hours_being_loaded,
+    hours_of_run,
+)
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import key_of, ranges
 from llm_trace_pipeline.upkeep.reconcile import (
@@ -22,8 +28,6 @@ from llm_trace_pipeline.upkeep.reconcile import (
     record_reconciliation,
 )
 from llm_trace_pipeline.upkeep.retention import line_before
-
-TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "llm_usage_hourly"
 
 BATCH_CHECKS = (
     dg.AssetCheckSpec(

@@ -13,12 +13,13 @@ from llm_trace_pipeline.defs.assets import (
 )
 from llm_trace_pipeline.defs.checks import BATCH_CHECKS, ROLLUP_CHECKS, TABLE_CHECKS, reconciliation
 from llm_trace_pipeline.defs.partitions import SCHEDULE_MINUTE
+from llm_trace_pipeline.defs.runs import HOURLY_JOB
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.upkeep.retention import apply_retention as drop_past_retention
 
 hourly_llm_traces = dg.define_asset_job(
-    "hourly_llm_traces",
+    HOURLY_JOB,
     # An asset brings all its checks along. A load needs the checks of its own hours alone.
     selection=dg.AssetSelection.assets(
         billing_history, trace_batches, llm_traces, llm_usage_hourly

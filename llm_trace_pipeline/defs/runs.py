@@ -5,22 +5,34 @@ launcher.
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
-from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.errors import DagsterDefinitionChangedDeserializationError
+from dagster._core.execution.backfill import (
+    BulkActionsFilter,
+    BulkActionStatus,
+    PartitionBackfill,
+)
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    BACKFILL_ID_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
     RESUME_RETRY_TAG,
 )
 
 from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
+
+HOURLY_JOB = "hourly_llm_traces"
+TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "llm_usage_hourly"
+_HOURLY_ASSETS = frozenset(map(dg.AssetKey, (TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY)))
+# A backfill that has started no run for so long is taken to be stuck.
+_BACKFILL_PATIENCE = timedelta(hours=6)
 
 
 def tags_of(window: Window) -> dict[str, str]:
@@ -32,7 +44,7 @@ def tags_of(window: Window) -> dict[str, str]:
 
 
 def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
-    """Return the hours that a run loads, by its tags; a run that reports on days loads none."""
+    """Return the hours that a run loads, by its tags; a run of other partitions loads none."""
     if (key := tags.get(PARTITION_NAME_TAG)) is not None:
         first = last = key
     elif ASSET_PARTITION_RANGE_START_TAG in tags:
@@ -41,36 +53,66 @@ def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:
         )
     else:
         return []
-    return Window(parse_hour(first), parse_hour(last) + HOUR).hours if _is_hour(first) else []
+    if not (_is_hour(first) and _is_hour(last)):
+        return []
+    return Window(parse_hour(first), parse_hour(last) + HOUR).hours
 
 
 def hours_being_loaded(instance: dg.DagsterInstance) -> set[datetime]:
     """Return the hours of all runs that have not ended: they are about to change."""
     runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
-    return {hour for run in runs for hour in hours_of_run(run.tags)}
+    return {hour for run in runs if _loads_hours(run) for hour in hours_of_run(run.tags)}
+
+
+def _loads_hours(run: dg.DagsterRun) -> bool:
+    """Whether a run loads hours of these assets: an instance may serve others' code too."""
+    return run.job_name == HOURLY_JOB or not _HOURLY_ASSETS.isdisjoint(run.asset_selection or ())
 
 
 def hours_of_backfills(
     instance: dg.DagsterInstance, graph: BaseAssetGraph[Any] | None
 ) -> set[datetime]:
-    """Return the hours that backfills have yet to load.
+    """Return the hours that backfills of these assets have yet to load.
+
+    A backfill that has started no run for six hours may never end. Its hours are left out, so that
+    others may load them.
 
     Args:
-        instance: keeps the records of the backfills.
+        instance: keeps the records of the backfills, also of those of others' code.
         graph: the assets of the code location. Without it a backfill of assets cannot tell its
             partitions, and is left out.
     """
     going_on = [BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING]
     keys: set[str] = set()
     for backfill in instance.get_backfills(BulkActionsFilter(statuses=going_on)):
-        if not backfill.is_asset_backfill:
-            keys.update(backfill.partition_names or ())
-        elif graph is not None:
-            left = backfill.get_asset_backfill_data(
-                graph
-            ).get_targeted_partitions_without_materialization_status()
-            keys.update(each.partition_key or "" for each in left.iterate_asset_partitions())
+        if not _is_stuck(instance, backfill):
+            keys.update(_keys_left(backfill, graph))
     return {parse_hour(key) for key in keys if _is_hour(key)}
+
+
+def _keys_left(backfill: PartitionBackfill, graph: BaseAssetGraph[Any] | None) -> set[str]:
+    if not backfill.is_asset_backfill:
+        return set(backfill.partition_names or ()) if backfill.job_name == HOURLY_JOB else set()
+    if graph is None or _HOURLY_ASSETS.isdisjoint(backfill.asset_selection or ()):
+        return set()
+    try:
+        data = backfill.get_asset_backfill_data(graph)
+    except DagsterDefinitionChangedDeserializationError:  # Dagster itself ends such a backfill
+        return set()
+    left = data.get_targeted_partitions_without_materialization_status()
+    return {
+        each.partition_key or ""
+        for each in left.iterate_asset_partitions()
+        if each.asset_key in _HOURLY_ASSETS
+    }
+
+
+def _is_stuck(instance: dg.DagsterInstance, backfill: PartitionBackfill) -> bool:
+    of_backfill = dg.RunsFilter(tags={BACKFILL_ID_TAG: backfill.backfill_id})
+    newest = instance.get_run_records(of_backfill, limit=1)
+    started = datetime.fromtimestamp(backfill.backfill_timestamp, UTC)
+    last = max([started, *(record.create_timestamp for record in newest)])
+    return datetime.now(UTC) - last > _BACKFILL_PATIENCE
 
 
 def hours_done_before(context: dg.AssetExecutionContext) -> set[datetime]:
@@ -95,5 +137,9 @@ def hours_done_before(context: dg.AssetExecutionContext) -> set[datetime]:
 
 
 def _is_hour(key: str) -> bool:
-    """Whether a partition's key is that of an hour, not of a day."""
-    return len(key) > len("2026-03-01")
+    """Whether a partition's key is that of an hour, not of a day or of somebody else's."""
+    try:
+        parse_hour(key)
+    except ValueError:
+        return False
+    return True

@@ -7,14 +7,16 @@ import dagster as dg
 from pydantic import AwareDatetime, BaseModel
 from xxhash import xxh3_64_hexdigest
 
-from llm_trace_pipeline.defs.checks import (
+from llm_trace_pipeline.defs.checks import without_hours
+from llm_trace_pipeline.defs.jobs import hourly_llm_traces
+from llm_trace_pipeline.defs.runs import (
     LLM_TRACES,
     LLM_USAGE_HOURLY,
     TRACE_BATCHES,
-    without_hours,
+    hours_being_loaded,
+    hours_of_backfills,
+    tags_of,
 )
-from llm_trace_pipeline.defs.jobs import hourly_llm_traces
-from llm_trace_pipeline.defs.runs import hours_being_loaded, hours_of_backfills, tags_of
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import Window, key_of, ranges
 from llm_trace_pipeline.upkeep.reconcile import Reconciliation, read_reconciliation

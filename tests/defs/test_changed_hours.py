@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from dagster import (
@@ -16,7 +15,6 @@ from dagster import (
     SensorResult,
     build_sensor_context,
 )
-from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from llm_trace_pipeline.batches.erasures import record_erasure
 from llm_trace_pipeline.batches.rules import prices_key
@@ -41,6 +39,7 @@ from llm_trace_pipeline.upkeep.reconcile import (
     read_reconciliation,
     record_reconciliation,
 )
+from tests.harness.backfills import backfill_of_job
 from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational, trace
 from tests.harness.rows import erasure
@@ -429,14 +428,8 @@ def test_hours_that_are_being_loaded_are_not_requested(deployment: Deployment) -
         JOB, tags={"dagster/partition": key_of(H1)}, status=DagsterRunStatus.STARTED
     )
     deployment.instance.add_backfill(
-        PartitionBackfill(
-            backfill_id=uuid4().hex,
-            status=BulkActionStatus.REQUESTED,
-            from_failure=False,
-            tags={},
-            backfill_timestamp=0.0,
-            partition_names=[key_of(H3), f"{H0:%Y-%m-%d}"],  # a report's day is not its hours
-        )
+        # A report's day is not its hours.
+        backfill_of_job("hourly_llm_traces", [key_of(H3), f"{H0:%Y-%m-%d}"])
     )
     assert [hours_of_run(each.tags) for each in deployment.requests()] == [[H0], [H2]]
     # A run that has not ended changes its hours: nothing certain is known of them.

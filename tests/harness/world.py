@@ -23,8 +23,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import roll_up
-from llm_trace_pipeline.defs.checks import LLM_TRACES, LLM_USAGE_HOURLY, TRACE_BATCHES
-from llm_trace_pipeline.defs.runs import hours_of_run
+from llm_trace_pipeline.defs.runs import LLM_TRACES, LLM_USAGE_HOURLY, TRACE_BATCHES, hours_of_run
 from llm_trace_pipeline.defs.sensors import requests_for
 from llm_trace_pipeline.errors import SourceError
 from llm_trace_pipeline.hours import floor
