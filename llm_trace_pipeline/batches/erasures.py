@@ -7,11 +7,15 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from llm_trace_pipeline.batches.files import Files
-from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_litter, switch_record
+from llm_trace_pipeline.batches.records import (
+    manifest_key,
+    read_manifest,
+    remove_litter,
+    switch_manifest,
+)
 from llm_trace_pipeline.errors import BatchError
 
 _FOLDER = "erasures"
-_KEY = f"{_FOLDER}/{MANIFEST}"
 _TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -62,11 +66,11 @@ def read_erasures(files: Files) -> tuple[Erasure, ...]:
         BatchError: the record is damaged.
     """
     try:
-        recorded = read_record(files, _KEY, _ErasureManifest)
+        recorded = read_manifest(files, _FOLDER, _ErasureManifest)
     except ValueError:
         raise BatchError(
-            f"{files.location(_KEY)} is damaged; restore it from a backup: without it, "
-            "loads would bring back what was erased"
+            f"{files.location(manifest_key(files, _FOLDER))} is damaged; restore it from a "
+            "backup: without it, loads would bring back what was erased"
         ) from None
     return recorded.erasures if recorded else ()
 
@@ -79,7 +83,7 @@ def record_erasure(files: Files, erasure: Erasure) -> None:
     with files.locked(_FOLDER):
         recorded = read_erasures(files)
         if not any(earlier.includes(erasure) for earlier in recorded):
-            switch_record(files, _KEY, _ErasureManifest(erasures=(*recorded, erasure)))
+            switch_manifest(files, _FOLDER, _ErasureManifest(erasures=(*recorded, erasure)))
         remove_litter(files, _FOLDER)
 
 

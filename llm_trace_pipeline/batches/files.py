@@ -1,6 +1,6 @@
 """The files of the batch store, in a folder of this machine or in a bucket that speaks S3.
 
-A key names a file or folder below the root, such as ``llm_traces/2026-03-01/09/manifest.json``.
+A key names a file or folder below the root, such as ``llm_traces/2026-03-01/09/_manifest.json``.
 In both places a file appears whole or not at all, and no listing decides which files may be read.
 """
 

@@ -13,7 +13,12 @@ from pydantic import BaseModel
 from llm_trace_pipeline.batches.files import Files, translated
 from llm_trace_pipeline.batches.manifest import Part
 from llm_trace_pipeline.batches.parts import seal_part
-from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_litter, switch_record
+from llm_trace_pipeline.batches.records import (
+    manifest_key,
+    read_manifest,
+    remove_litter,
+    switch_manifest,
+)
 from llm_trace_pipeline.errors import BatchError, SourceError
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.sql import read_sql, render
@@ -71,10 +76,9 @@ def read_history(files: Files) -> pa.Table:
     Raises:
         BatchError: the history is missing in part, or damaged.
     """
-    key = f"{_FOLDER}/{MANIFEST}"
-    is_intact = False
+    key, is_intact = manifest_key(files, _FOLDER), False
     with suppress(ValueError):  # reported below
-        if (manifest := read_record(files, key, _HistoryManifest)) is None:
+        if (manifest := read_manifest(files, _FOLDER, _HistoryManifest)) is None:
             return HISTORY_SCHEMA.empty_table()
         key = f"{_FOLDER}/{manifest.part.name}"
         is_intact = files.checksum(key) == manifest.part.checksum
@@ -94,5 +98,5 @@ def _switch_history(files: Files, history: pa.Table) -> None:
     with translated(files.location(key)):
         pq.write_table(history, files.path(key), filesystem=files.filesystem, compression="zstd")
     part = seal_part(files, key, history.num_rows)
-    switch_record(files, f"{_FOLDER}/{MANIFEST}", _HistoryManifest(part=part))
+    switch_manifest(files, _FOLDER, _HistoryManifest(part=part))
     remove_litter(files, _FOLDER, {part.name})

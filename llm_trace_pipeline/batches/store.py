@@ -1,11 +1,11 @@
 """The batch store: one immutable Parquet batch per hour.
 
-An hour lies under ``llm_traces/YYYY-MM-DD/HH/``. Its ``manifest.json`` names the part files; it is
+An hour lies under ``llm_traces/YYYY-MM-DD/HH/``. Its ``_manifest.json`` names the part files; it is
 switched last, in one atomic step. A reader uses only the files that the manifest names. Files that
 an interrupted write left behind are removed by the next write of the hour.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Self
@@ -16,7 +16,14 @@ import pyarrow as pa
 from llm_trace_pipeline.batches.files import Files, files_of
 from llm_trace_pipeline.batches.manifest import Manifest, is_newer
 from llm_trace_pipeline.batches.parts import PartPath, PartWriter, writing_parts
-from llm_trace_pipeline.batches.records import MANIFEST, read_record, remove_litter, switch_record
+from llm_trace_pipeline.batches.records import (
+    folders_with_manifest,
+    manifest_key,
+    read_manifest,
+    remove_litter,
+    remove_manifest,
+    switch_manifest,
+)
 from llm_trace_pipeline.errors import BatchError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.settings import Settings
@@ -48,10 +55,11 @@ class BatchStore:
         Raises:
             BatchError: the manifest is damaged, or of a newer version of the program.
         """
-        key = f"{_folder(hour)}/{MANIFEST}"
+        folder = _folder(hour)
         try:
-            return read_record(self.files, key, Manifest)
+            return read_manifest(self.files, folder, Manifest)
         except ValueError:
+            key = manifest_key(self.files, folder)
             if is_newer(self.files.read(key)):
                 raise BatchError(
                     f"hour {key_of(hour)}: {self.files.location(key)} was written by a "
@@ -149,20 +157,20 @@ class BatchStore:
         """Remove an hour's batch: its manifest first, so that no reader finds half a batch."""
         folder = _folder(hour)
         with self.files.locked(folder):
-            self.files.remove([f"{folder}/{MANIFEST}"])
+            remove_manifest(self.files, folder)
             remove_litter(self.files, folder)
             self.files.remove_folder(folder)
 
     def hours(self) -> list[datetime]:
         """Return the hours that have a batch, in their order."""
-        return _hours_of(self.files.glob(f"{_HOURS}/{MANIFEST}"))
+        return _hours_of(folders_with_manifest(self.files, _HOURS))
 
     def begun_hours(self) -> list[datetime]:
         """Return the hours that have a folder, in their order.
 
         An hour whose first batch is being written has a folder and no batch.
         """
-        return _hours_of(self.files.glob(_HOURS))
+        return _hours_of(set(self.files.glob(_HOURS)))
 
 
 class HourWriter:
@@ -195,7 +203,7 @@ class HourWriter:
             kept = {name: getattr(current, name) for name in ("batch_id", "written_at", "parts")}
             manifest = manifest.model_copy(update=kept)
         if manifest != current:
-            switch_record(self.store.files, f"{_folder(self.hour)}/{MANIFEST}", manifest)
+            switch_manifest(self.store.files, _folder(self.hour), manifest)
         return manifest
 
 
@@ -203,6 +211,5 @@ def _folder(hour: datetime) -> str:
     return f"{hour.astimezone(UTC):{_HOUR_FOLDER}}"
 
 
-def _hours_of(keys: Sequence[str]) -> list[datetime]:
-    folders = {key.removesuffix(f"/{MANIFEST}") for key in keys}
+def _hours_of(folders: Collection[str]) -> list[datetime]:
     return sorted(datetime.strptime(folder, _HOUR_FOLDER).replace(tzinfo=UTC) for folder in folders)

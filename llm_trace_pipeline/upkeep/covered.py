@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from llm_trace_pipeline.batches.erasures import Erasure
 from llm_trace_pipeline.batches.manifest import Manifest
+from llm_trace_pipeline.batches.records import MANIFEST
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import loader_of
@@ -94,7 +95,7 @@ def search(store: BatchStore, erasure: Erasure) -> Search:
         if not manifest.source_erased:
             continue
         text = manifest.model_dump_json().encode()
-        places = {"manifest.json": text.count(name.encode())}
+        places = {MANIFEST: text.count(name.encode())}
         for path in store.part_paths(manifest):
             content = path.files.read(path.key) or b""
             places[path.part.name] = content.count(name.encode())

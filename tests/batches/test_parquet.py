@@ -6,6 +6,7 @@ from pathlib import Path
 
 import clickhouse_connect
 import duckdb
+import pandas as pd  # type: ignore[import-untyped]  # its stubs are a package of their own
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,8 @@ from llm_trace_pipeline.batches.files import LocalFiles, S3Files
 from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from tests.harness.bucket import Bucket, Folder
@@ -26,7 +29,7 @@ from tests.harness.rows import T0
 from tests.harness.statements import Stopped
 
 FOLDER = "llm_traces/2026-03-01/09"
-MANIFEST = f"{FOLDER}/manifest.json"
+MANIFEST = f"{FOLDER}/_manifest.json"
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -113,7 +116,7 @@ def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
         elif point == "a part":
             patch.setattr(part_files, "seal_part", stop)
         elif point == "the manifest":
-            patch.setattr(batch_store, "switch_record", stop)
+            patch.setattr(batch_store, "switch_manifest", stop)
         elif isinstance(place, Bucket):
             patch.setattr(S3Files, "switch", stop)
         else:
@@ -126,7 +129,7 @@ def test_an_interrupted_write_leaves_the_old_batch_and_no_litter(
 
     new = extract(source, store)
     assert rows_of(store).column("id").to_pylist() == ["a", "b"]
-    assert files_in(place) == {"manifest.json"} | {part.name for part in new.parts}
+    assert files_in(place) == {"_manifest.json"} | {part.name for part in new.parts}
 
 
 def test_a_write_that_ends_before_its_clean_up_has_switched(
@@ -136,7 +139,7 @@ def test_a_write_that_ends_before_its_clean_up_has_switched(
     extract(source, store)
     place.write(f"{FOLDER}/left-by-a-killed-process.parquet", b"PAR1")
     manifest = extract(source, store)
-    assert files_in(place) == {"manifest.json"} | {part.name for part in manifest.parts}
+    assert files_in(place) == {"_manifest.json"} | {part.name for part in manifest.parts}
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
@@ -238,7 +241,7 @@ def test_an_empty_hour_is_a_batch_without_parts(
     operational.insert("provider_traces", trace(T0.replace(hour=1)))
     manifest = extract(source, store)
     assert (manifest.rows, manifest.parts) == (0, ())
-    assert files_in(place) == {"manifest.json"}
+    assert files_in(place) == {"_manifest.json"}
     assert store.manifest(T0) == manifest
 
 
@@ -249,7 +252,49 @@ def test_a_history_that_is_damaged_is_never_started_anew(
         "organization_billing_details", {"organization_id": "org-1", "plan_type": "pro"}
     )
     capture_billing(source, store.files)
-    for name in place.keys("billing_history/") - {"manifest.json"}:
+    for name in place.keys("billing_history/") - {"_manifest.json"}:
         place.remove(f"billing_history/{name}")
     with pytest.raises(BatchError, match="restore the folder from a backup"):
         capture_billing(source, store.files)
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_manifest_under_its_earlier_name_counts_until_the_next_batch(
+    operational: Operational,
+    source: Source,
+    store: BatchStore,
+    place: Folder | Bucket,
+    is_changed: bool,
+) -> None:
+    operational.insert("provider_traces", trace(id="a"))
+    old = extract(source, store)
+    place.write(f"{FOLDER}/manifest.json", place.read(MANIFEST))
+    place.remove(MANIFEST)
+    assert store.manifest(T0) == old
+    assert store.hours() == [T0]
+    if is_changed:
+        operational.insert("provider_traces", trace(id="b"))
+    new = extract(source, store)
+    assert store.manifest(T0) == new
+    name = "_manifest.json" if is_changed else "manifest.json"
+    assert files_in(place) == {name} | {part.name for part in new.parts}
+    store.remove(T0)
+    assert (store.hours(), store.manifest(T0), files_in(place)) == ([], None, set())
+
+
+def test_others_read_the_folders_as_one_data_set(
+    operational: Operational, source: Source, settings: Settings
+) -> None:
+    store = BatchStore.of(settings)
+    operational.insert("provider_traces", *(trace(T0 + n * HOUR, id=f"{n}") for n in range(3)))
+    for n in range(3):
+        extract(source, store, T0 + n * HOUR)
+    folder = f"{settings.trace_batch_uri}/llm_traces"
+    ids = {"0", "1", "2"}
+    assert set(pd.read_parquet(folder)["id"]) == ids
+    assert set(pq.read_table(folder).column("id").to_pylist()) == ids
+    with duckdb.connect() as engine:
+        found = engine.execute(
+            "SELECT id FROM read_parquet($1, union_by_name = true)", [f"{folder}/*/*/*.parquet"]
+        ).fetchall()
+    assert {row[0] for row in found} == ids

@@ -65,10 +65,10 @@ def test_an_hour_goes_through_the_bucket_and_comes_out_the_same(
     manifest = pipeline.load()
     assert len(manifest.parts) == 2
     assert bucket.keys("llm_traces/2026-03-01/09/") == {
-        "manifest.json",
+        "_manifest.json",
         *(part.name for part in manifest.parts),
     }
-    assert bucket.is_one_put("llm_traces/2026-03-01/09/manifest.json")
+    assert bucket.is_one_put("llm_traces/2026-03-01/09/_manifest.json")
     assert not Path(settings.trace_batch_uri).exists()
     # The same hour by way of a folder, into a ClickHouse of its own.
     rows = pipeline.rows()
@@ -99,7 +99,7 @@ def test_a_second_run_changes_nothing_and_a_changed_hour_is_replaced(
     assert bucket.keys("llm_traces/") == {
         f"2026-03-01/{hour:%H}/{name}"
         for hour, manifest in ((T0, second), (H1, later))
-        for name in ("manifest.json", *(part.name for part in manifest.parts))
+        for name in ("_manifest.json", *(part.name for part in manifest.parts))
     }
     assert pipeline.store.hours() == [T0, H1]
     pipeline.database.execute("DROP TABLE llm_traces")

@@ -243,8 +243,8 @@ def test_a_damaged_manifest_keeps_no_other_hour_from_being_compared_or_loaded(
     deployment: Deployment,
 ) -> None:
     folder = Path(deployment.settings.trace_batch_uri) / f"llm_traces/{H1:%Y-%m-%d}/{H1:%H}"
-    text = (folder / "manifest.json").read_bytes()
-    (folder / "manifest.json").write_bytes(text[:100])
+    text = (folder / "_manifest.json").read_bytes()
+    (folder / "_manifest.json").write_bytes(text[:100])
     deployment.operational.execute(f"{UPDATE} run_id = 'x' WHERE id = 'h2'")
     assert deployment.reconcile()["source_matches_batches"] is False
     assert deployment.found().unreadable == (H1,)
@@ -252,7 +252,7 @@ def test_a_damaged_manifest_keeps_no_other_hour_from_being_compared_or_loaded(
     assert hours_of_run(request.tags) == [H2]
     deployment.execute(request)
     assert deployment.values("run_id") == ["", "", "", "x", ""]
-    (folder / "manifest.json").write_bytes(text)
+    (folder / "_manifest.json").write_bytes(text)
     assert set(deployment.reconcile().values()) == {True}
 
 
