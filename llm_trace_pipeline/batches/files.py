@@ -196,6 +196,12 @@ class LocalFiles(Files):
                     f"{path.parent} is being written by another process for over "
                     f"{LOCK_SECONDS:.0f} s; let it finish, or end it, then try again"
                 ) from None
+            except OSError as error:
+                raise BatchError(
+                    f"{path.parent} cannot be locked ({error.strerror}); it must be a folder that "
+                    "this user may write, on a file system with locks, as a network folder often "
+                    "is not"
+                ) from None
         try:
             yield
         finally:

@@ -1,6 +1,9 @@
 """The batch store, in a folder and in a bucket: what a reader sees, whatever happens to a write."""
 
+import errno
+import fcntl
 import io
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -298,3 +301,16 @@ def test_others_read_the_folders_as_one_data_set(
             "SELECT id FROM read_parquet($1, union_by_name = true)", [f"{folder}/*/*/*.parquet"]
         ).fetchall()
     assert {row[0] for row in found} == ids
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named(
+    store: BatchStore, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = rf"/09 cannot be locked \({os.strerror(code)}\); it must be"
+    with pytest.raises(BatchError, match=message), store.writing(T0):
+        pass
