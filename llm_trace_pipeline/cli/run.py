@@ -13,13 +13,15 @@ from llm_trace_pipeline.cli.instance import IS_CHECKOUT
 from llm_trace_pipeline.cli.preflight import check_before_first_load
 from llm_trace_pipeline.cli.terminal import printable
 from llm_trace_pipeline.clickhouse.client import connect
+from llm_trace_pipeline.clickhouse.held import Held
+from llm_trace_pipeline.clickhouse.tables import TABLE
 from llm_trace_pipeline.defs.stores import source_of
 from llm_trace_pipeline.demo.postgres import embedded_postgres
 from llm_trace_pipeline.demo.traffic import add_traffic, first_hour_of
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import HOUR, Window, closed_hours, key_of
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.upkeep.reconcile import reconcile
 
 HOURS = 24
@@ -82,11 +84,11 @@ def print_report(settings: Settings, hours: Sequence[datetime]) -> None:
         click.echo(
             f"\n{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC, from ClickHouse\n"
         )
+        traces = Held(database, TABLE).rows
         for heading, name in _TABLES.items():
             click.echo(heading)
-            click.echo(
-                printable(database.pretty(read_sql(f"report/{name}.sql"), window.parameters))
-            )
+            statement = render(f"report/{name}.sql", traces=traces)
+            click.echo(printable(database.pretty(statement, window.parameters)))
 
 
 def compare_stores(settings: Settings, hours: Sequence[datetime]) -> None:

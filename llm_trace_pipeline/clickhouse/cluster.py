@@ -33,16 +33,13 @@ from llm_trace_pipeline.clickhouse.tables import (
     has_table,
     local_name,
 )
-from llm_trace_pipeline.clickhouse.traces import Traces, figures_of, own_rows
+from llm_trace_pipeline.clickhouse.traces import Traces, counted, own_rows
 from llm_trace_pipeline.clickhouse.upsert import Swap
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import BEGINNING, key_of
 from llm_trace_pipeline.sql import read_sql
-from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS
-from llm_trace_pipeline.trace.tally import Tally, tally_of
 
 LOCAL_TABLE = local_name(TABLE)
-_COUNTED = [column.name for column in COLUMNS if column.name not in PAYLOAD_COLUMNS]
 
 
 def shards_of(database: Database, cluster: Cluster) -> list[Database]:
@@ -103,12 +100,9 @@ class TracesOfShard(Traces):
         }
 
     def _own_part_of(self, manifest: Manifest) -> Hour:
-        tally = Tally()
-        for batch in self._store.column_batches(manifest, _COUNTED):
-            rows = own_rows(self._database, batch)
-            if rows.num_rows:
-                tally.add(tally_of(rows))
-        own = figures_of(manifest.model_copy(update=tally.figures()))
+        own = counted(
+            self._store, manifest, lambda rows: self._held.of(own_rows(self._database, rows))
+        )
         return Hour(manifest.hour, own, manifest if own["rows"] else None)
 
     def expected(self, hours: Sequence[datetime]) -> list[Hour]:

@@ -6,7 +6,7 @@ that it touched, since a swap replaces a whole partition.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from llm_trace_pipeline.batches.files import Files
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.client import Database, retried
+from llm_trace_pipeline.clickhouse.held import NotHeldError
 from llm_trace_pipeline.clickhouse.tables import TABLE, define_table
 from llm_trace_pipeline.clickhouse.upsert import SWAP_ATTEMPTS, Swap
 from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, midnight
@@ -203,9 +204,11 @@ class Loader:
             loaded, concerned = self._load(neighbours)
             found |= loaded
             partitions |= concerned
-        others = self._differing_hours(partitions, expected, awaiting.union(hours))
-        for other in others:
-            self._load([other])
+        repaired: list[datetime] = []
+        for other in self._differing_hours(partitions, expected, awaiting.union(hours)):
+            with suppress(NotHeldError):  # its own load says so
+                self._load(self._contents.expected([other]))
+                repaired.append(other)
         self._swap.drop_staged()
         return [
             Loaded(
@@ -213,7 +216,7 @@ class Loader:
                 found=found[each.hour],
                 was_written=each in stale,
                 differences=tuple(self._differences(each, found[each.hour])),
-                repaired_hours=tuple(other.hour for other in others),
+                repaired_hours=tuple(repaired),
             )
             for each in expected
         ]
@@ -237,7 +240,7 @@ class Loader:
 
     def _differing_hours(
         self, partitions: set[str], loaded: Sequence[Hour], excluded: frozenset[datetime]
-    ) -> list[Hour]:
+    ) -> list[datetime]:
         """Return the other hours around that the table does not hold as expected.
 
         Around means from the first to the last day of the partitions, the loaded hours' days among
@@ -260,7 +263,7 @@ class Loader:
         others = self._contents.expected_around(
             [hour for hour in around.hours if hour not in excluded and hour >= self._kept_from]
         )
-        return [each for each in others if self._differences(each, found[each.hour])]
+        return [each.hour for each in others if self._differences(each, found[each.hour])]
 
 
 def describe_differences(

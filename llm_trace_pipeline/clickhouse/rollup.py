@@ -8,10 +8,12 @@ organizations.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.held import Held
 from llm_trace_pipeline.clickhouse.loads import Figures, Hour, Loaded, Loader, window_of
 from llm_trace_pipeline.clickhouse.tables import (
     IN_WINDOW,
@@ -58,11 +60,16 @@ class Rollup:
         self._traces = traces
         self._table = table
 
+    @cached_property
+    def _rows_of_traces(self) -> str:
+        """Where the traces are read; their table is up to date when this is asked."""
+        return Held(self._database, self._traces).rows
+
     def expected(self, hours: Sequence[datetime]) -> list[Hour]:
         """Return what the traces of the hours add up to."""
         define_table(self._database, self._traces)
         window = Window.of(hours)
-        of_window = {"table": self._database.qualified(self._traces), "filter": IN_WINDOW}
+        of_window = {"table": self._rows_of_traces, "filter": IN_WINDOW}
         found = self._figures(render("clickhouse/roll_up.sql", **of_window), window)
         measured = self._database.rows(
             render("clickhouse/exact_latency.sql", **of_window), window.parameters
@@ -109,12 +116,11 @@ class Rollup:
 
     def fill(self, staging: str, hours: Sequence[Hour]) -> None:
         """Put what the traces of contiguous hours add up to into a staging table."""
-        traces = self._database.qualified(self._traces)
         statement = render(
             "clickhouse/insert_roll_up.sql",
             table=self._database.qualified(staging),
             columns=", ".join(quote_identifier(name) for name in COLUMNS),
-            rows=render("clickhouse/roll_up.sql", table=traces, filter=IN_WINDOW),
+            rows=render("clickhouse/roll_up.sql", table=self._rows_of_traces, filter=IN_WINDOW),
         )
         self._database.execute(statement, window_of(hours).parameters)
 

@@ -6,10 +6,11 @@ file whose path ClickHouse would take for a pattern.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
 from typing import TypeVar
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.parts import PartPath
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.held import Held
 from llm_trace_pipeline.clickhouse.loads import Figures, Hour
 from llm_trace_pipeline.clickhouse.tables import IN_WINDOW, TABLE
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
@@ -26,6 +28,7 @@ from llm_trace_pipeline.hours import Window, key_of
 from llm_trace_pipeline.sql import quote_identifier, render
 from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, TOKEN_COLUMNS
 from llm_trace_pipeline.trace.hashes import row_hash_sql
+from llm_trace_pipeline.trace.tally import Tally, tally_of
 
 BYTES_TOGETHER = 256 * 2**20  # of payload that is swapped in at once, where hours are small
 
@@ -43,6 +46,7 @@ _INSERT_SETTINGS = {
 }
 _PATTERN = re.compile(r"[*?{]")  # in the path of a file: file() has no way to escape them
 _ORGANIZATIONS_AT_ONCE = 1000  # a server takes a value of 128 KiB
+_COUNTED = [column.name for column in COLUMNS if column.name not in PAYLOAD_COLUMNS]
 _Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
 
 _NOTHING: Figures = {
@@ -125,18 +129,24 @@ def own_rows(database: Database, rows: _Rows) -> _Rows:
 
 
 def hour_totals(
-    database: Database, table: str, window: Window, *, with_content_hash: bool = False
+    database: Database, held: Held, window: Window, *, with_content_hash: bool = False
 ) -> dict[datetime, Figures]:
     """Return what a table of traces holds of a window, by hour; empty hours are left out.
 
     The content hash takes most of the time, and is computed on demand.
+
+    Args:
+        database: where the table lies.
+        held: the table.
+        window: the hours.
+        with_content_hash: whether it is computed.
 
     Raises:
         ClickHouseError: the table cannot be read.
     """
     statement = render(
         "clickhouse/hour_totals.sql",
-        table=database.qualified(table),
+        table=held.rows,
         filter=IN_WINDOW,
         content_hash=f"sum({row_hash_sql()})" if with_content_hash else "0",
     )
@@ -162,6 +172,36 @@ def figures_of(manifest: Manifest) -> Figures:
         "cost_usd": manifest.cost_usd,
         "content hash": manifest.content_hash,
     }
+
+
+def figures_held(store: BatchStore, manifest: Manifest, held: Held) -> Figures:
+    """Return what the table is to hold of an hour's batch, as far as its columns can.
+
+    Where a column rounds a value of the batch, the batch is counted again, without its payloads.
+
+    Raises:
+        BatchError: a file of the batch is missing or cannot be read.
+    """
+    rounded = held.rounded
+    if rounded and any(held.of(rows) != rows for rows in store.column_batches(manifest, rounded)):
+        return counted(store, manifest, held.of)
+    return figures_of(manifest)
+
+
+def counted(
+    store: BatchStore, manifest: Manifest, change: Callable[[pa.RecordBatch], pa.RecordBatch]
+) -> Figures:
+    """Return the figures of an hour's batch after a change of its rows; no payload is read.
+
+    Raises:
+        BatchError: a file of the batch is missing or cannot be read.
+    """
+    tally = Tally()
+    for batch in store.column_batches(manifest, _COUNTED):
+        rows = change(batch)
+        if rows.num_rows:
+            tally.add(tally_of(rows))
+    return figures_of(manifest.model_copy(update=tally.figures()))
 
 
 def in_groups(store: BatchStore, hours: Sequence[datetime]) -> list[list[datetime]]:
@@ -198,9 +238,21 @@ class Traces:
         self._store = store
         self._table = table
 
+    @cached_property
+    def _held(self) -> Held:
+        """How the table holds the columns; it exists, and is up to date, when this is asked."""
+        return Held(self._database, self._table)
+
     def expected(self, hours: Sequence[datetime]) -> list[Hour]:
-        """Return what the hours' batches hold; an hour without a batch is a BatchError."""
-        return [_hour_of(self._batch_of(hour)) for hour in hours]
+        """Return what the table is to hold of the hours' batches.
+
+        Raises:
+            BatchError: an hour has no batch, or the batch cannot be read.
+        """
+        manifests = [self._batch_of(hour) for hour in hours]
+        return [
+            Hour(each.hour, figures_held(self._store, each, self._held), each) for each in manifests
+        ]
 
     def _batch_of(self, hour: datetime) -> Manifest:
         if manifest := self._store.manifest(hour):
@@ -208,28 +260,35 @@ class Traces:
         raise BatchError(f"hour {key_of(hour)} has no batch; materialize trace_batches for it")
 
     def expected_around(self, hours: Sequence[datetime]) -> list[Hour]:
-        """Return what the hours' batches hold, as far as there are any that can be read."""
+        """Return what the hours' batches hold, as far as there are any that can be read.
+
+        The content hash, which ``found_around`` does not have, is the batch's own.
+        """
         manifests = (_manifest_if_readable(self._store, hour) for hour in hours)
-        return [_hour_of(manifest) for manifest in manifests if manifest]
+        return [Hour(each.hour, figures_of(each), each) for each in manifests if each]
 
     def found(self, window: Window) -> dict[datetime, Figures]:
         """Return what the table holds of every hour of a window."""
-        found = hour_totals(self._database, self._table, window, with_content_hash=True)
+        found = hour_totals(self._database, self._held, window, with_content_hash=True)
         return {hour: found.get(hour, _NOTHING) for hour in window.hours}
 
     def found_around(self, window: Window) -> dict[datetime, Figures]:
         """Return what the table holds of every hour of a window, but for the content hash."""
-        found = hour_totals(self._database, self._table, window)
+        found = hour_totals(self._database, self._held, window)
         return {hour: found.get(hour, _NOTHING) for hour in window.hours}
 
     def fill(self, staging: str, hours: Sequence[Hour]) -> None:
-        """Put the batches' rows into a staging table; a damaged file is a BatchError."""
-        paths = [
-            path for each in hours if each.batch for path in self._store.part_paths(each.batch)
-        ]
+        """Put the batches' rows into a staging table.
+
+        Raises:
+            BatchError: a file is missing or damaged.
+            NotHeldError: a column of the table cannot hold a value of them.
+        """
+        manifests = [each.batch for each in hours if each.batch]
+        paths = [path for manifest in manifests for path in self._store.part_paths(manifest)]
+        if limited := self._held.limited:
+            names = list(dict.fromkeys(("id", *limited)))
+            for manifest in manifests:
+                for rows in self._store.column_batches(manifest, names):
+                    self._held.refuse(manifest.hour, rows)
         insert_parquet(self._database, staging, paths)
-
-
-def _hour_of(manifest: Manifest) -> Hour:
-    """Return what the table is to hold of an hour that has this batch."""
-    return Hour(manifest.hour, figures_of(manifest), manifest)

@@ -25,11 +25,12 @@ import pyarrow.parquet as pq
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import repaired_for_reading
+from llm_trace_pipeline.clickhouse.held import Held
 from llm_trace_pipeline.clickhouse.tables import TABLE
 from llm_trace_pipeline.errors import ClickHouseError, PipelineError, SettingsError
 from llm_trace_pipeline.hours import Window, floor, key_of
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.trace.columns import COST_TYPE, EXACT_DIGITS
 from llm_trace_pipeline.upkeep.reconcile import Differences, compare_loaded, readable_manifests
 
@@ -258,14 +259,17 @@ def write_invoice(
 def _write_files(database: Database, month: Month, window: Window, folder: Path) -> Totals:
     """Write all files of a window of a month into a folder."""
     totals = Totals()
+    traces = Held(database, TABLE).rows
     events, items = (
-        chain.from_iterable(database.row_blocks(read_sql(f"invoice/{name}.sql"), window.parameters))
+        chain.from_iterable(
+            database.row_blocks(render(f"invoice/{name}.sql", traces=traces), window.parameters)
+        )
         for name in ("meter_events", "invoice_items")
     )
     with localcontext(prec=EXACT_DIGITS):
         _write(folder / f"{month}-invoice-items", ITEM_SCHEMA, _items(items, month, totals))
         _write(folder / f"{month}-meter-events", EVENT_SCHEMA, _events(events, totals))
-    [said] = database.rows(read_sql("invoice/totals.sql"), window.parameters)
+    [said] = database.rows(render("invoice/totals.sql", traces=traces), window.parameters)
     if totals.as_said() != said or totals.metered != totals.to_bill:
         raise PipelineError(
             f"the rows of {month} changed while they were read, or not all of them came: nothing "
@@ -348,6 +352,6 @@ def _holes(database: Database, store: BatchStore, hours: list[datetime]) -> Diff
     """Return the hours that ClickHouse does not hold as their batches say, with the differences."""
     manifests, holes = readable_manifests(store, hours)
     for _, of_day in groupby(manifests.values(), key=lambda manifest: manifest.hour.date()):
-        holes |= compare_loaded(database, list(of_day))
+        holes |= compare_loaded(database, store, list(of_day))
     without_batch = set(hours).difference(manifests, holes)
     return holes | dict.fromkeys(without_batch, ("no batch",))

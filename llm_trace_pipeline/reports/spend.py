@@ -15,11 +15,12 @@ from llm_trace_pipeline.batches.files import Files
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import repaired_for_reading
+from llm_trace_pipeline.clickhouse.held import Held
 from llm_trace_pipeline.clickhouse.tables import TABLE
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.reports.charts import SERIES, stacked_bars
-from llm_trace_pipeline.sql import quote_identifier, read_sql, render
+from llm_trace_pipeline.sql import quote_identifier, render
 from llm_trace_pipeline.trace.columns import EXACT_DIGITS
 
 _TEMPLATE = Path(__file__).with_name("spend.html")
@@ -89,23 +90,27 @@ def figures_of(database: Database, store: BatchStore, days: Days) -> Figures:
 
 def _read(database: Database, days: Days) -> Figures:
     window = days.window.parameters
-    tables = {name: database.rows(read_sql(f"report/{name}.sql"), window) for name in _TABLES}
+    traces = Held(database, TABLE).rows
+    tables = {
+        name: database.rows(render(f"report/{name}.sql", traces=traces), window) for name in _TABLES
+    }
     for name, column in _DIMENSIONS.items():
-        tables[name] = database.rows(_of_dimension("spend_by", column), window)
+        tables[name] = database.rows(_of_dimension("spend_by", traces, column), window)
     return Figures(
         days=days,
-        headline=database.rows(read_sql("report/headline.sql"), window)[0],
+        headline=database.rows(render("report/headline.sql", traces=traces), window)[0],
         tables=tables,
         over_time={
-            name: _over_time(database, days, _DIMENSIONS[name], tables[name]) for name in _OVER_TIME
+            name: _over_time(database, traces, days, _DIMENSIONS[name], tables[name])
+            for name in _OVER_TIME
         },
     )
 
 
-def _over_time(database: Database, days: Days, column: str, series: Rows) -> Rows:
+def _over_time(database: Database, traces: str, days: Days, column: str, series: Rows) -> Rows:
     named = [row["name"] for row in series if row["series"] < SERIES]
     rows = database.rows(
-        _of_dimension("spend_over_time", column),
+        _of_dimension("spend_over_time", traces, column),
         {**days.window.parameters, "seconds": int(days.step.total_seconds()), "names": named},
     )
     return [
@@ -118,8 +123,8 @@ def _over_time(database: Database, days: Days, column: str, series: Rows) -> Row
     ]
 
 
-def _of_dimension(name: str, column: str) -> str:
-    return render(f"report/{name}.sql", dimension=quote_identifier(column))
+def _of_dimension(name: str, traces: str, column: str) -> str:
+    return render(f"report/{name}.sql", traces=traces, dimension=quote_identifier(column))
 
 
 def page_of(figures: Figures, made_at: datetime) -> str:

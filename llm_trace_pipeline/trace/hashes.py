@@ -66,7 +66,7 @@ _AS_TEXT: dict[str | pa.DataType, _AsText] = {
     pa.uint64(): _INTEGER,
     pa.timestamp("us", tz="UTC"): (
         lambda each: each.cast("int64").cast("string"),
-        "toString(toUnixTimestamp64Micro({0}))",
+        "toString(toUnixTimestamp64Micro(toDateTime64({0}, 6)))",
     ),
     pa.list_(pa.string()): (
         _text_of_list,

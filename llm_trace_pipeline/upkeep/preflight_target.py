@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
-from typing import Any
 
 from llm_trace_pipeline.batches.files import files_of
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, shards_of
+from llm_trace_pipeline.clickhouse.held import HeldColumn, columns_of
 from llm_trace_pipeline.clickhouse.tables import TABLE, layout_of, newer_schema, schema_version
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.settings import Settings
@@ -150,9 +150,7 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
         return []
     if not layout["engine"].endswith("MergeTree"):
         return [Problem(f"{table} is a {layout['engine']}, not a MergeTree", anew)]
-    columns = database.rows(
-        read_sql("preflight/columns.sql"), {"database": database.name, "table": name}
-    )
+    columns = columns_of(database, name)
     if newer := newer_schema(table, layout):
         return [Problem(newer.message, newer.repair)]
     is_upgraded = schema_version(layout) < SCHEMA_VERSION
@@ -169,6 +167,15 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
                 is_fatal=False,
             )
         )
+    if ttl := re.search(r" TTL (.*?)(?: SETTINGS |$)", layout["engine_full"]):
+        problems.append(
+            Problem(
+                f"{table} has the TTL {ttl[1]}: rows that it deletes count as lost, and are loaded "
+                "again",
+                f"ALTER TABLE {table} REMOVE TTL; and set LLM_TRACES_RETENTION_DAYS in its place",
+                is_fatal=False,
+            )
+        )
     for key, expected, cost in (
         ("partition_key", _PARTITION_KEY, "every hour loaded clones and verifies its partition"),
         ("sorting_key", _SORTING_KEY, "an organization's calls of a time are slower to find"),
@@ -182,10 +189,10 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
 
 
 def _check_missing(
-    table: str, columns: Sequence[dict[str, Any]], *, is_upgraded: bool
+    table: str, columns: Sequence[HeldColumn], *, is_upgraded: bool
 ) -> Iterator[Problem]:
     """Name the missing columns that no upgrade adds."""
-    present = {column["name"] for column in columns}
+    present = {column.name for column in columns}
     upgrade = read_sql("clickhouse/upgrade.sql") if is_upgraded else ""
     added = re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", upgrade)
     missing = {
@@ -201,25 +208,20 @@ def _check_missing(
         )
 
 
-def _check_types(table: str, columns: Sequence[dict[str, Any]], anew: str) -> Iterator[Problem]:
-    expected = {column.name: column.clickhouse_type for column in COLUMNS}
+def _check_types(table: str, columns: Sequence[HeldColumn], anew: str) -> Iterator[Problem]:
+    """Name the columns that cannot hold all that a batch may have, with what they lose."""
     for column in columns:
-        name, found = column["name"], column["type"]
-        wanted = expected.get(name, found)
-        # A column may be Nullable where none is expected: no NULL is stored there. The other way
-        # round, a NULL would become 0.
-        if _essence(wanted) not in (
-            _essence(found),
-            re.sub(r"Nullable\((.*)\)", r"\1", _essence(found)),
-        ):
-            modify = f"ALTER TABLE {table} MODIFY COLUMN {quote_identifier(name)} {wanted};"
-            yield Problem(
-                f"{table}: column {name} is {found}, not {wanted}",
-                anew if column["is_key"] else modify,
-            )
-
-
-def _essence(clickhouse_type: str) -> str:
-    """Return the type without the parts that change no value: a dictionary, a time zone."""
-    bare = re.sub(r"LowCardinality\((.*?\)?)\)", r"\1", clickhouse_type)
-    return re.sub(r"(?<=^DateTime64\(6), '[^']*'", "", bare)
+        if column.lost:
+            consequence = f"an hour with {column.lost} there cannot be loaded"
+        elif column.unit > 1:
+            consequence = f"times are rounded down to {column.unit / 10**6:g} s, and compared so"
+        else:
+            continue
+        yield Problem(
+            f"{table}: column {column.name} is {column.type}, not {column.wanted_type}: "
+            f"{consequence}",
+            f"{anew} (no ALTER changes the column: it is in the table's key)"
+            if column.is_key
+            else f"ALTER TABLE {table} {column.alteration};",
+            is_fatal=not column.holds_most,
+        )

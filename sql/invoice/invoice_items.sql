@@ -4,6 +4,7 @@
 -- unmetered_calls have no cost: they lack a price, or their usage is not known. What is neither of the
 -- input nor of the output (fees, and reported costs without their parts) is in a row llm_other_costs.
 -- list_amount_usd is NULL where the cost is not known; all of them add up to sum(cost_usd).
+-- {traces} are the rows of llm_traces, with columns as ours (see clickhouse/held.py).
 SELECT
     customer,
     plan,
@@ -47,7 +48,7 @@ FROM
         sum(ifNull(cache_write_cost_usd, 0)) AS written_cost,
         sum(ifNull(output_cost_usd, 0)) AS output_cost,
         sum(ifNull(other, 0)) AS other_cost
-    FROM llm_traces
+    FROM {traces}
     WHERE created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}
     GROUP BY customer, plan, cost_source, provider, model, is_byok, cost_basis, price_version
 )

@@ -2,6 +2,7 @@
 -- Left out is what no customer uses of ours: calls without a customer, and calls by their own key.
 -- Some responses report more cached or cache-written tokens than input. They are cut to it, so that
 -- the three input meters add up to prompt_tokens.
+-- {traces} are the rows of llm_traces, with columns as ours (see clickhouse/held.py).
 SELECT customer, day, meter.1 AS event_name, meter.2 AS value
 FROM
 (
@@ -16,7 +17,7 @@ FROM
         sum(toUInt128(cached)) AS sum_cached,
         sum(toUInt128(written)) AS sum_written,
         sum(toUInt128(completion_tokens)) AS sum_output
-    FROM llm_traces
+    FROM {traces}
     WHERE created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}
         AND is_byok = 0 AND billing_customer_id != ''
     GROUP BY customer, day

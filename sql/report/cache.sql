@@ -4,6 +4,7 @@
 -- response reported tells no price. Cached tokens of which no price is known are counted, and saved
 -- nothing. Amounts that are multiplied by tokens have
 -- 256 bits: 128 overflow without an error where a call reports absurd counts.
+-- {traces} are the rows of llm_traces, with columns as ours (see clickhouse/held.py).
 SELECT
     model AS name,
     sum(day_cached) AS cached_tokens,
@@ -38,7 +39,7 @@ FROM (
             ifNull(cache_write_cost_usd, 0) AS written_cost,
             toDecimal256(ifNull(input_cost_usd, 0), 18) - cached_cost - written_cost
                 AS uncached_cost
-        FROM llm_traces
+        FROM {traces}
         WHERE created_at >= {start:DateTime64(6, 'UTC')}
             AND created_at < {end:DateTime64(6, 'UTC')}
             AND is_byok = 0

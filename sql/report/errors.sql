@@ -1,4 +1,5 @@
 -- What failed within the window, by kind of error, and what it cost all the same.
+-- {traces} are the rows of llm_traces, with columns as ours (see clickhouse/held.py).
 SELECT
     error_type AS name,
     count() AS calls,
@@ -6,7 +7,7 @@ SELECT
     sum(toUInt128(total_tokens)) AS tokens,
     sumIf(ifNull(cost_usd, 0), is_byok = 0) AS spend_usd,
     sumIf(ifNull(cost_usd, 0), is_byok = 1) AS byok_usd
-FROM llm_traces
+FROM {traces}
 WHERE created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}
     AND is_error = 1
 GROUP BY name

@@ -1,5 +1,6 @@
 -- The window in one row. Spend is the cost of what was not called by the organization's own
 -- key; that of the other calls stands apart.
+-- {traces} are the rows of llm_traces, with columns as ours (see clickhouse/held.py).
 SELECT
     count() AS calls,
     countIf(is_byok = 1) AS byok_calls,
@@ -15,5 +16,5 @@ SELECT
     sumIf(ifNull(cost_usd, 0), is_byok = 1) AS byok_usd,
     arraySort(groupUniqArrayIf(price_version, price_version != '')) AS price_versions,
     max(created_at) AS last_call
-FROM llm_traces
+FROM {traces}
 WHERE created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}

@@ -1,5 +1,6 @@
 -- The twenty organizations with most spend within the window, and all others as one; with the
 -- plans and Stripe customers that their calls had.
+-- {traces} are the rows of llm_traces, with columns as ours (see clickhouse/held.py).
 SELECT
     least(place, 21) AS rank,
     any(organization) AS name,
@@ -27,7 +28,7 @@ FROM (
             sum(toUInt128(total_tokens)) AS tokens,
             sumIf(ifNull(cost_usd, 0), is_byok = 0) AS spend_usd,
             sumIf(ifNull(cost_usd, 0), is_byok = 1) AS byok_usd
-        FROM llm_traces
+        FROM {traces}
         WHERE created_at >= {start:DateTime64(6, 'UTC')}
             AND created_at < {end:DateTime64(6, 'UTC')}
         GROUP BY organization

@@ -1,4 +1,5 @@
 -- The organizations with calls within the window that have no billing details: most spend first.
+-- {traces} are the rows of llm_traces, with columns as ours (see clickhouse/held.py).
 SELECT
     organization_id AS name,
     count() AS calls,
@@ -7,7 +8,7 @@ SELECT
     sumIf(ifNull(cost_usd, 0), is_byok = 1) AS byok_usd,
     max(created_at) AS last_call,
     count() OVER () AS found
-FROM llm_traces
+FROM {traces}
 WHERE created_at >= {start:DateTime64(6, 'UTC')} AND created_at < {end:DateTime64(6, 'UTC')}
     AND billing_match = 'none'
 GROUP BY name

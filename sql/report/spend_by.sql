@@ -1,5 +1,6 @@
 -- What the values of one column, {dimension}, cost within the window: the eight with most spend,
 -- and all others as a ninth.
+-- {traces} are the rows of llm_traces, with columns as ours (see clickhouse/held.py).
 SELECT
     least(place, 9) AS series,
     any(value) AS name,
@@ -19,7 +20,7 @@ FROM (
             sum(toUInt128(total_tokens)) AS tokens,
             sumIf(ifNull(cost_usd, 0), is_byok = 0) AS spend_usd,
             sumIf(ifNull(cost_usd, 0), is_byok = 1) AS byok_usd
-        FROM llm_traces
+        FROM {traces}
         WHERE created_at >= {start:DateTime64(6, 'UTC')}
             AND created_at < {end:DateTime64(6, 'UTC')}
         GROUP BY value

@@ -2,7 +2,6 @@
 
 import pytest
 
-from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.tables import layout_of
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.sql import render
@@ -109,10 +108,3 @@ def test_a_table_of_another_layout_holds_exact_hours(warehouse: Warehouse, ddl: 
             sum(row["total_tokens"] for row in loaded if row["organization_id"] == organization)
             for organization in sorted({row["organization_id"] for row in loaded})
         ]
-
-
-def test_a_table_that_keeps_milliseconds_is_reported_as_different(warehouse: Warehouse) -> None:
-    warehouse.database.execute(CREATE.replace(TIME, "DateTime64(3, 'UTC')"))
-    warehouse.publish(MIDNIGHT, 20)
-    [result] = loader_of(warehouse.database, warehouse.store).load([MIDNIGHT])
-    assert [text.split()[:2] for text in result.differences] == [["content", "hash"]]

@@ -28,7 +28,7 @@ from llm_trace_pipeline.reports.invoice import (
     write_invoice,
 )
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.sql import render
 from llm_trace_pipeline.trace.billing import HISTORY_SCHEMA
 from llm_trace_pipeline.trace.columns import ARROW_SCHEMA
 from llm_trace_pipeline.trace.details import (
@@ -413,9 +413,10 @@ def test_what_does_not_add_up_leaves_the_files_as_they_were(
     before = books.write()
     read = Database.row_blocks
     for name in ("invoice_items", "meter_events"):
+        statement = render(f"invoice/{name}.sql", traces="`default`.`llm_traces`")
 
         def lacking(
-            self: Database, sql: str, *of: Any, cut: str = read_sql(f"invoice/{name}.sql")
+            self: Database, sql: str, *of: Any, cut: str = statement
         ) -> Iterator[list[dict[str, Any]]]:
             for block in read(self, sql, *of):
                 yield block[:-1] if sql == cut else block

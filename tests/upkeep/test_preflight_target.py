@@ -75,20 +75,25 @@ def test_missing_columns_come_with_the_statement_that_adds_them(
 
 
 @pytest.mark.parametrize(
-    ("column", "found", "wanted"),
+    ("column", "found", "wanted", "lost", "is_fatal"),
     [
-        ("latency_ms", "UInt32", "UInt64"),
-        ("model", "FixedString(64)", "String"),
-        ("reasoning_tokens", "UInt64", "Nullable(UInt64)"),
+        ("latency_ms", "UInt32", "UInt64", "more than 4294967295", False),
+        ("prompt_tokens", "Nullable(Int32)", "Nullable(UInt64)", "more than 2147483647", False),
+        ("model", "FixedString(64)", "String", "a text of other than 64 octets", True),
+        ("reasoning_tokens", "UInt64", "Nullable(UInt64)", "NULL", True),
+        ("total_tokens", "Float64", "UInt64", "any value", True),
     ],
 )
-def test_a_wrong_type_comes_with_the_statement_that_mends_it(
-    target: Settings, column: str, found: str, wanted: str
+def test_a_narrower_type_comes_with_the_statement_that_mends_it(
+    target: Settings, column: str, found: str, wanted: str, lost: str, *, is_fatal: bool
 ) -> None:
     make_table(target, rf"(?m)(?<=^    {column} )\S+", found)
     [problem] = check_target(target)
-    assert problem.message == f"{TABLE}: column {column} is {found}, not {wanted}"
-    assert problem.is_fatal
+    assert problem.message == (
+        f"{TABLE}: column {column} is {found}, not {wanted}: "
+        f"an hour with {lost} there cannot be loaded"
+    )
+    assert problem.is_fatal == is_fatal
     change(target, problem.repair)
     assert check_target(target) == []
 
@@ -103,6 +108,9 @@ def test_a_wrong_type_comes_with_the_statement_that_mends_it(
         ("is_error", "Nullable(UInt8)"),
         ("created_at", "DateTime64(6, 'Asia/Tokyo')"),
         ("created_at", "DateTime64(6)"),
+        ("created_at", "DateTime64(9, 'UTC')"),
+        ("is_byok", "Bool"),
+        ("total_tokens", "UInt128"),
     ],
 )
 def test_a_type_that_holds_the_same_values_is_fine(
@@ -112,10 +120,54 @@ def test_a_type_that_holds_the_same_values_is_fine(
     assert check_target(target) == []
 
 
-def test_a_wrong_type_in_the_sort_key_takes_a_new_table(target: Settings) -> None:
-    make_table(target, r"DateTime64\(6", "DateTime64(3")
+@pytest.mark.parametrize(
+    ("column", "found", "wanted", "consequence"),
+    [
+        (
+            "created_at",
+            "DateTime64(3, 'UTC')",
+            "DateTime64(6, 'UTC')",
+            "times are rounded down to 0.001 s, and compared so",
+        ),
+        (
+            "created_at",
+            "DateTime",
+            "DateTime64(6, 'UTC')",
+            "times are rounded down to 1 s, and compared so",
+        ),
+        ("id", "UUID", "String", "an hour with what is no UUID there cannot be loaded"),
+    ],
+)
+def test_a_narrower_type_in_the_sort_key_takes_a_new_table(
+    target: Settings, column: str, found: str, wanted: str, consequence: str
+) -> None:
+    make_table(target, rf"(?m)(?<=^    {column} )(DateTime64\(.*?\)|\S+)", found)
     [problem] = check_target(target)
-    assert "created_at is DateTime64(3, 'UTC'), not DateTime64(6, 'UTC')" in problem.message
+    assert problem.message == f"{TABLE}: column {column} is {found}, not {wanted}: {consequence}"
+    assert not problem.is_fatal
+    assert "no ALTER changes the column" in problem.repair
+    change(target, problem.repair.partition(";")[0])
+    assert check_target(target) == []
+
+
+def test_times_outside_of_a_key_come_with_the_statement_that_mends_them(target: Settings) -> None:
+    make_table(
+        target,
+        r"(?s)DateTime64\(6, 'UTC'\)(.*)toDate\(created_at\)(.*)organization_id, created_at, ",
+        r"DateTime64(3, 'UTC')\1tuple()\2",
+    )
+    narrower = [each for each in check_target(target) if "created_at is" in each.message]
+    change(target, *(problem.repair for problem in narrower))
+    assert len(narrower) == 1
+    assert not any("created_at is" in problem.message for problem in check_target(target))
+
+
+def test_a_ttl_is_told_with_the_statement_that_removes_it(target: Settings) -> None:
+    ttl = "TTL toDateTime(created_at) + toIntervalDay(30)"
+    make_table(target, "SETTINGS", f"{ttl} SETTINGS")
+    [problem] = check_target(target)
+    assert problem.message.startswith(f"{TABLE} has the {ttl}: rows that it deletes count as lost")
+    assert not problem.is_fatal
     change(target, problem.repair.partition(";")[0])
     assert check_target(target) == []
 

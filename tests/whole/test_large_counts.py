@@ -16,10 +16,10 @@ from llm_trace_pipeline.hours import HOUR, Window
 from llm_trace_pipeline.reports.invoice import write_invoice
 from llm_trace_pipeline.reports.spend import Days, figures_of, page_of
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.sql import read_sql
+from llm_trace_pipeline.sql import read_sql, render
 from llm_trace_pipeline.upkeep.reconcile import compare_loaded
 from tests.harness.http_server import USERS, running, settings_of_server
-from tests.harness.rows import MIDNIGHT, Row, make_rows
+from tests.harness.rows import MIDNIGHT, TABLE, Row, make_rows
 from tests.harness.warehouse import Warehouse, make_database
 
 PLAIN, ODD = 6, 6  # calls
@@ -101,7 +101,7 @@ def test_the_batch_the_table_and_the_rollup_say_the_sums(loaded: Warehouse) -> N
 def test_nothing_differs_and_an_hour_loaded_again_is_left_alone(loaded: Warehouse) -> None:
     manifest = loaded.store.manifest(MIDNIGHT)
     assert manifest
-    assert compare_loaded(loaded.database, [manifest]) == {}
+    assert compare_loaded(loaded.database, loaded.store, [manifest]) == {}
     assert compare_rollup(loaded.database, loaded.store, [MIDNIGHT]) == {}
     assert not loaded.load_batch(manifest).was_written
     [rolled] = roll_up(loaded.database, loaded.store, [MIDNIGHT])
@@ -130,11 +130,12 @@ def test_the_report_says_the_sums(loaded: Warehouse) -> None:
 
 
 def test_what_is_printed_after_a_load_says_the_sums(loaded: Warehouse) -> None:
-    [plan] = loaded.database.rows(read_sql("report/by_plan.sql"), WINDOW)
+    [plan] = loaded.database.rows(render("report/by_plan.sql", traces=TABLE), WINDOW)
     assert [plan[name] for name in ("prompt", "completion", "cached", "cache_written")] == [
         SUMS[name] for name in TOKENS if name not in ("total_tokens", "reasoning_tokens")
     ]
-    [organization] = loaded.database.rows(read_sql("report/largest_organizations.sql"), WINDOW)
+    largest = render("report/largest_organizations.sql", traces=TABLE)
+    [organization] = loaded.database.rows(largest, WINDOW)
     assert organization["tokens"] == SUMS["total_tokens"]
 
 
