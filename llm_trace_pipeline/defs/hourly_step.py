@@ -15,7 +15,7 @@ import dagster as dg
 from llm_trace_pipeline.defs.checks import Finding
 from llm_trace_pipeline.defs.metadata import Metadata, as_metadata
 from llm_trace_pipeline.errors import PipelineError, unexpected
-from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.hours import key_of, ranges
 
 # Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
 _LOG = logging.getLogger("llm_trace_pipeline")
@@ -35,24 +35,26 @@ def materialize_hours(
     hours are; then the step fails. The hours of a group are processed together.
 
     Raises:
-        Failure: hours failed; the message has one line for every such hour.
+        Failure: hours failed; the message has one line for every reason, which names its hours.
     """
     done: dict[str, Metadata] = {}
-    failed: dict[str, str] = {}
+    failed: dict[datetime, str] = {}
     findings: list[Finding] = []
     for hour, seconds, outcome in _process(groups, process):
         key = key_of(hour)
         if isinstance(outcome, PipelineError):
-            failed[key] = str(outcome)
-            _LOG.error(str(outcome))
+            failed[hour] = str(outcome)
+            if key in failed[hour]:  # what does not name the hour is said once, below
+                _LOG.error(failed[hour])
             continue
         metadata, found = outcome
         for finding in found:
             _log_finding(context, key, finding)
             if not finding.passed and finding.severity is dg.AssetCheckSeverity.ERROR:
-                failed[key] = f"hour {key}: check {finding.check} failed: {finding.metadata}"
+                failed[hour] = f"hour {key}: check {finding.check} failed: {finding.metadata}"
+                _LOG.error(failed[hour])
         findings += found
-        if key not in failed:
+        if hour not in failed:
             done[key] = {
                 **metadata,
                 "duration (s)": round(seconds, 3),
@@ -66,19 +68,50 @@ def materialize_hours(
                 seconds,
             )
     if failed:
-        for key, metadata in done.items():
-            context.log_event(
-                dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
-            )
-        raise dg.Failure(
-            f"{len(failed)} of {sum(map(len, groups))} hours failed; the others are done as far as "
-            f"{context.asset_key.to_user_string()}:\n" + "\n".join(failed.values()),
-            metadata={"failed hours": list(failed)},
-        )
+        raise _failure(context, done, failed)
     for key, metadata in done.items():
         context.add_asset_metadata(metadata, partition_key=key)
     yield dg.MaterializeResult()
     yield from _summaries(findings)
+
+
+def _failure(
+    context: dg.AssetExecutionContext, done: Mapping[str, Metadata], failed: Mapping[datetime, str]
+) -> dg.Failure:
+    """Record the hours that are done, say what concerns several hours, and return the failure."""
+    for key, metadata in done.items():
+        context.log_event(
+            dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
+        )
+    reasons = _reasons(failed)
+    for reason in reasons:
+        if reason not in failed.values():
+            _LOG.error(reason)
+    return dg.Failure(
+        f"{len(failed)} of {len(failed) + len(done)} hours failed; the others are done as far as "
+        f"{context.asset_key.to_user_string()}:\n" + "\n".join(reasons),
+        metadata={"failed hours": [key_of(hour) for hour in failed]},
+    )
+
+
+def _reasons(failed: Mapping[datetime, str]) -> list[str]:
+    """Return why hours failed, one line a reason: one that does not name its hours follows them."""
+    hours_of: dict[str, list[datetime]] = {}
+    for hour, reason in failed.items():
+        hours_of.setdefault(reason, []).append(hour)
+    return [
+        reason if all(key_of(hour) in reason for hour in hours) else f"{_named(hours)}: {reason}"
+        for reason, hours in hours_of.items()
+    ]
+
+
+def _named(hours: Sequence[datetime]) -> str:
+    """Return the names of hours, such as ``hours 2026-03-01-09:00 to 2026-03-01-11:00``."""
+    spans = [
+        key_of(window.start) + (f" to {key_of(window.last)}" if len(window.hours) > 1 else "")
+        for window in ranges(hours)
+    ]
+    return f"hour{'s' if len(hours) > 1 else ''} {', '.join(spans)}"
 
 
 def _process(

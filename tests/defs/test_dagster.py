@@ -1,5 +1,6 @@
 """The assets under Dagster: one materialization per hour, checks, and what a failure leaves."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from dagster import (
 from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import connect
+from llm_trace_pipeline.clickhouse.loads import Loaded, Loader
 from llm_trace_pipeline.clickhouse.tables import has_table
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs import assets
+from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
@@ -166,6 +169,36 @@ def test_an_hour_that_fails_leaves_the_others_done(operational: Operational, job
 
     accepted = {"ops": {"trace_batches": {"config": {"accept_loss": True}}}}
     assert jobs.load(T0, T0 + 2 * HOUR, run_config=accepted).success
+
+
+def test_what_fails_several_hours_is_said_once_and_names_them(
+    operational: Operational,
+    jobs: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hours = [T0 + number * HOUR for number in range(6)]
+    operational.insert("provider_traces", *(trace(hour) for hour in hours))
+
+    def refuse(_: Loader, of: Sequence[datetime], *__: Any, **___: Any) -> list[Loaded]:
+        if of[0] in (hours[3], hours[5]):
+            raise ClickHouseError(f"hour {key_of(of[0])}: is odd")
+        raise ClickHouseError("ClickHouse: the disk is full", "free it")
+
+    monkeypatch.setattr(Loader, "load", refuse)
+    failed = failure_of(jobs.load(hours[0], hours[-1]))
+    reasons = [
+        (
+            "hours 2026-03-01-09:00 to 2026-03-01-11:00, 2026-03-01-13:00: "
+            "ClickHouse: the disk is full; free it"
+        ),
+        "hour 2026-03-01-12:00: is odd",
+        "hour 2026-03-01-14:00: is odd",
+    ]
+    assert failed.description.splitlines()[1:] == reasons
+    assert failed.metadata["failed hours"].value == [key_of(hour) for hour in hours]
+    logged = [record.message for record in caplog.records if record.message in reasons]
+    assert sorted(logged) == sorted(reasons)
 
 
 def test_a_damaged_batch_fails_its_own_hour_alone(
