@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from llm_trace_pipeline.cli.__main__ import llm_traces
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.pins import PINS
 from llm_trace_pipeline.clickhouse.rollup import DIMENSIONS
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE, define_table
 from llm_trace_pipeline.defs.assets import ExtractConfig, LoadConfig
@@ -57,6 +58,7 @@ def parts(database: Database) -> dict[str, str]:
         "run config": run_config,
         "checks": checks,
         "commands": commands,
+        "pinned settings": pinned_settings,
     }
     return {name: make() for name, make in makers.items()}
 
@@ -185,6 +187,17 @@ def commands() -> str:
         return code(" ".join(words)), command.get_short_help_str(limit=200)
 
     return table(("command", "what it does"), map(row, llm_traces.commands.values()))
+
+
+def pinned_settings() -> str:
+    """Return the settings that every statement carries, by their reasons."""
+    return table(
+        ("settings", "reason"),
+        (
+            (", ".join(code(f"{name}={value}") for name, value in each.values.items()), each.reason)
+            for each in PINS
+        ),
+    )
 
 
 def main() -> None:

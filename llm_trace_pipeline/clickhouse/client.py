@@ -19,6 +19,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError as DriverError
 
 from llm_trace_pipeline.clickhouse.errors import STATEMENT_SECONDS, translated
+from llm_trace_pipeline.clickhouse.pins import pin
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.settings import CHDB_SCHEME, Settings
 from llm_trace_pipeline.sql import quote_identifier, read_sql
@@ -131,15 +132,13 @@ class Database:
                 sql, parameters=dict(parameters or {}), settings=dict(settings or {})
             )
 
-    def execute_until_done(
-        self, sql: str, parameters: Mapping[str, Any], settings: Mapping[str, Any]
-    ) -> None:
+    def execute_until_done(self, sql: str, parameters: Mapping[str, Any]) -> None:
         """Execute a statement whose result does not depend on how often it runs.
 
         Raises:
             ClickHouseError: the engine refused it, or failed again and again.
         """
-        retried(lambda: self.execute(sql, parameters, settings))
+        retried(lambda: self.execute(sql, parameters))
 
     def insert_arrow(self, table: str, rows: pa.Table) -> None:
         """Send rows to a table, once.
@@ -149,9 +148,8 @@ class Database:
             TransientClickHouseError: it failed, or its answer was lost: rows may have gone in.
         """
         with translated():
-            # The client never sends a block twice, since it cannot know whether it went in. Rows
-            # are to be there when the statement ends, whatever the user's profile says.
-            self._client.insert_arrow(table, rows, database=self.name, settings={"async_insert": 0})
+            # The client never sends a block twice, since it cannot know whether it went in.
+            self._client.insert_arrow(table, rows, database=self.name)
 
     def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Execute a query; one dict per row. Times are in UTC.
@@ -267,12 +265,17 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
     endpoint = settings.clickhouse_endpoint
     with ExitStack() as stack:
 
+        def pinned(client: Client) -> Client:
+            with translated():
+                pin(stack.enter_context(closing(client)))
+            return client
+
         @cache
         def client_of(host: str) -> Client:
-            return stack.enter_context(closing(_server_client(settings, host)))
+            return pinned(_server_client(settings, host))
 
         client = (
-            stack.enter_context(closing(_embedded_client(endpoint.removeprefix(CHDB_SCHEME))))
+            pinned(_embedded_client(endpoint.removeprefix(CHDB_SCHEME)))
             if settings.is_embedded
             else retried(lambda: client_of(str(urlsplit(endpoint).hostname)), attempts)
         )

@@ -78,6 +78,34 @@ def newer_schema(table: str, layout: Mapping[str, Any]) -> ClickHouseError | Non
     )
 
 
+def hidden_rows(database: Database, table: str) -> ClickHouseError | None:
+    """Return the error of deciding from rows of which a row policy hides some; None: all are seen.
+
+    A table without rows hides none, whatever policy it has.
+    """
+    plan = database.rows(render("clickhouse/read_plan.sql", table=database.qualified(table)))
+    lines = "\n".join(row["explain"] for row in plan)
+    shown = re.search(r"Row level filter column:\s*(.+)", lines)
+    if not shown or shown[1] == "1":
+        return None
+    name = database.qualified(table)
+    return ClickHouseError(
+        f"a row policy shows the user of {name} only the rows where {shown[1]}: the others would "
+        "be loaded again, and be there twice",
+        f"SHOW ROW POLICIES ON {name}; then ALTER ROW POLICY … ON {name} TO ALL EXCEPT that user",
+    )
+
+
+def require_all_rows(database: Database, table: str) -> None:
+    """Refuse to go on where a row policy hides rows of a table.
+
+    Raises:
+        ClickHouseError: it does.
+    """
+    if error := hidden_rows(database, table):
+        raise error
+
+
 def define_table(database: Database, table: str) -> None:
     """Make a table where it is missing; bring an older one up to date in place.
 

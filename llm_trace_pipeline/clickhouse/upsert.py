@@ -27,6 +27,7 @@ from llm_trace_pipeline.clickhouse.tables import (
     layout_of,
     name_in_front,
     parts_of,
+    require_all_rows,
     wait_for_statements_on,
 )
 from llm_trace_pipeline.errors import ClickHouseError
@@ -36,7 +37,6 @@ from llm_trace_pipeline.sql import render
 SWAP_ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
 
 _IN_PARTITION = "_partition_id = {partition:String}"
-_WAIT = {"mutations_sync": 2, "alter_sync": 2, "lightweight_deletes_sync": 2}
 # Merging tables that live for a second costs memory (0.3 GB with rows of 5 MB) and gains nothing.
 _NO_MERGES = "max_bytes_to_merge_at_max_space_in_pool = 1"
 # All columns of a staged part in one file: 50,000 rows of 7 KB go in in 1.4 s instead of 1.8. The
@@ -70,13 +70,13 @@ class Swap:
     def recover(self) -> None:
         """Finish a swap that was cut, and drop what an interrupted load left behind."""
         wait_for_statements_on(self._database, self._staging, self._clone, self._ready)
-        if (
-            not self._database.shard  # a swap of replicated tables is never cut: see cluster.py
-            and has_table(self._database, self._table)
-            and has_table(self._database, self._ready)
-        ):
-            for partition in self._partitions(self._ready, "1", {}):
-                self._replay(partition)
+        if has_table(self._database, self._table):
+            require_all_rows(self._database, self._table)
+            # A swap of replicated tables is never cut: see cluster.py.
+            if not self._database.shard and has_table(self._database, self._ready):
+                require_all_rows(self._database, self._ready)
+                for partition in self._partitions(self._ready, "1", {}):
+                    self._replay(partition)
         self._drop(self._ready)
         self._drop(self._clone)
         self._drop(self._staging)
@@ -101,6 +101,8 @@ class Swap:
         self.drop_staged()
         self._create_like_target(self._staging, *_COMPACT_PARTS)
         fill(self._staging)
+        for table in (self._staging, self._table):
+            require_all_rows(self._database, table)
         staged = self._partitions(self._staging, "1", {})
         held = self.partitions_of(window)
         for partition in sorted(staged | held):
@@ -165,13 +167,11 @@ class Swap:
                     self._database.execute(
                         f"ALTER TABLE {self._name(self._clone)} DROP PART {{part:String}}",
                         {"part": part["name"]},
-                        _WAIT,
                     )
         if self._count(self._clone, self._in_window, window.parameters):
             self._database.execute(
                 f"DELETE FROM {self._name(self._clone)} WHERE {self._in_window}",
                 window.parameters,
-                _WAIT,
             )
 
     def _fingerprint(self, partition: str) -> tuple[Any, ...]:
@@ -262,7 +262,7 @@ class Swap:
 
     def _alter(self, table: str, action: str, partition: str) -> None:
         self._database.execute(
-            f"ALTER TABLE {self._name(table)} {action}", {"partition": partition}, _WAIT
+            f"ALTER TABLE {self._name(table)} {action}", {"partition": partition}
         )
 
     def _drop(self, table: str) -> None:

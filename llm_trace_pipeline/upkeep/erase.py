@@ -55,8 +55,6 @@ OUT_OF_REACH = (
     "logs, the metadata of Dagster's runs, and ClickHouse's system tables, which may name ids",
 )
 
-_WAIT = {"mutations_sync": 2, "alter_sync": 2}
-
 
 @dataclass(frozen=True)
 class Erased:
@@ -112,7 +110,6 @@ def remove_from_clickhouse(
                         condition=condition,
                     ),
                     parameters,
-                    _WAIT,
                 )
         # Neither a query nor ALTER TABLE … DELETE sees the rows that an upsert masked: a mutation
         # leaves a part without visible rows as it is.
@@ -171,7 +168,6 @@ def _apply_mask(node: Database, table: str, partitions: Iterable[str]) -> None:
         node.execute_until_done(
             render("clickhouse/apply_mask.sql", table=node.qualified(table)),
             {"partition": partition},
-            _WAIT,
         )
 
 

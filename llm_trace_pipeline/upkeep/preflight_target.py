@@ -9,7 +9,13 @@ from llm_trace_pipeline.batches.files import files_of
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, shards_of
 from llm_trace_pipeline.clickhouse.held import HeldColumn, columns_of
-from llm_trace_pipeline.clickhouse.tables import TABLE, layout_of, newer_schema, schema_version
+from llm_trace_pipeline.clickhouse.tables import (
+    TABLE,
+    hidden_rows,
+    layout_of,
+    newer_schema,
+    schema_version,
+)
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import quote_identifier, read_sql
@@ -154,7 +160,9 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
     if newer := newer_schema(table, layout):
         return [Problem(newer.message, newer.repair)]
     is_upgraded = schema_version(layout) < SCHEMA_VERSION
+    hidden = hidden_rows(database, name)
     problems = [
+        *([Problem(hidden.message, hidden.repair)] if hidden else []),
         *_check_missing(table, columns, is_upgraded=is_upgraded),
         *_check_types(table, columns, anew),
     ]

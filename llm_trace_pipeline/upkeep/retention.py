@@ -74,7 +74,6 @@ def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> l
             node.execute_until_done(
                 render("clickhouse/drop_partition.sql", table=table),
                 {"partition": partition},
-                {"alter_sync": 2},
             )
         dropped.update(past)
     return sorted(dropped)

@@ -382,7 +382,7 @@ def test_a_repeatable_statement_is_repeated(
     warehouse.load(MIDNIGHT + 24 * HOUR, 10)
     server.put(Fault("reset", "DROP PARTITION", is_executed=True, times=2))
     warehouse.database.execute_until_done(
-        f"ALTER TABLE {TABLE} DROP PARTITION ID {{id:String}}", {"id": f"{MIDNIGHT:%Y%m%d}"}, {}
+        f"ALTER TABLE {TABLE} DROP PARTITION ID {{id:String}}", {"id": f"{MIDNIGHT:%Y%m%d}"}
     )
     assert len(waits) == 2
     del warehouse.expected[MIDNIGHT]
