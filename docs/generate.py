@@ -89,7 +89,7 @@ def variables(names: Iterable[str] = ()) -> str:
 
     def default(name: str) -> str:
         value = getattr(settings, name)
-        if value is None or isinstance(value, SecretStr):
+        if value in (None, ()) or isinstance(value, SecretStr):
             return "unset"
         text = str(value).lower() if isinstance(value, bool) else str(value)
         here = str(Path.cwd())

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from llm_trace_pipeline.defs.alerts import alerts_sensor
 from llm_trace_pipeline.defs.assets import (
     billing_history,
     llm_traces,
@@ -41,7 +42,7 @@ defs = dg.Definitions(
         apply_retention_schedule,
         daily_usage_report_schedule,
     ],
-    sensors=[changed_hours_sensor],
+    sensors=[changed_hours_sensor, alerts_sensor],
     resources={"stores": Stores()},
     executor=dg.in_process_executor,
 )

@@ -36,6 +36,8 @@ _SSL_MODES = {"true": "require", "false": "disable"}
 # Not in the path of the state folder: Dagster reads ? and % as parts of a URL, and PostgreSQL's
 # pg_ctl hands the path to a shell in double quotes.
 _NO_STATE_DIR = '?%"$`'
+# Dagster's own rule for an owner.
+_OWNER = re.compile(r"team:[^\s,]+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}")
 _NO_CHDB_DIR = "?"  # after it, the engine expects parameters
 
 
@@ -119,6 +121,37 @@ def _function_name(value: str) -> str:
     if not re.fullmatch(r"[\w.]+:\w+", value):
         raise ValueError("must be module:function, such as my_company.privacy:redact")
     return value
+
+
+def _webhook(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if not _is_page(text):  # the value is not told: who knows it can post
+        raise ValueError("must be an address such as https://hooks.example.com/services/…")
+    return secret
+
+
+def _ui_url(value: str) -> str:
+    if not _is_page(value) or urlsplit(value).query:
+        raise ValueError("must be the address of Dagster's UI, such as https://dagster.example.com")
+    return value.rstrip("/")
+
+
+def _is_page(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        has_address = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:  # the port is no number
+        return False
+    return bool(has_address) and text.isascii() and text.isprintable() and " " not in text
+
+
+def _owners(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    owners = tuple(owner.strip() for owner in value.split(",") if owner.strip())
+    if wrong := [owner for owner in owners if not _OWNER.fullmatch(owner)]:
+        raise ValueError(f"must be addresses or teams such as team:data, not {wrong[0]!r}")
+    return owners
 
 
 def _is_server(url: SplitResult) -> bool:
@@ -262,6 +295,24 @@ class Settings(BaseModel):
         alias="LLM_TRACES_PRICES",
         description="TOML file of prices that come before the packaged ones. Unset: the packaged "
         "ones alone.",
+    )
+
+    alert_webhook_url: Annotated[SecretStr, AfterValidator(_webhook)] | None = Field(
+        default=None,
+        alias="ALERT_WEBHOOK_URL",
+        description="Where failed runs, failed checks and late schedules are posted as JSON, such "
+        "as a webhook of Slack. Never logged. Unset: nobody is told.",
+    )
+    dagster_ui_url: Annotated[str, AfterValidator(_ui_url)] = Field(
+        default="http://localhost:3000",
+        alias="DAGSTER_UI_URL",
+        description="Address of Dagster's UI, for the links in what is posted.",
+    )
+    owners: Annotated[tuple[str, ...], BeforeValidator(_owners)] = Field(
+        default=(),
+        alias="LLM_TRACES_OWNERS",
+        description="Owners of the assets and jobs, as Dagster shows them: addresses and teams, "
+        "such as `oncall@example.com,team:data`.",
     )
 
     @model_validator(mode="before")

@@ -85,8 +85,9 @@ def settings(
         "OPERATIONAL_DATABASE_URL": operational.url,
         "LLM_TRACES_START": START,
     }
+    ours = ("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_", "AWS_", "ALERT_")
     for name in list(os.environ):
-        if name.startswith(("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_", "AWS_")):
+        if name.startswith(ours):
             monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -63,6 +63,13 @@ WRONG = [
     ("LLM_TRACES_PRICES", "/no/such/file"),
     ("EXTRACT_CONNECTIONS", "1.5"),
     ("EXTRACT_CONNECTIONS", "many"),
+    ("ALERT_WEBHOOK_URL", f"hooks.example.com/{SECRET}"),
+    ("ALERT_WEBHOOK_URL", f"https://hooks.example.com:port/{SECRET}"),
+    ("ALERT_WEBHOOK_URL", f"https://hooks.example.com/ {SECRET}"),
+    ("DAGSTER_UI_URL", "dagster.internal:3000"),
+    ("DAGSTER_UI_URL", "http://dagster.internal/?page=1"),
+    ("LLM_TRACES_OWNERS", "oncall"),
+    ("LLM_TRACES_OWNERS", "oncall@example.com, team:"),
 ]
 # Whether these are right is for the file system, PostgreSQL and ClickHouse to say.
 ANY_TEXT = {
@@ -255,3 +262,21 @@ def test_dagster_shows_a_wrong_first_hour_as_the_last_line() -> None:
         "llm_trace_pipeline.errors.SettingsError: LLM_TRACES_START: must be an hour such as "
         "2026-03-01-09:00 (UTC), not '2026-03-01'"
     )
+
+
+def test_the_owners_are_those_of_every_asset_and_job() -> None:
+    code = (
+        "from llm_trace_pipeline.definitions import defs\n"
+        "nodes = defs.resolve_asset_graph().asset_nodes\n"
+        "print({tuple(node.owners) for node in nodes})\n"
+        "jobs = [job for job in defs.resolve_all_job_defs() if job.name[0] != '_']\n"
+        "print({tuple(job.owners or ()) for job in jobs})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=without_ours(LLM_TRACES_OWNERS="oncall@example.com, team:data"),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["{('oncall@example.com', 'team:data')}"] * 2

@@ -29,6 +29,7 @@ def serve_dagster(port: str) -> None:
     number = _free_port(port)
     settings = Settings.from_environment()
     use_instance(settings)
+    os.environ.setdefault("DAGSTER_UI_URL", f"http://localhost:{number}")
     _on_signals(signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         click.echo(

@@ -1,7 +1,6 @@
 """Hours through Dagster: how a command loads them, and says how it goes."""
 
 import logging
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -13,7 +12,7 @@ from llm_trace_pipeline.cli.instance import use_instance
 from llm_trace_pipeline.cli.terminal import printable
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs.launcher import fail_abandoned_runs
-from llm_trace_pipeline.defs.runs import tags_of
+from llm_trace_pipeline.defs.runs import reason_of, tags_of
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import Window, key_of, ranges
 from llm_trace_pipeline.settings import Settings
@@ -90,12 +89,8 @@ def _run(
 def _reasons(result: dg.ExecuteInProcessResult) -> Iterator[str]:
     """Return why steps of a run failed as a whole; what failed for an hour is printed by then."""
     for event in result.all_events:
-        failure = event.step_failure_data if event.is_step_failure else None
-        if failure is None or failure.user_failure_data or not (error := failure.error):
-            continue
-        while error.cause:
-            error = error.cause
-        yield re.sub(rf"^{PipelineError.__module__}\.\w+: ", "", error.message.strip())
+        if event.is_step_failure and not event.step_failure_data.user_failure_data:
+            yield reason_of(event)
 
 
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:

@@ -27,7 +27,7 @@ from llm_trace_pipeline.defs.checks import (
 )
 from llm_trace_pipeline.defs.hourly_step import HourOutcome, materialize_hours
 from llm_trace_pipeline.defs.metadata import describe_batch, describe_load, describe_rollup
-from llm_trace_pipeline.defs.partitions import DAILY, HOURLY
+from llm_trace_pipeline.defs.partitions import DAILY, HOURLY, OWNERS
 from llm_trace_pipeline.defs.runs import (
     LLM_TRACES,
     LLM_USAGE_HOURLY,
@@ -52,12 +52,15 @@ _A_DAY_PER_RUN = dg.BackfillPolicy.multi_run(max_partitions_per_run=HOURS_PER_RU
 provider_traces = dg.AssetSpec(
     "provider_traces",
     group_name="llm_traces",
+    owners=OWNERS,
     kinds={"postgres"},
     description="Traces of LLM calls in the operational PostgreSQL, written by the agent server.",
 )
 
 
-@dg.asset(group_name="llm_traces", kinds={"postgres", "parquet"}, pool="billing_history")
+@dg.asset(
+    group_name="llm_traces", owners=OWNERS, kinds={"postgres", "parquet"}, pool="billing_history"
+)
 def billing_history(stores: Stores) -> dg.MaterializeResult[None]:
     """Every version ever seen of an organization's billing details; one row per version."""
     captured = capture_billing(stores.source(), stores.batches().files)
@@ -97,6 +100,7 @@ class ExtractConfig(dg.Config):
     deps=[provider_traces, billing_history],
     check_specs=BATCH_CHECKS,
     group_name="llm_traces",
+    owners=OWNERS,
     kinds={"parquet"},
     pool="operational_database",
 )
@@ -164,6 +168,7 @@ class LoadConfig(dg.Config):
     deps=[trace_batches],
     check_specs=TABLE_CHECKS,
     group_name="llm_traces",
+    owners=OWNERS,
     kinds={"clickhouse"},
     # Uploads to one partition must not overlap, and one process at a time can hold the embedded
     # engine: every step that touches ClickHouse is in this pool.
@@ -207,6 +212,7 @@ def llm_traces(
     deps=[llm_traces],
     check_specs=ROLLUP_CHECKS,
     group_name="llm_traces",
+    owners=OWNERS,
     kinds={"clickhouse"},
     pool="clickhouse",
 )
@@ -245,6 +251,7 @@ def llm_usage_hourly(
         )
     ],
     group_name="llm_traces",
+    owners=OWNERS,
     kinds={"html"},
     pool="clickhouse",
 )

@@ -80,6 +80,7 @@ ROLLUP_CHECKS = (
         "tokens, bytes and costs exactly, by whom and at whose cost; latency within 1 %.",
     ),
 )
+HOURLY_CHECKS = {spec.name: spec for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS)}
 # Of all hours of the last days together, by the job reconcile_hours.
 RECONCILIATION_CHECKS = (
     dg.AssetCheckSpec(

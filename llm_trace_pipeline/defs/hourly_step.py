@@ -12,8 +12,9 @@ from datetime import datetime
 
 import dagster as dg
 
-from llm_trace_pipeline.defs.checks import Finding
+from llm_trace_pipeline.defs.checks import HOURLY_CHECKS, Finding
 from llm_trace_pipeline.defs.metadata import Metadata, as_metadata
+from llm_trace_pipeline.defs.runs import FAILED_HOURS
 from llm_trace_pipeline.errors import PipelineError, unexpected
 from llm_trace_pipeline.hours import key_of, ranges
 
@@ -90,7 +91,7 @@ def _failure(
     return dg.Failure(
         f"{len(failed)} of {len(failed) + len(done)} hours failed; the others are done as far as "
         f"{context.asset_key.to_user_string()}:\n" + "\n".join(reasons),
-        metadata={"failed hours": [key_of(hour) for hour in failed]},
+        metadata={FAILED_HOURS: [key_of(hour) for hour in failed]},
     )
 
 
@@ -147,6 +148,7 @@ def _log_finding(context: dg.AssetExecutionContext, key: str, finding: Finding) 
             severity=finding.severity,
             metadata=as_metadata(finding.metadata),
             partition=key,
+            blocking=HOURLY_CHECKS[finding.check].blocking,
         )
     )
 

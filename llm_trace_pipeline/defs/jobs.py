@@ -12,7 +12,7 @@ from llm_trace_pipeline.defs.assets import (
     usage_report,
 )
 from llm_trace_pipeline.defs.checks import BATCH_CHECKS, ROLLUP_CHECKS, TABLE_CHECKS, reconciliation
-from llm_trace_pipeline.defs.partitions import SCHEDULE_MINUTE
+from llm_trace_pipeline.defs.partitions import OWNERS, SCHEDULE_MINUTE
 from llm_trace_pipeline.defs.runs import HOURLY_JOB
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import key_of
@@ -28,6 +28,7 @@ hourly_llm_traces = dg.define_asset_job(
         *(spec.key for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS))
     ),
     # A process per step would cost seconds of start-up each.
+    owners=OWNERS,
     executor_def=dg.in_process_executor,
     description="Load an hour: from the operational database to a Parquet batch to ClickHouse, "
     "and roll it up.",
@@ -44,6 +45,7 @@ hourly_llm_traces_schedule = dg.build_schedule_from_partitioned_job(
 reconcile_hours = dg.define_asset_job(
     "reconcile_hours",
     selection=dg.AssetSelection.checks(reconciliation),
+    owners=OWNERS,
     executor_def=dg.in_process_executor,
     description="Compare the hours of the last days in the source, the batches and ClickHouse.",
 )
@@ -61,6 +63,7 @@ reconcile_hours_schedule = dg.ScheduleDefinition(
 daily_usage_report = dg.define_asset_job(
     "daily_usage_report",
     selection=dg.AssetSelection.assets(usage_report).without_checks(),
+    owners=OWNERS,
     executor_def=dg.in_process_executor,
     description="Write the report of a day.",
 )
@@ -91,6 +94,7 @@ def drop_what_is_past_the_retention(context: dg.OpExecutionContext, stores: Stor
 
 
 @dg.job(
+    owners=OWNERS,
     executor_def=dg.in_process_executor,
     description="Drop what is older than LLM_TRACES_RETENTION_DAYS and TRACE_BATCH_RETENTION_DAYS.",
 )

@@ -1,4 +1,4 @@
-"""The partitions. Read at import, since Dagster needs to know where they begin."""
+"""What definitions are made of: the partitions, and the owners. Read at import."""
 
 import dagster as dg
 
@@ -13,3 +13,4 @@ HOURLY = dg.HourlyPartitionsDefinition(start_date=_first_hour, timezone="UTC")
 # The first day counts, also where its first hours do not.
 DAILY = dg.DailyPartitionsDefinition(start_date=_first_hour.replace(hour=0), timezone="UTC")
 SCHEDULE_MINUTE = _settings.schedule_minute
+OWNERS = list(_settings.owners) or None

@@ -4,6 +4,7 @@ Two modules of this package name Dagster's own, which may change without notice:
 launcher.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,12 +21,15 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
     RESUME_RETRY_TAG,
+    WILL_RETRY_TAG,
 )
 
+from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
 
 HOURLY_JOB = "hourly_llm_traces"
@@ -33,6 +37,7 @@ TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "ll
 _HOURLY_ASSETS = frozenset(map(dg.AssetKey, (TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY)))
 # A backfill that has started no run for so long is taken to be stuck.
 _BACKFILL_PATIENCE = timedelta(hours=6)
+FAILED_HOURS = "failed hours"  # metadata of a failure
 
 
 def tags_of(window: Window) -> dict[str, str]:
@@ -134,6 +139,36 @@ def hours_done_before(context: dg.AssetExecutionContext) -> set[datetime]:
     failed = {each.partition for each in of_step if each.blocking and not each.passed}
     done = {each.partition for each in of_step if each.partition} - failed
     return {parse_hour(key) for key in done}
+
+
+def is_retried(run: dg.DagsterRun) -> bool:
+    """Whether another run was started in place of one that failed."""
+    return AUTO_RETRY_RUN_ID_TAG in run.tags
+
+
+def has_failed_for_good(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether Dagster starts no run in place of one that failed, as far as it has decided that."""
+    return not instance.run_retries_enabled or run.tags.get(WILL_RETRY_TAG) == "false"
+
+
+def reason_of(event: dg.DagsterEvent) -> str:
+    """Return why a step failed: what this package says, else the first of all causes."""
+    failure = event.step_failure_data
+    if failure.user_failure_data:
+        return failure.user_failure_data.description or ""
+    if not (error := failure.error):
+        return event.message or ""
+    while error.cause:
+        error = error.cause
+    return re.sub(rf"^{PipelineError.__module__}\.\w+: ", "", error.message.strip())
+
+
+def failed_hours_of(event: dg.DagsterEvent) -> list[str]:
+    """Return the hours that a step says to have failed; none where it failed as a whole."""
+    failure = event.step_failure_data.user_failure_data
+    found = failure.metadata.get(FAILED_HOURS) if failure else None
+    keys = found.value if isinstance(found, dg.JsonMetadataValue) else None
+    return [str(key) for key in keys or ()]
 
 
 def _is_hour(key: str) -> bool:
