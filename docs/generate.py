@@ -25,6 +25,7 @@ from llm_trace_pipeline.defs.checks import (
     ROLLUP_CHECKS,
     TABLE_CHECKS,
 )
+from llm_trace_pipeline.defs.freshness import FRESHNESS_CHECKS
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.trace.columns import COLUMNS
 
@@ -155,7 +156,7 @@ def run_config() -> str:
 
 
 def checks() -> str:
-    """Return the asset checks: those of an hour, then those of all hours."""
+    """Return the asset checks: of an hour, of all hours, of the newest one."""
 
     def row(spec: AssetCheckSpec, scope: str) -> tuple[str, ...]:
         blocking = "yes" if spec.blocking else "no"
@@ -167,6 +168,7 @@ def checks() -> str:
         (
             *(row(spec, "an hour") for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS)),
             *(row(spec, "all hours") for spec in RECONCILIATION_CHECKS),
+            *(row(spec, "the newest hour or day") for spec in FRESHNESS_CHECKS),
         ),
     )
 

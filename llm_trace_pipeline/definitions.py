@@ -12,6 +12,7 @@ from llm_trace_pipeline.defs.assets import (
     usage_report,
 )
 from llm_trace_pipeline.defs.checks import reconciliation
+from llm_trace_pipeline.defs.freshness import freshness, freshness_sensor
 from llm_trace_pipeline.defs.jobs import (
     apply_retention,
     apply_retention_schedule,
@@ -34,7 +35,7 @@ defs = dg.Definitions(
         llm_usage_hourly,
         usage_report,
     ],
-    asset_checks=[reconciliation],
+    asset_checks=[reconciliation, freshness],
     jobs=[hourly_llm_traces, reconcile_hours, apply_retention, daily_usage_report],
     schedules=[
         hourly_llm_traces_schedule,
@@ -42,7 +43,7 @@ defs = dg.Definitions(
         apply_retention_schedule,
         daily_usage_report_schedule,
     ],
-    sensors=[changed_hours_sensor, alerts_sensor],
+    sensors=[changed_hours_sensor, alerts_sensor, freshness_sensor],
     resources={"stores": Stores()},
     executor=dg.in_process_executor,
 )

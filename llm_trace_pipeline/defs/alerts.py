@@ -1,4 +1,4 @@
-"""The sensor that tells somebody: failed runs and failed checks are posted, each once.
+"""The sensor that tells somebody: what failed and what is late is posted, each once.
 
 It reads the events of the instance in their order, and moves its cursor past an event once the
 receiver has taken the alert. A receiver that is down so loses nothing.
@@ -11,6 +11,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from llm_trace_pipeline.defs.checks import HOURLY_CHECKS
+from llm_trace_pipeline.defs.freshness import PUNCTUAL
 from llm_trace_pipeline.defs.runs import (
     failed_hours_of,
     has_failed_for_good,
@@ -29,11 +30,13 @@ _SECONDS_PER_TICK = 30.0  # Dagster cuts a tick after a minute
 _PATIENCE_SECONDS = 1800.0  # for the retry of a run
 _QUIET_SECONDS = 86_400.0  # without a warning of hours, before the next one is news
 
+LATE = {f"{each.asset}: {each.check}": each for each in PUNCTUAL}
+
 
 @dg.sensor(
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Posts failed runs and checks to ALERT_WEBHOOK_URL, each once.",
+    description="Posts what failed and what is late to ALERT_WEBHOOK_URL, each once.",
 )
 def alerts_sensor(
     context: dg.SensorEvaluationContext, stores: Stores
@@ -153,20 +156,38 @@ class _Events:
             if before and is_later and at - before.at >= patience:
                 del failing[key]
             return None
+        late = LATE.get(key)
+        is_told = before or (
+            late and any(late.job == of.job for of in map(LATE.get, failing) if of)
+        )
         failing[key] = Failing(run=run_id, at=at)
-        if before:
+        if is_told:
             return None
         run = self._instance.get_run_by_id(run_id) if run_id else None
         hours = [found.partition] if found.partition else []
         severity = "failed" if found.severity is dg.AssetCheckSeverity.ERROR else "warns"
+        message = first_line(found.description or _said(found.metadata))
+        page = f"{self._ui}/assets/{asset}?view=checks"
+        if late:
+            hours = [str(found.metadata["due"].value)] if late.proof == "partition" else []
+            return Alert(
+                kind="schedule_late",
+                title=f"{late.schedule} is late{_of(hours)}",
+                job=late.job,
+                hours=hours,
+                message=message,
+                what_to_do=f"switch {late.schedule} on (Automation), or see why its runs wait or "
+                "fail (Runs)",
+                url=page,
+            )
         return Alert(
             kind="check_failed",
             title=f"{name} of {asset} {severity}{_of(hours)}",
             job=_job_of(run) if run else "",
             hours=hours,
-            message=first_line(found.description or _said(found.metadata)),
+            message=message,
             what_to_do=f"see {name} in docs/runbook.md",
-            url=f"{self._ui}/runs/{run_id}" if run else f"{self._ui}/assets/{asset}?view=checks",
+            url=f"{self._ui}/runs/{run_id}" if run else page,
         )
 
 

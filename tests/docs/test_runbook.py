@@ -10,6 +10,7 @@ from llm_trace_pipeline.defs.checks import (
     ROLLUP_CHECKS,
     TABLE_CHECKS,
 )
+from llm_trace_pipeline.defs.freshness import FRESHNESS_CHECKS
 from tests.harness.messages import Message, is_headed_by, messages, printed
 from tests.harness.pages import headings, page
 
@@ -22,7 +23,11 @@ NOTICES = (
     "not final: ",
 )
 CHECKS = [
-    spec.name for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS, *RECONCILIATION_CHECKS)
+    spec.name
+    for spec in (
+        *(*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS),
+        *(*RECONCILIATION_CHECKS, *FRESHNESS_CHECKS),
+    )
 ]
 HEADINGS = [title.strip("`") for level, title in headings(page("docs/runbook.md")) if level == 3]
 
