@@ -7,7 +7,7 @@ from llm_trace_pipeline.defs.assets import (
     billing_history,
     llm_traces,
     llm_usage_hourly,
-    provider_traces,
+    observe_source,
     trace_batches,
     usage_report,
 )
@@ -27,14 +27,17 @@ from llm_trace_pipeline.defs.sensors import changed_hours_sensor
 from llm_trace_pipeline.defs.stores import Stores
 
 defs = dg.Definitions(
-    assets=[
-        provider_traces,
-        billing_history,
-        trace_batches,
-        llm_traces,
-        llm_usage_hourly,
-        usage_report,
-    ],
+    # With links to the code that makes them.
+    assets=dg.with_source_code_references(
+        [
+            observe_source,
+            billing_history,
+            trace_batches,
+            llm_traces,
+            llm_usage_hourly,
+            usage_report,
+        ]
+    ),
     asset_checks=[reconciliation, freshness],
     jobs=[hourly_llm_traces, reconcile_hours, apply_retention, daily_usage_report],
     schedules=[

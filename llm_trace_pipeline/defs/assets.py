@@ -25,15 +25,23 @@ from llm_trace_pipeline.defs.checks import (
     check_load,
     check_rollup,
 )
+from llm_trace_pipeline.defs.columns import of_batch, of_history, of_rollup, of_source, of_table
 from llm_trace_pipeline.defs.hourly_step import HourOutcome, materialize_hours
-from llm_trace_pipeline.defs.metadata import describe_batch, describe_load, describe_rollup
-from llm_trace_pipeline.defs.partitions import DAILY, HOURLY, OWNERS
+from llm_trace_pipeline.defs.metadata import (
+    describe_batch,
+    describe_load,
+    describe_rollup,
+    describe_source,
+    tags_of_layer,
+)
+from llm_trace_pipeline.defs.partitions import DAILY, HOURLY, OWNERS, SETTINGS
 from llm_trace_pipeline.defs.runs import (
     LLM_TRACES,
     LLM_USAGE_HOURLY,
     TRACE_BATCHES,
     hours_done_before,
 )
+from llm_trace_pipeline.defs.source import newest_of
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.errors import SettingsError
 from llm_trace_pipeline.hours import HOURS_PER_RUN, Window, by_day
@@ -54,18 +62,36 @@ provider_traces = dg.AssetSpec(
     group_name="llm_traces",
     owners=OWNERS,
     kinds={"postgres"},
+    tags=tags_of_layer("source", "postgres"),
+    metadata={**of_source(), "dagster/table_name": "provider_traces"},
     description="Traces of LLM calls in the operational PostgreSQL, written by the agent server.",
 )
 
 
+@dg.multi_observable_source_asset(  # type: ignore[untyped-decorator]  # Dagster says no type
+    name="observe_source", specs=[provider_traces]
+)
+def observe_source(stores: Stores) -> dg.ObserveResult:
+    """Say what the source has of the last day, and how old its newest trace is."""
+    return dg.ObserveResult(
+        provider_traces.key, metadata=describe_source(newest_of(stores.source()))
+    )
+
+
 @dg.asset(
-    group_name="llm_traces", owners=OWNERS, kinds={"postgres", "parquet"}, pool="billing_history"
+    group_name="llm_traces",
+    owners=OWNERS,
+    kinds={"postgres", "parquet"},
+    tags=tags_of_layer("batch", "parquet"),
+    metadata={**of_history(), "dagster/uri": f"{SETTINGS.trace_batch_uri}/billing_history"},
+    pool="billing_history",
 )
 def billing_history(stores: Stores) -> dg.MaterializeResult[None]:
     """Every version ever seen of an organization's billing details; one row per version."""
     captured = capture_billing(stores.source(), stores.batches().files)
     return dg.MaterializeResult(
         metadata={
+            "dagster/row_count": captured.history.num_rows,
             "versions": captured.history.num_rows,
             "new versions": captured.new,
             "organizations": len(captured.history.column("organization_id").unique()),
@@ -102,6 +128,8 @@ class ExtractConfig(dg.Config):
     group_name="llm_traces",
     owners=OWNERS,
     kinds={"parquet"},
+    tags=tags_of_layer("batch", "parquet"),
+    metadata={**of_batch(), "dagster/uri": f"{SETTINGS.trace_batch_uri}/llm_traces"},
     pool="operational_database",
 )
 def trace_batches(
@@ -170,6 +198,8 @@ class LoadConfig(dg.Config):
     group_name="llm_traces",
     owners=OWNERS,
     kinds={"clickhouse"},
+    tags=tags_of_layer("table", "clickhouse"),
+    metadata={**of_table(), "dagster/table_name": f"{SETTINGS.clickhouse_database}.{LLM_TRACES}"},
     # Uploads to one partition must not overlap, and one process at a time can hold the embedded
     # engine: every step that touches ClickHouse is in this pool.
     pool="clickhouse",
@@ -214,6 +244,11 @@ def llm_traces(
     group_name="llm_traces",
     owners=OWNERS,
     kinds={"clickhouse"},
+    tags=tags_of_layer("rollup", "clickhouse"),
+    metadata={
+        **of_rollup(),
+        "dagster/table_name": f"{SETTINGS.clickhouse_database}.{LLM_USAGE_HOURLY}",
+    },
     pool="clickhouse",
 )
 def llm_usage_hourly(
@@ -253,6 +288,8 @@ def llm_usage_hourly(
     group_name="llm_traces",
     owners=OWNERS,
     kinds={"html"},
+    tags=tags_of_layer("report", "html"),
+    metadata={"dagster/uri": f"{SETTINGS.trace_batch_uri}/reports"},
     pool="clickhouse",
 )
 def usage_report(context: dg.AssetExecutionContext, stores: Stores) -> dg.MaterializeResult[None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -11,6 +11,7 @@ from llm_trace_pipeline.batches.history import capture_billing
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.rules import Rules
 from llm_trace_pipeline.clickhouse.loads import Loaded
+from llm_trace_pipeline.defs.metadata import describe_source
 from llm_trace_pipeline.defs.partitions import HOURLY
 from llm_trace_pipeline.defs.runs import (
     LLM_TRACES,
@@ -19,6 +20,7 @@ from llm_trace_pipeline.defs.runs import (
     hours_being_loaded,
     hours_of_run,
 )
+from llm_trace_pipeline.defs.source import Newest, newest_of
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import key_of, ranges
 from llm_trace_pipeline.upkeep.reconcile import (
@@ -81,8 +83,14 @@ ROLLUP_CHECKS = (
     ),
 )
 HOURLY_CHECKS = {spec.name: spec for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS)}
+PROVIDER_TRACES = "provider_traces"
 # Of all hours of the last days together, by the job reconcile_hours.
 RECONCILIATION_CHECKS = (
+    dg.AssetCheckSpec(
+        "is_written_to",
+        asset=PROVIDER_TRACES,
+        description="The source has a trace of the last 24 hours.",
+    ),
     dg.AssetCheckSpec(
         "source_matches_batches",
         asset=TRACE_BATCHES,
@@ -220,10 +228,29 @@ def reconciliation(
     first = max(start, kept_from, batches_kept_from)
     hours = hours_to_reconcile(store, first, settings.reconcile_days, now)
     loading = hours_being_loaded(context.instance)
+    newest = newest_of(source)
+    observed = dg.AssetObservation(PROVIDER_TRACES, metadata=describe_source(newest))
+    context.op_execution_context.log_event(observed)
+    yield check_newest(newest)
     found = reconcile(source, store, stores.clickhouse, hours, rules, kept_from)
     found = without_hours(found, loading | hours_being_loaded(context.instance))
     record_reconciliation(store.files, found)
     yield from check_reconciliation(found, len(hours))
+
+
+def check_newest(newest: Newest) -> dg.AssetCheckResult:
+    """Return whether the source is written to."""
+    lag = newest.lag and newest.lag - newest.lag % timedelta(seconds=1)
+    return dg.AssetCheckResult(
+        check_name="is_written_to",
+        asset_key=PROVIDER_TRACES,
+        passed=newest.at is not None,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{newest.rows:,} traces in a day, the newest {lag} old"
+        if newest.at
+        else "no trace in a day: does the agent server still write to this database?",
+        metadata=describe_source(newest),
+    )
 
 
 def without_hours(found: Reconciliation, hours: Collection[datetime]) -> Reconciliation:

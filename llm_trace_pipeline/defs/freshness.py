@@ -12,8 +12,8 @@ from typing import Literal
 import dagster as dg
 from pydantic import RootModel
 
-from llm_trace_pipeline.defs.checks import LLM_TRACES, LLM_USAGE_HOURLY, TRACE_BATCHES
 from llm_trace_pipeline.defs.partitions import SCHEDULE_MINUTE
+from llm_trace_pipeline.defs.runs import LLM_TRACES, LLM_USAGE_HOURLY, TRACE_BATCHES
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import HOUR, floor, key_of, midnight
 from llm_trace_pipeline.settings import Settings

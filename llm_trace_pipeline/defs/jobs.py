@@ -27,8 +27,8 @@ hourly_llm_traces = dg.define_asset_job(
     | dg.AssetSelection.checks(
         *(spec.key for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS))
     ),
-    # A process per step would cost seconds of start-up each.
     owners=OWNERS,
+    # A process per step would cost seconds of start-up each.
     executor_def=dg.in_process_executor,
     description="Load an hour: from the operational database to a Parquet batch to ClickHouse, "
     "and roll it up.",

@@ -7,6 +7,7 @@ import dagster as dg
 
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.clickhouse.loads import Loaded
+from llm_trace_pipeline.defs.source import Newest
 from llm_trace_pipeline.hours import key_of
 
 Metadata = dict[str, Any]
@@ -77,3 +78,17 @@ def describe_batch(manifest: Manifest) -> Metadata:
         metadata["min created_at"] = dg.MetadataValue.timestamp(manifest.min_created_at)
         metadata["max created_at"] = dg.MetadataValue.timestamp(manifest.max_created_at)
     return metadata
+
+
+def describe_source(found: Newest) -> Metadata:
+    """Return what an observation of the source says."""
+    return {
+        "dagster/row_count": found.rows,
+        "newest trace": dg.MetadataValue.timestamp(found.at) if found.at else "none in a day",
+        "lag (s)": round(found.lag.total_seconds()) if found.lag is not None else "over a day",
+    }
+
+
+def tags_of_layer(layer: str, kind: str) -> dict[str, str]:
+    """Return the tags by which the UI finds an asset: its place on the way, and its storage."""
+    return {"llm_traces/layer": layer, "dagster/storage_kind": kind}
