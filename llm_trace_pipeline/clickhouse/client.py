@@ -132,13 +132,18 @@ class Database:
                 sql, parameters=dict(parameters or {}), settings=dict(settings or {})
             )
 
-    def execute_until_done(self, sql: str, parameters: Mapping[str, Any]) -> None:
+    def execute_until_done(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Execute a statement whose result does not depend on how often it runs.
 
         Raises:
             ClickHouseError: the engine refused it, or failed again and again.
         """
-        retried(lambda: self.execute(sql, parameters))
+        retried(lambda: self.execute(sql, parameters, settings))
 
     def insert_arrow(self, table: str, rows: pa.Table) -> None:
         """Send rows to a table, once.

@@ -30,6 +30,7 @@ _TRANSIENT = frozenset(
         *("ABORTED", "QUERY_WAS_CANCELLED", "QUERY_WAS_CANCELLED_BY_CLIENT"),
     }
 )
+_LONGEST_MESSAGE = 1_500  # characters; a message may repeat a statement
 _TRANSIENT_STATUS = re.compile(r"HTTP status (?:429|502|503|504)\b")
 _REPAIRS = {
     "AUTHENTICATION_FAILED": "set CLICKHOUSE_USERNAME and CLICKHOUSE_PASSWORD to those of a user "
@@ -60,8 +61,7 @@ def translated() -> Iterator[None]:
 def _translation(error: DriverError) -> ClickHouseError:
     if isinstance(error.__cause__, HTTPError):
         return _transport_error(error.__cause__)
-    # The engine repeats the statement and its stack; the first line says what is wrong.
-    message = re.split(r"\n|\s*Stack trace:|\s*\(for url", str(error).strip())[0]
+    message = _without_stack(str(error))
     name = getattr(error, "name", None)
     is_transient = (
         name in _TRANSIENT
@@ -70,6 +70,16 @@ def _translation(error: DriverError) -> ClickHouseError:
     )
     kind = TransientClickHouseError if is_transient else ClickHouseError
     return kind(f"ClickHouse: {message}", _REPAIRS.get(name or "", ""))
+
+
+def _without_stack(said: str) -> str:
+    """Return an error of the engine as one line: with its reasons, without stack or address.
+
+    Reasons may stand on later lines, such as which limit forbids to drop a partition.
+    """
+    said = re.split(r",?\s*Stack trace[: ]|\s*\(for url", said)[0]
+    line = " ".join(said.split())
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}…"
 
 
 def _transport_error(error: HTTPError) -> ClickHouseError:

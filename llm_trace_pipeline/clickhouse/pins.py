@@ -11,7 +11,7 @@ A limit is left as the profile has it, but it may only end a statement by an err
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
 
@@ -117,6 +117,10 @@ PINS = (
         lightweight_delete_mode="alter_update",
     ),
 )
+
+# On a statement that drops or replaces what a load itself has made, or what a retention is to drop.
+# The server's limits guard against a slip of the hand, and would stop a load at a day of 50 GB.
+MEANT: Final = {"max_partition_size_to_drop": 0, "max_table_size_to_drop": 0}
 
 
 def pin(client: Client, *pins: Pins) -> None:

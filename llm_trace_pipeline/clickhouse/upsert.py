@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.pins import MEANT
 from llm_trace_pipeline.clickhouse.tables import (
     has_table,
     in_window,
@@ -167,6 +168,7 @@ class Swap:
                     self._database.execute(
                         f"ALTER TABLE {self._name(self._clone)} DROP PART {{part:String}}",
                         {"part": part["name"]},
+                        MEANT,
                     )
         if self._count(self._clone, self._in_window, window.parameters):
             self._database.execute(
@@ -262,11 +264,11 @@ class Swap:
 
     def _alter(self, table: str, action: str, partition: str) -> None:
         self._database.execute(
-            f"ALTER TABLE {self._name(table)} {action}", {"partition": partition}
+            f"ALTER TABLE {self._name(table)} {action}", {"partition": partition}, MEANT
         )
 
     def _drop(self, table: str) -> None:
-        self._database.execute(f"DROP TABLE IF EXISTS {self._name(table)} SYNC")
+        self._database.execute(f"DROP TABLE IF EXISTS {self._name(table)} SYNC", settings=MEANT)
 
     def _name(self, table: str) -> str:
         return self._database.qualified(table)

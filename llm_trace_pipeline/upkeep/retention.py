@@ -11,6 +11,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.loads import loading
+from llm_trace_pipeline.clickhouse.pins import MEANT
 from llm_trace_pipeline.clickhouse.rollup import rollups_of
 from llm_trace_pipeline.clickhouse.tables import has_table
 from llm_trace_pipeline.hours import BEGINNING, midnight
@@ -74,6 +75,7 @@ def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> l
             node.execute_until_done(
                 render("clickhouse/drop_partition.sql", table=table),
                 {"partition": partition},
+                MEANT,
             )
         dropped.update(past)
     return sorted(dropped)

@@ -16,7 +16,8 @@ from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.sql import quote_text
 from llm_trace_pipeline.upkeep.preflight_target import check_target
-from tests.harness.rows import MIDNIGHT, TABLE
+from llm_trace_pipeline.upkeep.retention import apply_retention
+from tests.harness.rows import DAY, MIDNIGHT, TABLE
 from tests.harness.warehouse import Warehouse
 
 Values = Mapping[str, Any]
@@ -232,3 +233,18 @@ def test_a_policy_that_shows_all_rows_is_none(day: Warehouse) -> None:
         day.reopen()
         day.load(MIDNIGHT, 20, 2)
     day.check()
+
+
+def test_a_limit_of_what_may_be_dropped_stops_no_load_nor_retention(day: Warehouse) -> None:
+    smallest = {"max_partition_size_to_drop": 1, "max_table_size_to_drop": 1}
+    with user_of(day, smallest):
+        day.reopen()
+        day.load(MIDNIGHT, 20, 2)
+        day.load(MIDNIGHT + HOUR, 0, 2)
+        day.check()
+        with pytest.raises(ClickHouseError, match=r"Reason: 1\. Size .* is greater than max_"):
+            day.database.execute(f"DROP TABLE {TABLE}")
+        settings = day.settings.model_copy(update={"retention_days": 1})
+        dropped = apply_retention(day.database, day.store, settings, MIDNIGHT + 9 * DAY)
+        assert len(dropped.partitions) == 1
+    assert day.rows() == []
