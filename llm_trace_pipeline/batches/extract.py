@@ -16,7 +16,7 @@ from llm_trace_pipeline.batches.manifest import Manifest, Part
 from llm_trace_pipeline.batches.rules import Rules, keep_prices
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter
 from llm_trace_pipeline.errors import RecoveryConflictError, SourceError
-from llm_trace_pipeline.hours import key_of
+from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapshot, Untraced
 from llm_trace_pipeline.source.standby import retried
@@ -107,6 +107,7 @@ def _is_up_to_date(snapshot: Snapshot, store: BatchStore, rules: Rules, current:
 def _plan(
     source: Source, snapshot: Snapshot, store: BatchStore, rules: Rules, writer: HourWriter
 ) -> _Plan:
+    _refuse_future(snapshot, writer.hour)
     census = snapshot.census(writer.hour)
     return _Plan(
         hour=writer.hour,
@@ -117,6 +118,15 @@ def _plan(
         erasures=read_erasures(store.files),
         connections=1 if census.rows < ROWS_PER_STREAM else source.connections,
     )
+
+
+def _refuse_future(snapshot: Snapshot, hour: datetime) -> None:
+    """Refuse an hour that has not ended in the snapshot: rows may still come."""
+    if (now := snapshot.leader.now()) < hour + HOUR:
+        raise SourceError(
+            f"hour {key_of(hour)} has not ended by the operational database's clock, "
+            f"{now:%Y-%m-%d %H:%M:%S} UTC; load it once it has, or set the clock that is wrong"
+        )
 
 
 def _read(plan: _Plan, snapshot: Snapshot, writer: HourWriter) -> Manifest:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import adbc_driver_manager
@@ -92,6 +93,12 @@ class Session:
     def server_version(self) -> int:
         """The version of PostgreSQL as a number, such as 180004 for 18.4."""
         return int(str(self._connection.adbc_get_info()["vendor_version"]))
+
+    def now(self) -> datetime:
+        """Return when the transaction began, by the clock of the database, in UTC."""
+        [clock] = self.rows("SELECT now() AS at")
+        at: datetime = clock["at"]
+        return at.astimezone(UTC)
 
     def run(self, sql: str) -> None:
         """Execute a statement that returns nothing."""

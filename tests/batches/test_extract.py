@@ -1,13 +1,13 @@
 """An hour that becomes a batch: what is refused, what is empty, and what cannot be sent."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from llm_trace_pipeline.batches import extract
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.hours import HOUR
+from llm_trace_pipeline.hours import HOUR, floor, key_of
 from llm_trace_pipeline.upkeep.reconcile import compare_source
 from tests.harness.operational import Operational, trace
 from tests.harness.pipeline import Pipeline
@@ -108,3 +108,13 @@ def test_a_join_that_multiplies_rows_does_not_replace_the_batch(
     bad = pipeline.extract()
     assert (bad.rows, bad.distinct_ids, bad.is_complete) == (2, 1, False)
     assert pipeline.store.manifest(T0) == good
+
+
+def test_an_hour_that_has_not_ended_by_the_databases_clock_is_refused(
+    operational: Operational, pipeline: Pipeline
+) -> None:
+    hour = floor(datetime.now(UTC))
+    operational.insert("provider_traces", trace(hour, id="early"))
+    with pytest.raises(SourceError, match=rf"^hour {key_of(hour)} has not ended by the oper"):
+        pipeline.extract(hour)
+    assert pipeline.store.manifest(hour) is None

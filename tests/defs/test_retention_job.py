@@ -1,7 +1,7 @@
 """The retention under Dagster: neither it nor a load brings back what is past its line."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from dagster import (
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.definitions import defs
+from llm_trace_pipeline.defs import jobs
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import HOUR, key_of, midnight
 from llm_trace_pipeline.settings import Settings
@@ -102,6 +103,20 @@ def test_clickhouse_keeps_what_its_batches_no_longer_hold(
         "llm_traces": "past the retention: no batch to load; its rows are left alone",
     }
     assert run.ids() == (["kept", "past"], [run.kept])
+
+
+def test_a_clock_that_is_ahead_makes_no_row_old(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ahead:
+        @staticmethod
+        def now(zone: tzinfo) -> datetime:
+            return datetime.now(zone) + 20 * DAY
+
+    run.load_both()
+    monkeypatch.setenv(CLICKHOUSE, "15")
+    monkeypatch.setenv(BATCHES, "15")
+    monkeypatch.setattr(jobs, "datetime", Ahead)
+    run.apply()
+    assert run.ids() == (["kept", "past"], [run.past, run.kept])
 
 
 @pytest.mark.parametrize("name", [None, CLICKHOUSE, BATCHES])
