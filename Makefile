@@ -71,7 +71,7 @@ lint: .venv/installed  ## ruff, the strict type checker, and who may import whom
 
 # What is loaded, on any server, and what goes wrong on the way to one.
 LOADS := $(patsubst %,tests/clickhouse/test_%.py,layouts other_writers stops tables upsert)
-OVER_HTTP := tests/clickhouse/test_faults.py tests/clickhouse/test_tls.py
+OVER_HTTP := $(patsubst %,tests/clickhouse/test_%.py,faults service tls)
 
 .PHONY: test
 test: .venv/installed  ## the whole test suite, but for what needs a server
@@ -86,9 +86,12 @@ test-server: .venv/installed  ## what loads, on the server that CLICKHOUSE_TEST_
 		tests/upkeep/test_erase.py tests/upkeep/test_retention.py
 
 .PHONY: test-http
-test-http: .venv/installed  ## the same over HTTP on the embedded engine, then what goes wrong there
+test-http: .venv/installed  ## the same over HTTP, on a server and on a service; then what goes wrong
 	@state="$$(mktemp -d)"; trap 'rm -rf "$$state"' EXIT; \
 		$(PY) -m tests.harness.http_engine "$$state" $(MAKE) test-server
+	@state="$$(mktemp -d)"; trap 'rm -rf "$$state"' EXIT; export SOAK_SEQUENCES=8 SOAK_KILLS=6; \
+		$(PY) -m tests.harness.service "$$state" .venv/bin/pytest -n 2 \
+		tests/whole/test_model.py tests/clickhouse/test_stops.py -k "equals_the_model or kills"
 	.venv/bin/pytest -n 2 $(OVER_HTTP)
 
 # What has times as keys or compares them, where clocks are half an hour off and go back by as much:

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from llm_trace_pipeline.cli.__main__ import llm_traces
 from llm_trace_pipeline.clickhouse.client import Database, connect
-from llm_trace_pipeline.clickhouse.pins import PINS
+from llm_trace_pipeline.clickhouse.pins import PINS, SHARED_PINS, Pins
 from llm_trace_pipeline.clickhouse.rollup import DIMENSIONS
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE, define_table
 from llm_trace_pipeline.defs.assets import ExtractConfig, LoadConfig
@@ -59,7 +59,8 @@ def parts(database: Database) -> dict[str, str]:
         "run config": run_config,
         "checks": checks,
         "commands": commands,
-        "pinned settings": pinned_settings,
+        "pinned settings": lambda: pinned_settings(PINS),
+        "pinned settings of shared storage": lambda: pinned_settings(SHARED_PINS),
     }
     return {name: make() for name, make in makers.items()}
 
@@ -191,13 +192,13 @@ def commands() -> str:
     return table(("command", "what it does"), map(row, llm_traces.commands.values()))
 
 
-def pinned_settings() -> str:
-    """Return the settings that every statement carries, by their reasons."""
+def pinned_settings(pins: Iterable[Pins]) -> str:
+    """Return settings that every statement carries, by their reasons."""
     return table(
         ("settings", "reason"),
         (
             (", ".join(code(f"{name}={value}") for name, value in each.values.items()), each.reason)
-            for each in PINS
+            for each in pins
         ),
     )
 

@@ -117,6 +117,12 @@ def _clickhouse_endpoint(value: str) -> str:
     return value
 
 
+def _role(value: str) -> str:
+    if not re.fullmatch(r"arn:[\w-]+:iam::\d{12}:role/[\w+=,.@/-]+", value):
+        raise ValueError("must be the ARN of a role, such as arn:aws:iam::123456789012:role/reader")
+    return value
+
+
 def _function_name(value: str) -> str:
     if not re.fullmatch(r"[\w.]+:\w+", value):
         raise ValueError("must be module:function, such as my_company.privacy:redact")
@@ -202,7 +208,8 @@ class Settings(BaseModel):
     )
     clickhouse_endpoint: Annotated[str, AfterValidator(_clickhouse_endpoint)] = Field(
         alias="CLICKHOUSE_ENDPOINT",
-        description="`http(s)://host:port` of a server, or `chdb:///path` for the embedded engine.",
+        description="`http(s)://host:port` of a server, or `chdb:///path` for the embedded engine. "
+        "Without a port it is 8443, or 8123 for http.",
     )
     clickhouse_username: str = Field(
         default="default", alias="CLICKHOUSE_USERNAME", description="User of the ClickHouse server."
@@ -220,7 +227,14 @@ class Settings(BaseModel):
     clickhouse_cluster: str | None = Field(
         default=None,
         alias="CLICKHOUSE_CLUSTER",
-        description="Cluster of that server over which `llm_traces` is spread. Unset: one server.",
+        description="Cluster of that server over which `llm_traces` is spread. Unset: one server, "
+        "or ClickHouse Cloud.",
+    )
+    clickhouse_s3_role_arn: Annotated[str | None, AfterValidator(_role)] = Field(
+        default=None,
+        alias="CLICKHOUSE_S3_ROLE_ARN",
+        description="Role that ClickHouse Cloud takes to read the bucket of the batches. Unset: "
+        "the server's own access to it.",
     )
     clickhouse_ca_cert: Annotated[Path, AfterValidator(_file)] | None = Field(
         default=None,

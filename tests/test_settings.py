@@ -47,6 +47,8 @@ WRONG = [
     ("CLICKHOUSE_ENDPOINT", f"https://default:{SECRET}@"),
     ("CLICKHOUSE_ENDPOINT", "chdb://relative/path"),
     ("CLICKHOUSE_ENDPOINT", "chdb:///srv/a?b"),
+    ("CLICKHOUSE_S3_ROLE_ARN", "llm-traces-reader"),
+    ("CLICKHOUSE_S3_ROLE_ARN", "arn:aws:iam::123456789012:role/it's"),
     ("CLICKHOUSE_CA_CERT", "/no/such/ca.pem"),
     ("CLICKHOUSE_CLIENT_CERT", "/no/such/client.pem"),
     ("CLICKHOUSE_CLIENT_KEY", "/no/such/client.key"),

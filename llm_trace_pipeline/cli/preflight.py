@@ -10,7 +10,7 @@ from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import Window, floor
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.upkeep.preflight_source import check_source
-from llm_trace_pipeline.upkeep.preflight_target import check_batches, check_target
+from llm_trace_pipeline.upkeep.preflight_target import check_batches, check_target, kind_of_target
 from llm_trace_pipeline.upkeep.problems import Problem
 
 
@@ -25,7 +25,10 @@ def check_both_ends() -> None:
         found += _announced("operational database", check_source(source_of(settings), this_hour))
     if settings.is_in_bucket:
         found += _announced("batches", check_batches(settings))
-    found += _announced("ClickHouse", check_target(settings))
+    if of_target := check_target(settings):
+        found += _announced("ClickHouse", of_target)
+    else:
+        click.echo(f"ClickHouse: OK, {kind_of_target(settings)}")
     _report(found)
 
 

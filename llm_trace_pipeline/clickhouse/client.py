@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from threading import Timer
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,16 +20,22 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError as DriverError
 
 from llm_trace_pipeline.clickhouse.errors import STATEMENT_SECONDS, translated
-from llm_trace_pipeline.clickhouse.pins import pin
+from llm_trace_pipeline.clickhouse.pins import PINS, SHARED_PINS, pin
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.settings import CHDB_SCHEME, Settings
 from llm_trace_pipeline.sql import quote_identifier, read_sql
 
 EMBEDDED_WAIT_SECONDS = 120.0
+# An idle service of ClickHouse Cloud answers its first connection after that at the latest. A node
+# of a cluster that does not answer has replicas that do.
+WAKE_SECONDS = 120
+_NODE_SECONDS = 10
+_SLOW_SECONDS = 5.0  # a connection that takes longer is said to be awaited
 # Transient errors are tried again for a minute or so: a server restarts in less. The waits double,
 # from 1 s on, and each is shortened at random, so that many loads do not come back at once.
 ATTEMPTS = 7
 _LONGEST_RETRY_SECONDS = 600.0  # after the first failure; attempts of big hours are long themselves
+_CONNECTIONS_ASKED = 4  # for which server answers them
 _STREAMED_ROWS = 8192  # of an answer, in memory at once
 # The engine gives freed memory back soon: 50,000 rows of 7 KB peak at 0.86 GB and take 1.1 s. Given
 # back at once it is 0.70 GB and 1.4 s, a second later 0.99 GB and 1.1 s.
@@ -60,6 +67,14 @@ class Shard:
     known: dict[str, bool] = field(default_factory=dict)  # organizations: whether they are its own
 
 
+@dataclass(frozen=True)
+class Intake:
+    """How the rows of batches go in."""
+
+    keeps_payloads: bool = True  # whether request_json and response_json are inserted
+    s3_role: str | None = None  # which the server takes to read a bucket; None: its own access
+
+
 class Database:
     """One database of ClickHouse: embedded, of a server, or on a node of a cluster."""
 
@@ -69,7 +84,7 @@ class Database:
         name: str,
         *,
         is_embedded: bool,
-        keeps_payloads: bool = True,
+        intake: Intake = Intake(),
         cluster: Cluster | None = None,
         shard: Shard | None = None,
     ) -> None:
@@ -79,22 +94,43 @@ class Database:
             client: the client.
             name: the database.
             is_embedded: whether the engine is in this process.
-            keeps_payloads: whether request_json and response_json of a batch are inserted.
+            intake: how the rows of batches go in.
             cluster: the cluster that the tables are spread over, seen from any node.
             shard: the shard whose own tables are used, seen from one of its replicas.
         """
         self._client = client
         self.name = name
         self.is_embedded = is_embedded
-        self.keeps_payloads = keeps_payloads
+        self.intake = intake
         self.cluster = cluster
         self.shard = shard
+        self.in_reach: dict[str, bool] = {}  # buckets: whether the server reads them by itself
 
     @property
     def version(self) -> tuple[int, int]:
         """Major and minor version of the engine."""
         major, minor, *_ = str(self._client.server_version).split(".")
         return int(major), int(minor)
+
+    @cached_property
+    def is_shared(self) -> bool:
+        """Whether replicas that share storage answer behind the address."""
+        with translated():
+            return not self.is_embedded and _shares_storage(self._client)
+
+    @cached_property
+    def nodes(self) -> frozenset[str]:
+        """The servers that answer behind the address, as far as a few new connections tell.
+
+        Raises:
+            ClickHouseError: one of them does not answer.
+        """
+
+        def ask() -> str:
+            self._client.close_connections()  # whoever spreads them chooses once a connection
+            return str(self.value(read_sql("clickhouse/node.sql")))
+
+        return frozenset(retried(ask) for _ in range(_CONNECTIONS_ASKED))
 
     @property
     def on_cluster(self) -> str:
@@ -272,7 +308,9 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
 
         def pinned(client: Client) -> Client:
             with translated():
-                pin(stack.enter_context(closing(client)))
+                pin(stack.enter_context(closing(client)), PINS)
+                if not settings.is_embedded and _shares_storage(client):
+                    pin(client, SHARED_PINS)
             return client
 
         @cache
@@ -282,17 +320,44 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
         client = (
             pinned(_embedded_client(endpoint.removeprefix(CHDB_SCHEME)))
             if settings.is_embedded
-            else retried(lambda: client_of(str(urlsplit(endpoint).hostname)), attempts)
+            else retried(lambda: _awaited(client_of, str(urlsplit(endpoint).hostname)), attempts)
         )
         database = Database(
             client,
             settings.clickhouse_database,
             is_embedded=settings.is_embedded,
-            keeps_payloads=settings.payloads == "all",
+            intake=Intake(settings.payloads == "all", settings.clickhouse_s3_role_arn),
             cluster=Cluster(name, client_of) if (name := settings.clickhouse_cluster) else None,
         )
+        if database.cluster and database.is_shared:
+            raise ClickHouseError(
+                "CLICKHOUSE_CLUSTER is set, and the replicas of that service share their storage",
+                "unset CLICKHOUSE_CLUSTER: there is nothing to spread the table over",
+            )
         database.use()
         yield database
+
+
+def _awaited(client_of: Callable[[str], Client], host: str) -> Client:
+    """Connect to a server, and say so where it takes its time to answer."""
+    timer = Timer(_SLOW_SECONDS, _say_that_it_is_slow)
+    timer.daemon = True
+    timer.start()
+    try:
+        return client_of(host)
+    finally:
+        timer.cancel()
+
+
+def _say_that_it_is_slow() -> None:
+    _log.warning(
+        "ClickHouse does not answer yet: an idle service takes up to %d s to wake up", WAKE_SECONDS
+    )
+
+
+def _shares_storage(client: Client) -> bool:
+    """Whether a server has the engines of shared storage; an ordinary one does not know them."""
+    return str(client.command(read_sql("clickhouse/shared_engine.sql"))) == "1"
 
 
 def _server_client(settings: Settings, host: str) -> Client:
@@ -302,6 +367,7 @@ def _server_client(settings: Settings, host: str) -> Client:
         return clickhouse_connect.get_client(
             interface=url.scheme,
             host=host,
+            connect_timeout=_NODE_SECONDS if settings.clickhouse_cluster else WAKE_SECONDS,
             port=url.port or (8443 if url.scheme == "https" else 8123),
             username=settings.clickhouse_username,
             password=password,

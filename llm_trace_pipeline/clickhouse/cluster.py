@@ -28,7 +28,6 @@ from llm_trace_pipeline.clickhouse.loads import Figures, Hour, Loader, loading, 
 from llm_trace_pipeline.clickhouse.tables import (
     SHARDING_KEY,
     TABLE,
-    catch_up,
     define_table,
     has_table,
     local_name,
@@ -70,7 +69,7 @@ def shards_of(database: Database, cluster: Cluster) -> list[Database]:
                 retried(partial(_first_client, cluster, hosts, number)),
                 database.name,
                 is_embedded=False,
-                keeps_payloads=database.keeps_payloads,
+                intake=database.intake,
                 shard=shard,
             )
         )
@@ -134,7 +133,6 @@ class ClusterLoader(Loader):
         """Drop what an interrupted load left on any shard, and let its replica catch up."""
         for shard in self._shards:
             Swap(shard, LOCAL_TABLE, self.time_column).recover()
-            catch_up(shard, LOCAL_TABLE)
 
     def _load(self, hours: Sequence[Hour]) -> tuple[dict[datetime, Figures], set[str]]:
         """Replace contiguous hours on one shard after the other, and read them back from all."""

@@ -122,21 +122,37 @@ PINS = (
 # The server's limits guard against a slip of the hand, and would stop a load at a day of 50 GB.
 MEANT: Final = {"max_partition_size_to_drop": 0, "max_table_size_to_drop": 0}
 
+# Where replicas share storage behind one address, every statement may reach another one.
+SHARED_PINS = (
+    _pins(
+        "A statement sees what the statements before it did, whichever replica answers; an ALTER "
+        "too, which moves the parts that its replica knows.",
+        select_sequential_consistency=1,
+        shared_merge_tree_sync_parts_on_partition_operations=1,
+    ),
+    _pins(
+        "A table that was made, renamed or dropped is so on every replica that is awake. One that "
+        "sleeps is not waited for.",
+        database_replicated_enforce_synchronous_settings=1,
+        distributed_ddl_output_mode="none_only_active",
+        distributed_ddl_task_timeout=180,
+        alter_sync=3,
+        mutations_sync=3,
+        lightweight_deletes_sync=3,
+    ),
+)
 
-def pin(client: Client, *pins: Pins) -> None:
-    """Set the pinned settings for every statement of a connection, as far as its engine has them.
+
+def pin(client: Client, pins: tuple[Pins, ...]) -> None:
+    """Set some settings for every statement of a connection, as far as its engine has them.
 
     A user who may change no setting may change no table either, and decides nothing: his settings
     stay as they are.
 
-    Args:
-        client: the open connection.
-        pins: what is pinned beside ``PINS``.
-
     Raises:
         ClickHouseError: a profile holds one of the settings at another value.
     """
-    wanted = dict(_settings((*PINS, *pins)))
+    wanted = dict(_settings(pins))
     found = client.query(
         read_sql("clickhouse/settings.sql"),
         parameters={"names": ["readonly", *wanted]},

@@ -19,7 +19,6 @@ from llm_trace_pipeline.clickhouse.tables import (
     IN_WINDOW,
     ROLLUP,
     TABLE,
-    catch_up,
     define_table,
     in_window,
     local_name,
@@ -145,8 +144,6 @@ class RollupLoader(Loader):
         """Finish a swap of the traces that was cut, which shows rows twice; then the roll-up's."""
         Swap(self._database, self._traces, Traces.time_column).recover()
         super().recover()
-        for table in (self._traces, self._table):
-            catch_up(self._database, table)
 
 
 def rollups_of(

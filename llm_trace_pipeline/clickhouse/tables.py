@@ -25,6 +25,9 @@ VIEWS = {"llm_usage_daily": ("day", "toDate"), "llm_usage_monthly": ("month", "t
 SHARDING_KEY = "cityHash64(organization_id)"
 
 _LOCAL = "_local"
+_PROCESSES = "system.processes"
+# The cluster that a service of shared storage names its own replicas by.
+_ALL_PROCESSES = "clusterAllReplicas('default', system.processes)"
 _MERGE_TREE = "MergeTree"
 # The path has no {uuid}: a node that joins later would get another one than its replicas have.
 _REPLICATED = "ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')"
@@ -225,12 +228,18 @@ def _distributed(database: Database, cluster: Cluster, table: str, comment: str)
     )
 
 
-def parts_of(database: Database, table: str, partition: str) -> list[dict[str, Any]]:
-    """Return the active parts of a partition: their names and largest block numbers."""
-    return database.rows(
-        read_sql("clickhouse/parts.sql"),
-        {"database": database.name, "table": table, "partition": partition},
+def parts_of(database: Database, table: str, partition: str) -> dict[str, int]:
+    """Return the parts of a partition that have rows, by name: their largest block numbers.
+
+    A merged part has a name of its own, and the largest block number of its sources: only an insert
+    brings a larger one.
+    """
+    found = database.rows(
+        render("clickhouse/parts.sql", table=database.qualified(table)), {"partition": partition}
     )
+    # <partition>_<smallest block>_<largest block>_<level>, and _<mutation> after that.
+    end = len(partition) + 1
+    return {row["name"]: int(row["name"][end:].split("_")[1]) for row in found}
 
 
 def wait_for_statements_on(database: Database, *tables: str) -> None:
@@ -243,7 +252,10 @@ def wait_for_statements_on(database: Database, *tables: str) -> None:
     """
     deadline = time.monotonic() + STATEMENT_SECONDS
     names = {"tables": [database.qualified(table) for table in tables]}
-    while running := database.rows(read_sql("clickhouse/running.sql"), names):
+    statement = render(
+        "clickhouse/running.sql", processes=_ALL_PROCESSES if database.is_shared else _PROCESSES
+    )
+    while running := database.rows(statement, names):
         if time.monotonic() > deadline:
             ids = ", ".join(f"'{row['query_id']}'" for row in running)
             raise ClickHouseError(
@@ -253,7 +265,11 @@ def wait_for_statements_on(database: Database, *tables: str) -> None:
         time.sleep(0.2)  # nothing tells when it ends
 
 
+def is_replicated(database: Database, layout: Mapping[str, Any]) -> bool:
+    """Whether a table, by its row of ``system.tables``, has replicas with parts of their own."""
+    return database.shard is not None or layout["engine"].startswith("Replicated")
+
+
 def catch_up(database: Database, table: str) -> None:
-    """Let a replica of a shard fetch the parts of its other replicas; elsewhere there are none."""
-    if database.shard and has_table(database, table):
-        database.execute(f"SYSTEM SYNC REPLICA {database.qualified(table)} LIGHTWEIGHT")
+    """Let a replica fetch the parts of the other replicas of a table."""
+    database.execute(f"SYSTEM SYNC REPLICA {database.qualified(table)} LIGHTWEIGHT")

@@ -2,9 +2,11 @@
 
 ClickHouse reads by itself what it can reach: the embedded engine a file, a server a bucket. A file
 that only this machine has is read here, and its rows are sent to the server. So are the rows of a
-file whose path ClickHouse would take for a pattern.
+file whose path ClickHouse would take for a pattern, and those of a bucket that the server cannot
+read.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,9 +25,9 @@ from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.held import Held
 from llm_trace_pipeline.clickhouse.loads import Figures, Hour
 from llm_trace_pipeline.clickhouse.tables import IN_WINDOW, TABLE
-from llm_trace_pipeline.errors import BatchError, ClickHouseError
+from llm_trace_pipeline.errors import BatchError, ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.hours import Window, key_of
-from llm_trace_pipeline.sql import quote_identifier, render
+from llm_trace_pipeline.sql import quote_identifier, quote_text, render
 from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, TOKEN_COLUMNS
 from llm_trace_pipeline.trace.hashes import row_hash_sql
 from llm_trace_pipeline.trace.tally import Tally, tally_of
@@ -47,6 +49,7 @@ _INSERT_SETTINGS = {
 _PATTERN = re.compile(r"[*?{]")  # in the path of a file: file() has no way to escape them
 _ORGANIZATIONS_AT_ONCE = 1000  # a server takes a value of 128 KiB
 _COUNTED = [column.name for column in COLUMNS if column.name not in PAYLOAD_COLUMNS]
+_log = logging.getLogger(__name__)
 _Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
 
 _NOTHING: Figures = {
@@ -65,12 +68,47 @@ def insert_parquet(database: Database, table: str, paths: Sequence[PartPath]) ->
         BatchError: a file was removed meanwhile.
         ClickHouseError: the engine refused it.
     """
-    dropped = () if database.keeps_payloads else PAYLOAD_COLUMNS
+    dropped = () if database.intake.keeps_payloads else PAYLOAD_COLUMNS
     for path in paths:  # one at a time: the engine would read ahead in all of them at once
-        if path.url or (database.is_embedded and not _PATTERN.search(str(path))):
+        if _is_in_reach(database, path):
             _have_read(database, table, path, dropped)
         else:
             _send(database, table, path, dropped)
+
+
+def _is_in_reach(database: Database, path: PartPath) -> bool:
+    """Whether ClickHouse can read a file by itself; of a bucket it is asked, once a connection."""
+    if not path.url:
+        return database.is_embedded and not _PATTERN.search(str(path))
+    bucket = path.files.location("")
+    if bucket not in database.in_reach:
+        statement = render("clickhouse/reach.sql", credentials=_credentials(database))
+        try:
+            database.execute(statement, {"place": path.url})
+            database.in_reach[bucket] = True
+        except TransientClickHouseError:
+            raise
+        except ClickHouseError as error:
+            if not path.exists:
+                raise _removed(path) from None
+            database.in_reach[bucket] = False
+            _log.warning(
+                "ClickHouse cannot read the bucket by itself, so that this process sends the rows "
+                "(%s)",
+                error.message,
+            )
+    return database.in_reach[bucket]
+
+
+def _credentials(database: Database) -> str:
+    """Return what follows the other arguments of ``s3()``, where a role is to be taken."""
+    if not (role := database.intake.s3_role):
+        return ""
+    return f", extra_credentials(role_arn = {quote_text(role)})"
+
+
+def _removed(path: PartPath) -> BatchError:
+    return BatchError(f"hour {key_of(path.hour)}: part {path} was removed meanwhile; run it again")
 
 
 def _have_read(database: Database, table: str, path: PartPath, dropped: Sequence[str]) -> None:
@@ -83,6 +121,7 @@ def _have_read(database: Database, table: str, path: PartPath, dropped: Sequence
         values=", ".join("''" if name in dropped else quoted for name, quoted in names.items()),
         # With the engine's own access to the bucket, so that no secret is in a statement.
         function="s3" if path.url else "file",
+        credentials=_credentials(database) if path.url else "",
         filter=database.shard.is_own if database.shard else "1",
     )
     # Named, so that a column that the file lacks, being newer, is NULL or ''.
@@ -93,9 +132,7 @@ def _have_read(database: Database, table: str, path: PartPath, dropped: Sequence
     except ClickHouseError:
         if path.exists:
             raise
-        raise BatchError(
-            f"hour {key_of(path.hour)}: part {path} was removed meanwhile; run it again"
-        ) from None
+        raise _removed(path) from None
 
 
 def _send(database: Database, table: str, path: PartPath, dropped: Sequence[str]) -> None:

@@ -21,10 +21,13 @@ from contextlib import suppress
 from typing import Any
 
 from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.kinds import is_shared_engine, require_one_target
 from llm_trace_pipeline.clickhouse.pins import MEANT
 from llm_trace_pipeline.clickhouse.tables import (
+    catch_up,
     has_table,
     in_window,
+    is_replicated,
     layout_of,
     name_in_front,
     parts_of,
@@ -33,7 +36,7 @@ from llm_trace_pipeline.clickhouse.tables import (
 )
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import Window, key_of
-from llm_trace_pipeline.sql import render
+from llm_trace_pipeline.sql import quote_text, render
 
 SWAP_ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
 
@@ -69,12 +72,17 @@ class Swap:
         )
 
     def recover(self) -> None:
-        """Finish a swap that was cut, and drop what an interrupted load left behind."""
+        """Finish a swap that was cut, and drop what an interrupted load left behind.
+
+        A replica first fetches what the others have: its clone of a partition would lack rows.
+        """
+        require_one_target(self._database)
         wait_for_statements_on(self._database, self._staging, self._clone, self._ready)
-        if has_table(self._database, self._table):
+        if layout := layout_of(self._database, self._table):
             require_all_rows(self._database, self._table)
-            # A swap of replicated tables is never cut: see cluster.py.
-            if not self._database.shard and has_table(self._database, self._ready):
+            if is_replicated(self._database, layout):  # its swap is never cut: see cluster.py
+                catch_up(self._database, self._table)
+            elif has_table(self._database, self._ready):
                 require_all_rows(self._database, self._ready)
                 for partition in self._partitions(self._ready, "1", {}):
                     self._replay(partition)
@@ -182,9 +190,7 @@ class Swap:
         Returns:
             The largest block number, and the rows of every hour.
         """
-        blocks = [
-            part["max_block_number"] for part in parts_of(self._database, self._table, partition)
-        ]
+        blocks = parts_of(self._database, self._table, partition).values()
         counts = self._database.rows(
             render(
                 "clickhouse/hour_counts.sql",
@@ -204,11 +210,8 @@ class Swap:
         newest_block = before[0]
         held = self._count(self._table, _IN_PARTITION, {"partition": partition})
         journaled = self._count(self._ready, "1", {})
-        kept = [
-            part["name"]
-            for part in parts_of(self._database, self._table, partition)
-            if part["max_block_number"] <= newest_block
-        ]
+        parts = parts_of(self._database, self._table, partition)
+        kept = [name for name, block in parts.items() if block <= newest_block]
         if held < journaled or kept:
             raise ClickHouseError(
                 f"partition {partition} of {self._table} holds {held} rows after the swap, not "
@@ -217,7 +220,10 @@ class Swap:
             )
 
     def _create_like_target(self, table: str, *own_settings: str) -> None:
-        """Make a table that parts can move to and from: the target's layout, as plain MergeTree."""
+        """Make a table that parts can move to and from: the target's layout, as plain MergeTree.
+
+        On shared storage the server makes it a shared one.
+        """
         layout = layout_of(self._database, self._table)
         # No key is not the same as the key tuple(): parts do not move between the two.
         partition_by = f"PARTITION BY {key} " if (key := layout["partition_key"]) else ""
@@ -228,12 +234,29 @@ class Swap:
             if setting.partition(" ")[0] not in theirs
         ]
         settings = [*ours, theirs] if theirs else ours
-        self._database.execute(
+        create = (
             f"CREATE TABLE {self._name(table)} AS {self._name(self._table)} ENGINE = MergeTree "
             f"{partition_by}"
             f"PRIMARY KEY ({layout['primary_key']}) ORDER BY ({layout['sorting_key']})"
             f" SETTINGS {', '.join(settings)}"
         )
+        self._database.execute(create)
+        if not self._database.is_shared:
+            return
+        made = layout_of(self._database, table)
+        if made["storage_policy"] != layout["storage_policy"]:  # else parts would be copied
+            self._drop(table)
+            policy = quote_text(layout["storage_policy"])
+            self._database.execute(f"{create}, storage_policy = {policy}")
+            made = layout_of(self._database, table)
+        if is_shared_engine(made) != is_shared_engine(layout):
+            self._drop(table)
+            raise ClickHouseError(
+                f"a table that is made as MergeTree becomes {made['engine']}, and {self._table} is "
+                f"{layout['engine']}: parts do not move between the two",
+                f"RENAME TABLE {self._name(self._table)} and let make backfill make it anew, or "
+                "take cloud_mode_engine from the profile of CLICKHOUSE_USERNAME",
+            )
 
     def partitions_of(self, window: Window) -> set[str]:
         """Return the ids of the table's partitions that hold rows of a window."""

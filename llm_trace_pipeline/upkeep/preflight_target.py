@@ -9,9 +9,11 @@ from llm_trace_pipeline.batches.files import files_of
 from llm_trace_pipeline.clickhouse.client import Database, connect
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, shards_of
 from llm_trace_pipeline.clickhouse.held import HeldColumn, columns_of
+from llm_trace_pipeline.clickhouse.kinds import described, require_one_target
 from llm_trace_pipeline.clickhouse.tables import (
     TABLE,
     hidden_rows,
+    is_replicated,
     layout_of,
     newer_schema,
     schema_version,
@@ -56,11 +58,28 @@ def check_target(settings: Settings) -> list[Problem]:
             database = stack.enter_context(connect(settings, attempts=1))
         except ClickHouseError as error:
             return [Problem(error.message, error.repair or _way_in(settings))]
-        refused = list(_check_grants(database, settings))
+        refused = [*_check_grants(database, settings), *_check_kind(database)]
         return [
             *_check_version(database.version),
             *(refused or _check_tables(database)),
         ]
+
+
+def kind_of_target(settings: Settings) -> str:
+    """Return what kind of ClickHouse it is, in words.
+
+    Raises:
+        ClickHouseError: it cannot be reached.
+    """
+    with connect(settings) as database:
+        return described(database, layout_of(database, TABLE))
+
+
+def _check_kind(database: Database) -> Iterator[Problem]:
+    try:
+        require_one_target(database)
+    except ClickHouseError as error:
+        yield Problem(error.message, error.repair)
 
 
 def _way_in(settings: Settings) -> str:
@@ -82,7 +101,7 @@ def _check_version(version: tuple[int, int]) -> Iterator[Problem]:
 def _check_grants(database: Database, settings: Settings) -> Iterator[Problem]:
     if database.version < _CHECK_GRANT_VERSION:
         return
-    for grant in needed_grants(settings):
+    for grant in (*needed_grants(settings), *needed_grants_of_kind(database)):
         if str(database.value(f"CHECK GRANT {grant}")) != "1":
             [user] = database.rows("SELECT currentUser() AS name")
             yield Problem(
@@ -99,10 +118,20 @@ def needed_grants(settings: Settings) -> list[str]:
         # CREATE DATABASE IF NOT EXISTS needs its privilege also where there is nothing to create.
         *([f"CREATE DATABASE ON {everything}"] if name != "default" else []),
         f"{_LOADER_PRIVILEGES} ON {everything}",
-        *(f"SELECT ON system.{table}" for table in ("tables", "columns", "parts", "processes")),
+        *(f"SELECT ON system.{table}" for table in ("tables", "columns", "processes")),
         *(["S3 ON *.*"] if settings.is_in_bucket else []),
         *(needed_grants_of_cluster(name) if settings.clickhouse_cluster else []),
     ]
+
+
+def needed_grants_of_kind(database: Database) -> list[str]:
+    """Return the privileges that loads use besides on a server of the kind that this one is."""
+    if database.is_shared:
+        return ["REMOTE ON *.*"]  # to see the statements that run on other replicas
+    layout = layout_of(database, TABLE)
+    if not database.cluster and layout and is_replicated(database, layout):
+        return [f"SYSTEM SYNC REPLICA ON {quote_identifier(database.name)}.*"]
+    return []
 
 
 def needed_grants_of_cluster(name: str) -> list[str]:

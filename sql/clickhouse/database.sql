@@ -1,2 +1,2 @@
--- One row where the database exists, none where it does not.
-SELECT 1 FROM system.databases WHERE name = {database:String}
+-- The engine of a database; no row where it does not exist.
+SELECT engine FROM system.databases WHERE name = {database:String}

@@ -1,6 +1,6 @@
--- The active parts of one partition of a table. A merged part has a name of its own, and the largest
--- block number of its sources: only an insert brings a larger one.
-SELECT name, max_block_number
-FROM system.parts
-WHERE database = {database:String} AND table = {table:String}
-    AND partition_id = {partition:String} AND active
+-- The parts of one partition of {table} that have rows. They are asked of the table and not of
+-- system.parts, which on shared storage tells what this replica knows, and that may be old.
+SELECT _part AS name
+FROM {table}
+WHERE _partition_id = {partition:String}
+GROUP BY name

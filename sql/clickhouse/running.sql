@@ -1,5 +1,6 @@
--- The statements running now that name one of some quoted tables. Their names are this statement's
--- parameters, which the embedded engine shows in its text: it leaves itself out.
+-- The statements running now that name one of some quoted tables, in {processes}: of this server, or
+-- of all replicas. Their names are this statement's parameters, which the embedded engine shows in its
+-- text: it leaves itself out.
 SELECT query_id
-FROM system.processes
+FROM {processes}
 WHERE multiSearchAny(query, {tables:Array(String)}) AND position(query, 'system.processes') = 0

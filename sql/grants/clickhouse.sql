@@ -6,5 +6,4 @@ CREATE USER llm_traces_loader;
 GRANT SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COLUMN, ALTER MODIFY COMMENT, ALTER DELETE, CREATE TABLE, DROP TABLE, CREATE VIEW, DROP VIEW ON `default`.* TO llm_traces_loader;
 GRANT SELECT ON system.tables TO llm_traces_loader;
 GRANT SELECT ON system.columns TO llm_traces_loader;
-GRANT SELECT ON system.parts TO llm_traces_loader;
 GRANT SELECT ON system.processes TO llm_traces_loader;

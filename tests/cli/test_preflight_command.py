@@ -41,11 +41,15 @@ def test_the_command_prints_what_is_fine_what_is_advised_and_fails_with_the_rest
 ) -> None:
     assert settings
     check_both_ends()
-    assert capsys.readouterr().out == "operational database: OK\nClickHouse: OK\n"
+    assert (
+        capsys.readouterr().out == "operational database: OK\nClickHouse: OK, the embedded engine\n"
+    )
     operational.execute("DROP INDEX ix_provider_traces_created_at")
     check_both_ends()
     said = capsys.readouterr().out
-    assert said.startswith("operational database: see below\nClickHouse: OK\nwarning: ")
+    assert said.startswith(
+        "operational database: see below\nClickHouse: OK, the embedded engine\nwarning: "
+    )
     assert said.endswith(f"repair: {CREATE_INDEX}\n")
     operational.execute("DROP TABLE steps")
     monkeypatch.setattr("sys.argv", ["llm-traces", "preflight"])
@@ -99,7 +103,10 @@ def test_the_demo_that_was_made_is_checked(
         try:
             demo = Operational(embedded_postgres(state))
             check_both_ends()
-            assert capsys.readouterr().out == "operational database: OK\nClickHouse: OK\n"
+            assert (
+                capsys.readouterr().out
+                == "operational database: OK\nClickHouse: OK, the embedded engine\n"
+            )
             demo.execute("DROP TABLE steps")
             with pytest.raises(PipelineError, match="has no table steps"):
                 check_both_ends()

@@ -78,9 +78,7 @@ class RolledUp(Warehouse):
 
     def parts(self) -> list[str]:
         rows = self.database.rows(f"SELECT DISTINCT _partition_id AS id FROM {ROLLUP} ORDER BY id")
-        return sorted(
-            part["name"] for row in rows for part in parts_of(self.database, ROLLUP, row["id"])
-        )
+        return sorted(name for row in rows for name in parts_of(self.database, ROLLUP, row["id"]))
 
     def check(self) -> None:
         """Compare all of the roll-up with SQL over the traces of the hours it was made of."""

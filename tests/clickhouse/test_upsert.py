@@ -174,9 +174,7 @@ def test_hours_of_many_bytes_are_not_loaded_together(
 
 def test_an_hour_that_equals_its_batch_is_not_written_again(warehouse: Warehouse) -> None:
     def parts() -> list[str]:
-        return sorted(
-            part["name"] for part in parts_of(warehouse.database, TABLE, f"{MIDNIGHT:%Y%m%d}")
-        )
+        return sorted(name for name in parts_of(warehouse.database, TABLE, f"{MIDNIGHT:%Y%m%d}"))
 
     warehouse.load(MIDNIGHT + HOUR, 10)
     assert warehouse.load(MIDNIGHT, 10).was_written

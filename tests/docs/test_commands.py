@@ -205,6 +205,11 @@ def test_the_configuration_of_a_cluster_is_accepted() -> None:
     assert Settings.from_environment(exported).clickhouse_cluster
 
 
+def test_the_configuration_of_a_service_is_accepted() -> None:
+    exported = exports_of(block_that_sets("CLICKHOUSE_S3_ROLE_ARN"))
+    assert Settings.from_environment(exported).clickhouse_s3_role_arn
+
+
 def test_the_configuration_of_a_bucket_is_accepted() -> None:
     exported = exports_of(block_that_sets("TRACE_BATCH_URI"))
     assert Settings.from_environment(exported).is_in_bucket

@@ -92,7 +92,7 @@ class Server(ThreadingHTTPServer):
         self.path = path
         self.is_node = "?" in path
         self.users = users  # name: password; a name that begins with "reader" is read-only
-        self._engine = _open(path)  # keeps the engine between requests
+        self._engine = open_engine(path)  # keeps the engine between requests
         self._lock = Lock()
         self._faults: list[dict[str, Any]] = []
         self._executed: list[str] = []
@@ -138,6 +138,9 @@ class Server(ThreadingHTTPServer):
                     fault["skip"] -= 1
                     continue
                 fault["times"] -= 1
+                if fault["kind"] == "wake":  # everybody waits
+                    time.sleep(fault["seconds"])
+                    continue
                 return Fault(**fault)
         return None
 
@@ -147,7 +150,7 @@ class Server(ThreadingHTTPServer):
         Raises:
             EngineError: the engine refused it.
         """
-        with closing(_open(self.path)) as connection:
+        with closing(open_engine(self.path)) as connection:
             try:
                 for statement in request.preparation():
                     connection.query(statement)
@@ -180,7 +183,7 @@ class Server(ThreadingHTTPServer):
         return self._query(f"SELECT *, _partition_id FROM {table}", "Native")
 
     def _query(self, sql: str, form: str) -> bytes:
-        with closing(_open(self.path)) as connection:
+        with closing(open_engine(self.path)) as connection:
             return bytes(connection.query(sql, form).bytes() or b"")
 
     def _for_this_node(self, sql: str) -> str:
@@ -404,7 +407,7 @@ def _taken_from_form(content_type: str, body: bytes) -> tuple[dict[str, str], by
     return fields, b""
 
 
-def _open(path: str) -> Any:
+def open_engine(path: str) -> Any:
     connect: Any = chdb.connect  # has no types
     return connect(path)
 
@@ -418,7 +421,7 @@ def _quoted(text: str, quote: str = "'") -> str:
     return f"{quote}{escaped}{quote}"
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], kind: type[Server] = Server) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="run it against this server")
@@ -431,7 +434,7 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     users = dict(user.split(":", 1) for user in given.user) or {"default": ""}
     path = f"{given.folder}?config-file={given.config}" if given.config else given.folder
-    with Server((given.host, given.port), path, users) as server:
+    with kind((given.host, given.port), path, users) as server:
         if given.certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(given.certificate)

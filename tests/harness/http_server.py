@@ -25,7 +25,7 @@ class Fault:
     Kinds: ``status`` (a proxy's answer), ``error`` (the engine's), ``reset`` (of the connection),
     ``stall`` (no answer for so many seconds), ``break`` (the answer ends in the middle, with the
     error's text if there is one), ``cut`` (an insert ends after some of its rows, and the
-    connection is reset).
+    connection is reset), ``wake`` (the answer takes so many seconds).
     """
 
     kind: str
@@ -62,13 +62,18 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, host: str = "127.0.0.1") -> Iterator[Running]:
-    """Run a server on this folder until the end of the block."""
+def running(
+    folder: Path, *arguments: str, host: str = "127.0.0.1", kind: str = "http_engine"
+) -> Iterator[Running]:
+    """Run a server on this folder until the end of the block.
+
+    Its kind is the module that is it: ``http_engine``, or ``service`` for shared storage.
+    """
     process = subprocess.Popen(
         [
             sys.executable,
             "-m",
-            "tests.harness.http_engine",
+            f"tests.harness.{kind}",
             "--host",
             host,
             *arguments,

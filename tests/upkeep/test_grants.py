@@ -101,6 +101,16 @@ def test_the_loader_is_granted_what_preflight_asks_for(database: Database) -> No
     assert f"-- For batches in a bucket: GRANT {of_bucket} TO llm_traces_loader;" in text
 
 
+def test_the_loader_is_granted_what_preflight_asks_for_on_a_service(database: Database) -> None:
+    text = re.sub(r"--.*", "", read_sql("grants/clickhouse_cloud.sql"))
+    statements = [statement.strip() for statement in text.split(";") if statement.strip()]
+    for statement in statements:
+        assert database.rows(f"EXPLAIN AST {statement}")
+    in_bucket = Settings.from_environment({"TRACE_BATCH_URI": "s3://traces"})
+    needed = [*needed_grants(in_bucket), "REMOTE ON *.*"]
+    assert statements[1:] == [f"GRANT {grant} TO llm_traces_loader" for grant in needed]
+
+
 def test_a_statement_is_bounded_and_has_a_name(
     reader: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

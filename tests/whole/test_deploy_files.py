@@ -29,14 +29,15 @@ from tests.harness.deploy import (
     scheme_in_compose,
 )
 
-# The image sets the folder and has no function of the user's; a cluster, TLS and another address of
-# the bucket are for other servers than those of compose.yaml.
+# The image sets the folder and has no function of the user's; a cluster, a role, TLS and another
+# address of the bucket are for other servers than those of compose.yaml.
 LEFT_OUT = {
     "LLM_TRACES_STATE",
     "LLM_TRACES_REDACT",
     "LLM_TRACES_PRICES",
     "AWS_ENDPOINT_URL_S3",
     "CLICKHOUSE_CLUSTER",
+    "CLICKHOUSE_S3_ROLE_ARN",
     "CLICKHOUSE_CA_CERT",
     "CLICKHOUSE_CLIENT_CERT",
     "CLICKHOUSE_CLIENT_KEY",
