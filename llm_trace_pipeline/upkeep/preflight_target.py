@@ -204,6 +204,15 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
                 is_fatal=False,
             )
         )
+    kind = re.sub(r"^(Replicated|Shared)", "", layout["engine"])
+    if kind != "MergeTree" and not re.search(r"\bid\b", layout["sorting_key"]):
+        problems.append(
+            Problem(
+                f"{table} is a {kind} without id in its sorting key ({layout['sorting_key']}): "
+                "merges make one row of calls that share it",
+                anew,
+            )
+        )
     if ttl := re.search(r" TTL (.*?)(?: SETTINGS |$)", layout["engine_full"]):
         problems.append(
             Problem(

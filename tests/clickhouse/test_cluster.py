@@ -1,6 +1,7 @@
 """Loads into a cluster of three shards, on nodes that are an engine each, over HTTP."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ import pytest
 from llm_trace_pipeline.batches.erasures import record_erasure
 from llm_trace_pipeline.clickhouse.client import connect
 from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, loader_of
-from llm_trace_pipeline.clickhouse.tables import define_table
+from llm_trace_pipeline.clickhouse.tables import define_table, definition_of
 from llm_trace_pipeline.clickhouse.traces import in_groups, own_rows
 from llm_trace_pipeline.errors import ClickHouseError, SettingsError
 from llm_trace_pipeline.hours import HOUR
@@ -32,6 +33,8 @@ from tests.harness.cluster import (
 )
 from tests.harness.rows import DAY, MIDNIGHT, TABLE, Row, erasure
 from tests.harness.statements import Stopped, stopping_after
+
+MILLISECOND = timedelta(milliseconds=1)
 
 # Where rows belong
 
@@ -227,6 +230,25 @@ def test_another_hour_that_a_shard_lost_is_loaded_from_its_batch(cluster: Cluste
     cluster.change_shard(1, f"DELETE WHERE created_at < '{MIDNIGHT + HOUR:%Y-%m-%d %H:%M:%S}'")
     result = cluster.load(MIDNIGHT + HOUR, rows_of(MIDNIGHT + HOUR, version=2))
     assert result.repaired_hours == (MIDNIGHT,)
+    cluster.check()
+
+
+def test_shards_with_narrower_columns_are_loaded_and_compared(cluster: ClusterWarehouse) -> None:
+    database = cluster.database
+    define_table(database, TABLE)
+    for table in (TABLE, LOCAL_TABLE):
+        database.execute(f"DROP TABLE {database.qualified(table)}{database.on_cluster} SYNC")
+    for statement in definition_of(database, TABLE, exists=False):
+        database.execute(statement.replace("DateTime64(6, ", "DateTime64(3, "))
+    for version in (1, 2):
+        cluster.load(MIDNIGHT, rows_of(MIDNIGHT, version))
+    manifest = cluster.store.manifest(MIDNIGHT)
+    assert manifest
+    assert compare_table(database, cluster.store, [manifest]) == {}
+    cluster.expected[MIDNIGHT] = [
+        row | {"created_at": MIDNIGHT + (row["created_at"] - MIDNIGHT) // MILLISECOND * MILLISECOND}
+        for row in cluster.expected[MIDNIGHT]
+    ]
     cluster.check()
 
 

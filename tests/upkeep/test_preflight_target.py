@@ -162,6 +162,21 @@ def test_times_outside_of_a_key_come_with_the_statement_that_mends_them(target: 
     assert not any("created_at is" in problem.message for problem in check_target(target))
 
 
+@pytest.mark.parametrize(
+    ("key", "is_refused"), [("organization_id, created_at", True), ("created_at, id", False)]
+)
+def test_an_engine_that_merges_calls_into_one_is_refused(
+    target: Settings, key: str, *, is_refused: bool
+) -> None:
+    make_table(
+        target,
+        r"MergeTree\nPARTITION BY toDate\(created_at\)\nORDER BY .*",
+        f"ReplacingMergeTree\nPARTITION BY toDate(created_at)\nORDER BY ({key})",
+    )
+    told = [each for each in check_target(target) if "merges make one row" in each.message]
+    assert [problem.is_fatal for problem in told] == [True] * is_refused
+
+
 def test_a_ttl_is_told_with_the_statement_that_removes_it(target: Settings) -> None:
     ttl = "TTL toDateTime(created_at) + toIntervalDay(30)"
     make_table(target, "SETTINGS", f"{ttl} SETTINGS")
