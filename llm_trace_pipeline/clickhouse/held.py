@@ -24,7 +24,7 @@ from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.sql import quote_identifier, read_sql
-from llm_trace_pipeline.trace.columns import ARROW_SCHEMA, COLUMNS, Column
+from llm_trace_pipeline.trace.columns import COLUMNS, Column
 
 _OURS = {column.name: column for column in COLUMNS}
 _WRAPPER = re.compile(r"\b(?:LowCardinality|Nullable)\(((?:[^()]|\([^()]*\))*)\)")
@@ -46,8 +46,9 @@ class HeldColumn:
     """A column of a table, and the column of ``llm_traces`` that it stands for."""
 
     ours: Column
-    type: str  # as ClickHouse tells it
+    type: str  # as ClickHouse tells it, with MATERIALIZED or such where the table computes it
     is_key: bool  # of the sorting or the partition key
+    computed: str  # MATERIALIZED or such; '' if values can be inserted
 
     @property
     def name(self) -> str:
@@ -83,7 +84,8 @@ class HeldColumn:
     @property
     def alteration(self) -> str:
         """The part of an ALTER TABLE that gives the column our type."""
-        return f"MODIFY COLUMN {quote_identifier(self.name)} {self.wanted_type}"
+        change = f"REMOVE {self.computed}" if self.computed else self.wanted_type
+        return f"MODIFY COLUMN {quote_identifier(self.name)} {change}"
 
     @property
     def unit(self) -> int:
@@ -182,11 +184,18 @@ class Held:
         """Ask ClickHouse about the columns of a table.
 
         Raises:
-            ClickHouseError: they cannot be read, or one holds other kinds of values than ours.
+            ClickHouseError: they cannot be read, or one is missing, is computed by the table, or
+                holds other kinds of values than ours.
         """
         self._table = database.qualified(table)
         self._is_of_cluster = database.shard is not None
         self.columns = columns_of(database, table)
+        if missing := _OURS.keys() - {column.name for column in self.columns}:
+            names = ", ".join(name for name in _OURS if name in missing)
+            raise ClickHouseError(
+                f"{self._table} has no column {names}",
+                "make preflight has the statement that adds it",
+            )
         for column in self.columns:
             if not column.is_of_our_kind:
                 raise ClickHouseError(
@@ -255,9 +264,14 @@ def columns_of(database: Database, table: str) -> list[HeldColumn]:
     )
     columns = {row["name"]: row for row in found}
     return [
-        HeldColumn(_OURS[name], columns[name]["type"], bool(columns[name]["is_key"]))
-        for name in ARROW_SCHEMA.names
-        if name in columns
+        HeldColumn(
+            ours,
+            f"{row['type']} {row['computed']}".strip(),
+            is_key=bool(row["is_key"]),
+            computed=row["computed"],
+        )
+        for name, ours in _OURS.items()
+        if (row := columns.get(name))
     ]
 
 

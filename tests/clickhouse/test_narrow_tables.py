@@ -33,6 +33,7 @@ from llm_trace_pipeline.upkeep.retention import apply_retention
 from tests.harness.operational import Operational, fresh_database, trace
 from tests.harness.pipeline import extract
 from tests.harness.rows import DAY, T0, TABLE, Row, erasure, make_rows
+from tests.harness.shapes import ALL_NULLABLE, COLUMNS, SHAPES, Shape
 from tests.harness.statements import another_writer
 from tests.harness.warehouse import Warehouse, fresh_warehouse, left_over_tables
 
@@ -41,92 +42,6 @@ HOURS = (T0, T0 + HOUR)
 NOT_LOADED = T0 + 2 * HOUR
 MICROSECOND = timedelta(microseconds=1)
 
-# Tables
-
-COLUMNS = {
-    **dict.fromkeys(("id", "organization_id", "project_id", "agent_id"), "String"),
-    "agent_tags": "Array(String)",
-    **dict.fromkeys(("run_id", "step_id", "trace_id"), "String"),
-    **dict.fromkeys(("call_type", "provider", "model"), "LowCardinality(String)"),
-    "is_byok": "UInt8",
-    **dict.fromkeys(("request_size_bytes", "response_size_bytes"), "UInt64"),
-    **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), "UInt64"),
-    "cached_input_tokens": "Nullable(UInt64)",
-    "cache_write_tokens": "Nullable(UInt64)",
-    "reasoning_tokens": "Nullable(UInt64)",
-    "latency_ms": "UInt64",
-    "is_error": "UInt8",
-    **dict.fromkeys(("error_type", "error_message"), "String"),
-    **dict.fromkeys(("request_json", "response_json", "llm_config_json"), "String"),
-    **dict.fromkeys(("billing_plan_type", "billing_cost_source"), "String"),
-    "billing_customer_id": "String",
-    "created_at": "DateTime64(6, 'UTC')",
-}
-COUNTS = [name for name, kind in COLUMNS.items() if "UInt64" in kind]
-NULLABLE = {
-    name: {
-        "String": "Nullable(String)",
-        "LowCardinality(String)": "LowCardinality(Nullable(String))",
-        "Array(String)": "Array(LowCardinality(Nullable(String)))",
-        "UInt8": "Nullable(Bool)",
-    }.get(kind, "Nullable(UInt32)")
-    for name, kind in COLUMNS.items()
-    if name not in ("id", "created_at")
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A table that somebody made."""
-
-    types: dict[str, str]  # of the columns that are not as above
-    layout: str
-    others: str = ""  # columns and projections of its own
-    unit: timedelta = MICROSECOND  # of its times
-    folder: str = "state"  # batches whose path is no pattern are read by the engine, others sent
-
-    @property
-    def ddl(self) -> str:
-        columns = ", ".join(f"{name} {kind}" for name, kind in (COLUMNS | self.types).items())
-        return f"CREATE TABLE {TABLE} ({columns}{self.others}) ENGINE = {self.layout}"
-
-
-ALL_NULLABLE = "all nullable, seconds, columns of its own, not partitioned, batches sent"
-SHAPES = {
-    "milliseconds in the sort key, 32-bit counts, UUIDs, by month": Shape(
-        {
-            **{name: COLUMNS[name].replace("64", "32") for name in COUNTS},
-            "id": "UUID",
-            "created_at": "DateTime64(3, 'UTC')",
-        },
-        "MergeTree PARTITION BY toYYYYMM(created_at) ORDER BY (organization_id, created_at, id)",
-        unit=timedelta(milliseconds=1),
-    ),
-    ALL_NULLABLE: Shape(
-        {**NULLABLE, "created_at": "DateTime"},
-        "MergeTree ORDER BY id",
-        ", seen DateTime DEFAULT now(), tokens UInt64 MATERIALIZED ifNull(prompt_tokens, 0) + 1, "
-        "note Nullable(String)",
-        timedelta(seconds=1),
-        "every * hour",
-    ),
-    "DateTime64(0), UUIDs or NULL, by hour, a TTL and a projection": Shape(
-        {"created_at": "DateTime64(0)", "id": "Nullable(UUID)"},
-        "MergeTree PARTITION BY toStartOfHour(created_at) ORDER BY (agent_id, created_at) "
-        "TTL toDateTime(created_at) + INTERVAL 50 YEAR",
-        ", PROJECTION tokens (SELECT organization_id, sum(total_tokens) GROUP BY organization_id)",
-        timedelta(seconds=1),
-    ),
-    "nanoseconds, signed counts, UUIDs, replacing, batches sent": Shape(
-        {
-            **{name: COLUMNS[name].replace("UInt64", "Int32") for name in COUNTS},
-            "id": "UUID",
-            "created_at": "DateTime64(9, 'America/New_York')",
-        },
-        "ReplacingMergeTree(created_at) PARTITION BY toDate(created_at) ORDER BY id",
-        folder="every [*] hour",
-    ),
-}
 narrow = pytest.mark.parametrize(
     "shape", [pytest.param(each, id=id_) for id_, each in SHAPES.items()]
 )
@@ -485,7 +400,11 @@ def test_a_uuid_written_otherwise_is_the_same_uuid(table: Table) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [Shape({"total_tokens": "Float64"}, "MergeTree ORDER BY id")], ids=[""]
+    "shape",
+    [
+        pytest.param(Shape({"total_tokens": kind}, "MergeTree ORDER BY id"), id=kind)
+        for kind in ("Float64", "UInt64 MATERIALIZED prompt_tokens + completion_tokens")
+    ],
 )
 def test_a_column_of_another_kind_is_refused_with_the_statement_that_mends_it(
     table: Table,
@@ -496,3 +415,11 @@ def test_a_column_of_another_kind_is_refused_with_the_statement_that_mends_it(
     table.database.execute(refused.value.repair.partition(";")[0])
     table.warehouse.load_batch(manifest)
     table.warehouse.check()
+
+
+@pytest.mark.parametrize("shape", [LIMITED], ids=[""])
+def test_a_column_that_no_upgrade_adds_is_named(table: Table) -> None:
+    table.database.execute(f"ALTER TABLE {TABLE} DROP COLUMN is_byok, DROP COLUMN step_id")
+    table.warehouse.publish(T0, 5)
+    with pytest.raises(ClickHouseError, match="has no column step_id, is_byok; make preflight has"):
+        table.warehouse.load_hours(T0)
