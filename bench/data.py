@@ -15,11 +15,11 @@ from pathlib import Path
 
 from adbc_driver_postgresql import dbapi
 
+from bench import agents
 from llm_trace_pipeline.demo.postgres import embedded_postgres
 from llm_trace_pipeline.demo.responses import (
     ERRORS,
     RECIPES,
-    Recipe,
     draw_call,
     fill,
     json_text,
@@ -36,6 +36,7 @@ VERSION = 5  # of the databases; another one makes them anew
 START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 
 _AGENTS_PER_ORGANIZATION = 20
+_WEIGHTS = [1 / (number + 1) for number in ORGANIZATIONS]
 _GIANT_CHARACTERS = (21_000_000, 48_000_000)  # 20 to 50 MB of JSON
 _PROCESSES = 2
 
@@ -59,6 +60,7 @@ class DataSet:
     row_bytes: int  # about how much JSON a trace has, on average
     passage: int  # mean characters of the text of a request; a response has a quarter of that
     giants: int = 0  # traces of 20 to 50 MB among them
+    is_of_agents: bool = False  # which resend their context; see agents.py
     runs: int = 5  # of each contender, unless the command line says otherwise
 
     @property
@@ -84,6 +86,7 @@ class DataSet:
 DATA_SETS = {
     data_set.name: data_set
     for data_set in (
+        DataSet("agents", 4_000, 65_000, 0, is_of_agents=True),
         DataSet("wide", 50_000, 7_600, 5_250),
         DataSet("huge", 500_000, 7_600, 5_250, runs=3),
         DataSet("narrow", 500_000, 900, 240),
@@ -129,7 +132,8 @@ def _make(server_url: str, url: str, data_set: DataSet) -> None:
         execute(server_url, f"ALTER DATABASE {new} SET {name} = '{value}'")
     execute(new_url, read_sql("demo/schema.sql"))
     with closing(dbapi.connect(new_url)) as connection:
-        billing = billing_details(START - timedelta(days=2))
+        numbers = agents.ORGANIZATIONS if data_set.is_of_agents else ORGANIZATIONS
+        billing = billing_details(START - timedelta(days=2), numbers)
         insert(connection, "organization_billing_details", billing)
         connection.commit()
     step = 100 if data_set.giants else 5_000  # a batch of giants fits into memory
@@ -142,9 +146,12 @@ def _make(server_url: str, url: str, data_set: DataSet) -> None:
 
 
 def _make_views(url: str) -> None:
-    """Make the query of the pipeline a relation, whole and by halves, for whoever needs one."""
+    """Make the query of the pipeline a relation, whole and by halves, for whoever needs one.
+
+    Its order is left out: nobody else needs that.
+    """
     with Source(url).snapshot() as snapshot:
-        traces = snapshot.statement("traces")
+        traces = snapshot.statement("traces").partition("ORDER BY t.")[0]
     middle = f"timestamptz '{START + HOUR / 2}'"
     start, end = (
         f"current_setting('llm_traces.{bound}')::timestamptz" for bound in ("start", "end")
@@ -181,20 +188,12 @@ def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, list[dict[st
         "steps": [],
         "step_metrics": [],
     }
-    weights = [1 / (number + 1) for number in ORGANIZATIONS]
     for number in numbers:
-        organization = rng.choices(ORGANIZATIONS, weights)[0]
-        recipe = rng.choices(RECIPES, [recipe.weight for recipe in RECIPES])[0]
-        at = START + number * HOUR / data_set.traces
-        every = data_set.traces // data_set.giants if data_set.giants else 0
-        if every and number % every == 0:
-            length = rng.randrange(*_GIANT_CHARACTERS)
+        if data_set.is_of_agents:
+            call = agents.agent_call(*agents.schedule(data_set.traces)[number])
         else:
-            length = int(data_set.passage * rng.uniform(0.5, 1.5))
-        system = corpus()[organization * 10_000 :][: min(length // 5, 2_000)]
-        answered = int(data_set.passage / 4 * rng.uniform(0.5, 1.5))
-        call = draw_call(rng, recipe, system, length - len(system), answered)
-        trace, step = _trace_and_step(rng, at, organization, recipe, call)
+            call = _unlike_call(rng, data_set, number)
+        trace, step = _trace_and_step(rng, START + number * HOUR / data_set.traces, call)
         rows["provider_traces"].append(trace)
         rows["steps"].append(step)
         metrics = {"llm_request_ns": int(rng.lognormvariate(21.5, 0.7))}
@@ -204,10 +203,26 @@ def _traces(data_set: DataSet, numbers: Sequence[int]) -> dict[str, list[dict[st
     return rows
 
 
-def _trace_and_step(
-    rng: random.Random, at: datetime, organization: int, recipe: Recipe, call: dict[str, object]
-) -> tuple[dict[str, object], dict[str, object]]:
+def _unlike_call(rng: random.Random, data_set: DataSet, number: int) -> agents.AgentCall:
+    """Return a call whose text is like no other's, but for a short system prompt."""
+    organization = rng.choices(ORGANIZATIONS, _WEIGHTS)[0]
+    recipe = rng.choices(RECIPES, [recipe.weight for recipe in RECIPES])[0]
+    every = data_set.traces // data_set.giants if data_set.giants else 0
+    if every and number % every == 0:
+        length = rng.randrange(*_GIANT_CHARACTERS)
+    else:
+        length = int(data_set.passage * rng.uniform(0.5, 1.5))
+    system = corpus()[organization * 10_000 :][: min(length // 5, 2_000)]
+    answered = int(data_set.passage / 4 * rng.uniform(0.5, 1.5))
+    values = draw_call(rng, recipe, system, length - len(system), answered)
     agent = rng.randrange(_AGENTS_PER_ORGANIZATION)
+    return agents.AgentCall(organization, agent, recipe, values)
+
+
+def _trace_and_step(
+    rng: random.Random, at: datetime, call: agents.AgentCall
+) -> tuple[dict[str, object], dict[str, object]]:
+    organization, agent, recipe, values = call
     owner = {"organization_id": organization_id(organization), "created_at": at, "updated_at": at}
     step_id = f"step-{random_uuid(rng)}"
     config = {
@@ -229,8 +244,8 @@ def _trace_and_step(
         "org_id": organization_id(organization),
         "user_id": f"user-{organization}",
         "is_deleted": False,
-        "request_json": fill(recipe.request, call),
-        "response_json": fill(response, call),
+        "request_json": fill(recipe.request, values),
+        "response_json": fill(response, values),
         "llm_config": json_text(config),
     }
     step = owner | {
@@ -241,4 +256,4 @@ def _trace_and_step(
         "provider_category": "base",
         "model": recipe.model,
     }
-    return trace, step | step_counts(call)
+    return trace, step | step_counts(values)

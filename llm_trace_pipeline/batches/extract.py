@@ -24,7 +24,7 @@ from llm_trace_pipeline.trace.readings import AskSiblings
 from llm_trace_pipeline.trace.rows import transform
 from llm_trace_pipeline.trace.tally import EXAMPLES, Tally
 
-ROWS_PER_STREAM = 5_000  # an hour of fewer rows is read by one connection
+ROWS_PER_STREAM = 2_000  # an hour of fewer rows is read by one connection
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ more line; what is new in it is merged into a template, as in `_CHAT | {"service
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -219,16 +220,39 @@ RECIPES = (
 def draw_call(rng: Random, recipe: Recipe, system: str, asked: int, answered: int) -> Json:
     """Return the values of a call, by their names in the templates; a count not stated is None.
 
-    The messages have ``asked`` characters in all, the reply has ``answered``. Costs are dollars.
+    The messages have ``asked`` characters in all, the reply has ``answered``.
     """
     size = rng.choice((1, 1, 3, 3, 5, 7))
     texts = [(number % 2, passage(rng, asked // size)) for number in range(size)]
-    reply = passage(rng, answered)
-    prompt = (len(system) + asked) // 4 + rng.randrange(50, 600)  # all input
+    return values_of_call(
+        rng, recipe, system, texts, passage(rng, answered), length=len(system) + asked
+    )
+
+
+def values_of_call(
+    rng: Random,
+    recipe: Recipe,
+    system: str,
+    texts: Sequence[tuple[int, str]],
+    reply: str,
+    *,
+    length: int,
+) -> Json:
+    """Return the values of a call with these messages; the rest is drawn. Costs are dollars.
+
+    Args:
+        rng: draws the counts.
+        recipe: the kind of the call.
+        system: the system prompt.
+        texts: the messages: 0 for the user or 1 for the assistant, and the text.
+        reply: the answer.
+        length: characters of all that is sent.
+    """
+    prompt = length // 4 + rng.randrange(50, 600)  # all input
     cached = int(prompt * rng.choice((0, 0, 0.5, 0.8))) if recipe.states("cached") else None
     written = int(prompt * rng.choice((0, 0.1, 0.19))) if recipe.states("written") else None
     reasoning = rng.choice((0, rng.randrange(2000))) if recipe.states("reasoning") else None
-    visible = answered // 4 + rng.randrange(1, 40)
+    visible = len(reply) // 4 + rng.randrange(1, 40)
     completion = visible + (reasoning or 0)  # all billed output
     turns = [{"role": ("user", "assistant")[side], "content": text} for side, text in texts]
     return {

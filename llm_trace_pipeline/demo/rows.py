@@ -5,7 +5,7 @@ created at the time of its first trace: one cut in time is then a cut in all tab
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from random import Random
 
@@ -34,13 +34,15 @@ def organization_id(number: int) -> str:
     return f"org-{fixed_uuid('organization', number)}"
 
 
-def billing_details(first_hour: datetime) -> list[Json]:
-    """Return the rows of the billing table for a demo that begins with this hour.
+def billing_details(
+    first_hour: datetime, organizations: Iterable[int] = ORGANIZATIONS
+) -> list[Json]:
+    """Return the rows of the billing table for traffic that begins with this hour.
 
     `CHANGES_PLAN` has two rows: on the demo's second day it gets another plan.
     """
     rows: dict[int, Json] = {}
-    for number in set(ORGANIZATIONS).difference(WITHOUT_BILLING):
+    for number in set(organizations).difference(WITHOUT_BILLING):
         plan = _PLANS[number % len(_PLANS)]
         customer = f"cus_{fixed_uuid('customer', number).hex[:14]}"
         rows[number] = {

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from itertools import chain
+from operator import itemgetter
+from typing import Any
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -52,11 +53,20 @@ def test_connections_share_an_hour_of_one_moment_and_hand_out_every_trace_once(
 ) -> None:
     ids = [f"{number}" for number in range(60)]
     operational.insert(
-        "provider_traces", *(trace(T0 + int(each) * timedelta(minutes=1), id=each) for each in ids)
+        "provider_traces",
+        *(
+            trace(
+                T0 + int(each) * timedelta(minutes=1),
+                id=each,
+                org_id=f"org-{int(each) % 3}",
+                agent_id=f"agent-{int(each) % 12}" if int(each) % 5 else None,
+            )
+            for each in ids
+        ),
     )
 
-    def ids_of(stream: Iterator[pa.RecordBatch]) -> list[str]:
-        return [each for batch in stream for each in batch.column("id").to_pylist()]
+    def rows_of(stream: Iterator[pa.RecordBatch]) -> list[dict[str, Any]]:
+        return [each for batch in stream for each in batch.to_pylist()]
 
     with source.snapshot() as snapshot:
         operational.insert("provider_traces", trace(id="later"))
@@ -64,9 +74,16 @@ def test_connections_share_an_hour_of_one_moment_and_hand_out_every_trace_once(
             snapshot.traces(T0, connections=3) as traces,
             ThreadPoolExecutor(len(traces.streams)) as pool,
         ):
-            found = list(pool.map(ids_of, traces.streams))
-    assert len(found) == 3
-    assert sorted(chain(*found)) == sorted(ids)
+            found = list(pool.map(rows_of, traces.streams))
+    assert all(found)
+    assert sorted(row["id"] for rows in found for row in rows) == sorted(ids)
+    # An agent's calls follow each other, in one stream: side by side they take little space.
+    streams = [{row["agent_id"] for row in rows if row["agent_id"]} for rows in found]
+    assert sum(map(len, streams)) == len(set().union(*streams)) == 12
+    order = itemgetter("organization_id", "agent_id", "created_at")
+    for rows in found:
+        places = [order(row | {"agent_id": row["agent_id"] or "~"}) for row in rows]
+        assert places == sorted(places)
 
 
 def test_a_snapshot_can_be_asked_after_a_stream_that_failed(
@@ -88,11 +105,11 @@ def test_a_snapshot_can_be_asked_after_a_stream_that_failed(
 def test_an_hour_can_be_read_again_after_a_stream_that_was_left(
     operational: Operational, source: Source
 ) -> None:
-    operational.insert("provider_traces", trace(id="a"))
+    operational.insert("provider_traces", *(trace(id=f"{n}", agent_id=f"{n}") for n in range(9)))
     with source.snapshot() as snapshot:
         for _ in range(2):
             with snapshot.traces(T0, connections=2) as traces:
-                assert next(traces.streams[0]).num_rows == 1
+                assert next(traces.streams[0]).num_rows
 
 
 @pytest.mark.parametrize(
