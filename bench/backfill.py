@@ -256,8 +256,12 @@ def _seconds_by_hour(
     for record in instance.fetch_materializations(AssetKey(asset), limit=len(hours)).records:
         assert record.partition_key is not None
         assert record.asset_materialization is not None
-        duration = record.asset_materialization.metadata["duration (s)"].value
-        seconds[record.partition_key] = float(str(duration))
+        said = record.asset_materialization.metadata
+        if "seconds" in said:
+            seconds[record.partition_key] = float(str(said["seconds"].value))
+        else:  # its share of what the hours took that were loaded together
+            together = float(str(said["seconds of hours together"].value))
+            seconds[record.partition_key] = together / int(str(said["hours together"].value))
     return [seconds[key_of(hour)] for hour in hours]
 
 

@@ -19,7 +19,7 @@ def load_range(first: str, last: str) -> None:
     """Load the hours from the first key to the last one."""
     settings = Settings.from_environment()
     hours = hours_between(first, last, settings)
-    load_hours(settings, hours)
+    load_hours(settings, hours, f"backfill {first} {last}")
     click.echo(f"{len(hours)} hours loaded")
 
 
@@ -30,7 +30,9 @@ def restore_range(first: str, last: str) -> None:
     having_batches = set(BatchStore.of(settings).hours()).intersection(hours)
     click.echo(f"{len(having_batches)} of {len(hours)} hours have a batch")
     check_before_restore(settings)
-    load_hours(settings, having_batches, "llm_traces", "llm_usage_hourly")
+    load_hours(
+        settings, having_batches, f"restore {first} {last}", ["llm_traces", "llm_usage_hourly"]
+    )
 
 
 def hours_between(first: str, last: str, settings: Settings) -> list[datetime]:

@@ -10,11 +10,10 @@ import dagster as dg
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.instance import use_instance
 from llm_trace_pipeline.cli.terminal import printable
-from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs.launcher import fail_abandoned_runs
-from llm_trace_pipeline.defs.runs import reason_of, tags_of
+from llm_trace_pipeline.defs.runs import execute_here, reason_of
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.hours import Window, key_of, ranges
+from llm_trace_pipeline.hours import key_of, ranges
 from llm_trace_pipeline.settings import Settings
 
 
@@ -25,12 +24,15 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> None:
+def load_hours(
+    settings: Settings, hours: Iterable[datetime], command: str, assets: Sequence[str] = ()
+) -> None:
     """Load hours, contiguous ones up to a day to a run, and print how it goes.
 
     Args:
         settings: name the stores.
         hours: the hours, in any order.
+        command: what the user called, a tag of the runs.
         assets: the assets that are materialized; none named: all.
 
     Raises:
@@ -48,7 +50,7 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
     with dg.DagsterInstance.get() as instance:
         fail_abandoned_runs(instance)
         for window in ranges(hours):
-            result = _run(instance, window, assets)
+            result = execute_here(instance, window, assets, command)
             if result.success:
                 continue
             if _was_interrupted(result):
@@ -60,10 +62,10 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
             # others have their batches. Nor the roll-up, which follows whatever the table holds.
             if not assets:
                 results += [
-                    _run(instance, having_batches, ["llm_traces"])
+                    execute_here(instance, having_batches, ["llm_traces"], command)
                     for having_batches in ranges(set(store.hours()).intersection(window.hours))
                 ]
-            results.append(_run(instance, window, ["llm_usage_hourly"]))
+            results.append(execute_here(instance, window, ["llm_usage_hourly"], command))
             for reason in dict.fromkeys(reason for each in results for reason in _reasons(each)):
                 progress.error("%s: %s", of_window, reason)
     if failed:
@@ -73,27 +75,14 @@ def load_hours(settings: Settings, hours: Iterable[datetime], *assets: str) -> N
         )
 
 
-def _run(
-    instance: dg.DagsterInstance, window: Window, assets: Sequence[str]
-) -> dg.ExecuteInProcessResult:
-    """Materialize assets for a window in this process, and record it as a run of the instance."""
-    return defs.resolve_job_def("hourly_llm_traces").execute_in_process(
-        instance=instance,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        tags=tags_of(window),
-        asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
-        raise_on_error=False,
-    )
-
-
-def _reasons(result: dg.ExecuteInProcessResult) -> Iterator[str]:
+def _reasons(result: dg.JobExecutionResult) -> Iterator[str]:
     """Return why steps of a run failed as a whole; what failed for an hour is printed by then."""
     for event in result.all_events:
         if event.is_step_failure and not event.step_failure_data.user_failure_data:
             yield reason_of(event)
 
 
-def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+def _was_interrupted(result: dg.JobExecutionResult) -> bool:
     """Whether a signal ended the run: Dagster takes the signal, and tells it as a failed step."""
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     return any(

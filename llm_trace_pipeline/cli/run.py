@@ -51,7 +51,7 @@ def load_last_hours() -> None:
         raise PipelineError(f"no hour since LLM_TRACES_START ({key_of(first)}) has ended yet")
     check_before_first_load(settings, hours)
     click.echo(f"Loading {len(hours)} hours through Dagster")
-    load_hours(settings, hours)
+    load_hours(settings, hours, "run")
     print_report(settings, hours)
     compare_stores(settings, hours)
     click.echo(what_next(settings, key_of(first), key_of(hours[0])))

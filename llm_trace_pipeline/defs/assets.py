@@ -32,6 +32,7 @@ from llm_trace_pipeline.defs.metadata import (
     describe_load,
     describe_rollup,
     describe_source,
+    table_of,
     tags_of_layer,
 )
 from llm_trace_pipeline.defs.partitions import DAILY, HOURLY, OWNERS, SETTINGS
@@ -53,6 +54,8 @@ from llm_trace_pipeline.upkeep.retention import line_before
 
 # Backfill policies make a backfill affordable. Their beta status needs no warning at every import.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+_ORGANIZATIONS = 20  # in what the UI shows of a report
 
 # A run costs seconds of start-up, so a backfill gives every run a day of hours.
 _A_DAY_PER_RUN = dg.BackfillPolicy.multi_run(max_partitions_per_run=HOURS_PER_RUN)
@@ -302,23 +305,28 @@ def usage_report(context: dg.AssetExecutionContext, stores: Stores) -> dg.Materi
     headline = figures.headline
     return dg.MaterializeResult(
         metadata={
-            "page": keep_report(store.files, day, page),
-            "spend in USD": str(headline["spend_usd"]),
-            "by own keys in USD": str(headline["byok_usd"]),
+            "page": dg.MetadataValue.path(keep_report(store.files, day, page)),
+            "report": dg.MetadataValue.md(
+                f"**{day}**\n\n{table_of([headline])}\n\n**Organizations**\n\n"
+                + table_of(figures.tables["organizations"][:_ORGANIZATIONS])
+            ),
             "calls": headline["calls"],
+            "calls in error": headline["errors"],
             "calls without price": headline["unpriced_calls"],
             "calls without usage": headline["unmetered_calls"],
-            "errors": headline["errors"],
-            "tokens": headline["tokens"],
-            "organizations": headline["organizations"],
             "hours with calls": headline["hours"],
+            "organizations": headline["organizations"],
+            "spend in USD": float(headline["spend_usd"]),
+            "spend in USD by own keys": float(headline["byok_usd"]),
+            "spend in USD, exactly": str(headline["spend_usd"]),
+            "tokens": headline["tokens"],
         }
     )
 
 
 def _past_retention(outcome: str, checks: Sequence[dg.AssetCheckSpec]) -> HourOutcome:
     """Return the outcome of an hour that a retention drops: the hour must not come back."""
-    metadata = {"outcome": f"past the retention: {outcome}", "rows": 0}
+    metadata = {"outcome": f"past the retention: {outcome}", "rows": 0, "dagster/row_count": 0}
     return metadata, [Finding(check.name, True, metadata) for check in checks]
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 import dagster as dg
 
 from llm_trace_pipeline.defs.checks import HOURLY_CHECKS, Finding
-from llm_trace_pipeline.defs.metadata import Metadata, as_metadata
+from llm_trace_pipeline.defs.metadata import Metadata, as_metadata, describe_time, summary_of
 from llm_trace_pipeline.defs.runs import FAILED_HOURS
 from llm_trace_pipeline.errors import PipelineError, unexpected
 from llm_trace_pipeline.hours import key_of, ranges
@@ -41,7 +41,7 @@ def materialize_hours(
     done: dict[str, Metadata] = {}
     failed: dict[datetime, str] = {}
     findings: list[Finding] = []
-    for hour, seconds, outcome in _process(groups, process):
+    for hour, seconds, together, outcome in _process(groups, process):
         key = key_of(hour)
         if isinstance(outcome, PipelineError):
             failed[hour] = str(outcome)
@@ -56,18 +56,21 @@ def materialize_hours(
                 _LOG.error(failed[hour])
         findings += found
         if hour not in failed:
-            done[key] = {
-                **metadata,
-                "duration (s)": round(seconds, 3),
-                "rows/s": round(metadata["rows"] / max(seconds, 1e-3)),
-            }
+            done[key] = {**metadata, **describe_time(metadata["rows"], seconds, together)}
             _LOG.info(
                 "%s: hour %s: %s rows in %.2f s",
                 context.asset_key.to_user_string(),
                 key,
                 metadata["rows"],
-                seconds,
+                seconds / together,
             )
+    if len(done) + len(failed) > 1:
+        summary = {
+            "summary of the run": summary_of(
+                done, {key_of(hour): said for hour, said in failed.items()}
+            )
+        }
+        context.log_event(dg.AssetObservation(context.asset_key, metadata=summary))
     if failed:
         raise _failure(context, done, failed)
     for key, metadata in done.items():
@@ -117,8 +120,8 @@ def _named(hours: Sequence[datetime]) -> str:
 
 def _process(
     groups: Sequence[Sequence[datetime]], process: ProcessHours
-) -> Iterator[tuple[datetime, float, HourOutcome | PipelineError]]:
-    """Return how every hour went, and its share of the seconds that its group took."""
+) -> Iterator[tuple[datetime, float, int, HourOutcome | PipelineError]]:
+    """Return how every hour went, the seconds that its group took, and the hours of the group."""
     waiting = deque(groups)
     while waiting:
         group = waiting.popleft()
@@ -129,13 +132,13 @@ def _process(
             if len(group) > 1:  # one by one, so that only the hour that is wrong fails
                 waiting.extendleft([hour] for hour in reversed(group))
             elif isinstance(error, PipelineError):
-                yield group[0], 0.0, error
+                yield group[0], 0.0, 1, error
             else:
-                yield group[0], 0.0, unexpected(key_of(group[0]), error)
+                yield group[0], 0.0, 1, unexpected(key_of(group[0]), error)
             continue
-        seconds = (time.monotonic() - started) / len(group)
+        seconds = time.monotonic() - started
         for hour, outcome in outcomes.items():
-            yield hour, seconds, outcome
+            yield hour, seconds, len(group), outcome
 
 
 def _log_finding(context: dg.AssetExecutionContext, key: str, finding: Finding) -> None:

@@ -5,17 +5,24 @@ launcher.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
+from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.errors import DagsterDefinitionChangedDeserializationError
+from dagster._core.execution.api import execute_run
 from dagster._core.execution.backfill import (
     BulkActionsFilter,
     BulkActionStatus,
     PartitionBackfill,
+)
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
 )
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import (
@@ -23,11 +30,13 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
+    MAX_RETRIES_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
     RESUME_RETRY_TAG,
     WILL_RETRY_TAG,
 )
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
@@ -37,6 +46,9 @@ TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "ll
 _HOURLY_ASSETS = frozenset(map(dg.AssetKey, (TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY)))
 # A backfill that has started no run for so long is taken to be stuck.
 _BACKFILL_PATIENCE = timedelta(hours=6)
+_MODULE, _ATTRIBUTE = "llm_trace_pipeline.definitions", "defs"  # as workspace.yaml has them
+_LOCATION, _REPOSITORY = "llm_traces", "__repository__"
+COMMAND_TAG = "llm_traces/command"
 FAILED_HOURS = "failed hours"  # metadata of a failure
 
 
@@ -46,6 +58,37 @@ def tags_of(window: Window) -> dict[str, str]:
         ASSET_PARTITION_RANGE_START_TAG: key_of(window.start),
         ASSET_PARTITION_RANGE_END_TAG: key_of(window.last),
     }
+
+
+def execute_here(
+    instance: dg.DagsterInstance, window: Window, assets: Sequence[str], command: str
+) -> dg.JobExecutionResult:
+    """Load a window in this process, as a run that the UI shows and retries like any other.
+
+    Args:
+        instance: keeps the record of the run.
+        window: the hours.
+        assets: the assets that are materialized; none named: all of the job.
+        command: what the user called; the run is tagged with it.
+    """
+    repository = ReconstructableRepository.for_module(_MODULE, _ATTRIBUTE)
+    job = repository.get_reconstructable_job("hourly_llm_traces")
+    selected = frozenset(map(dg.AssetKey, assets)) or None
+    definition = (job.get_subset(asset_selection=selected) if selected else job).get_definition()
+    # As `dagster dev` makes it of workspace.yaml: the UI finds the run's job by it.
+    target = LoadableTargetOrigin(module_name=_MODULE, attribute=_ATTRIBUTE)
+    place = ManagedGrpcPythonEnvCodeLocationOrigin(target, _LOCATION)
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(place, _REPOSITORY), job.job_name)
+    run = instance.create_run_for_job(
+        definition,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        # Who called the command sees that it failed, and calls it again.
+        tags={**tags_of(window), COMMAND_TAG: command, MAX_RETRIES_TAG: "0"},
+        asset_selection=selected,
+        remote_job_origin=origin,
+        job_code_origin=job.get_python_origin(),
+    )
+    return execute_run(job, run, instance)
 
 
 def hours_of_run(tags: Mapping[str, str]) -> list[datetime]:

@@ -31,9 +31,12 @@ def test_the_asset_keeps_the_report_of_a_day(
     }
     calls = [call for call in CALLS if call.created_at.date() == FIRST]
     expected = summed(calls)
-    assert Decimal(metadata["spend in USD"]) == expected["spend_usd"]
-    assert Decimal(metadata["by own keys in USD"]) == expected["byok_usd"]
+    assert Decimal(metadata["spend in USD, exactly"]) == expected["spend_usd"]
+    assert Decimal(str(metadata["spend in USD by own keys"])) == expected["byok_usd"]
     assert (metadata["calls"], metadata["tokens"]) == (expected["calls"], expected["tokens"])
+    assert metadata["report"].startswith(f"**{FIRST}**\n\n| ")
+    assert metadata["report"].count("\n| 20 | org-") == 1
+    assert "<script" not in metadata["report"].replace("\\<script", "")
     page = state_of_calls / "batches" / "reports" / f"{FIRST}.html"
     assert metadata["page"] == str(page)
     assert "LLM usage, 2026-03-01 to 2026-03-01" in page.read_text(encoding="utf-8")

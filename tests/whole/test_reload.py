@@ -233,7 +233,7 @@ from llm_trace_pipeline.cli.hours import load_hours
 from llm_trace_pipeline.hours import parse_hour
 from llm_trace_pipeline.settings import Settings
 hours = [parse_hour(key) for key in sys.argv[2:]]
-load_hours(Settings.from_environment(), hours, *filter(None, sys.argv[1].split(",")))
+load_hours(Settings.from_environment(), hours, "test", [*filter(None, sys.argv[1].split(","))])
 """
 
 
