@@ -166,7 +166,7 @@ class _Events:
         run = self._instance.get_run_by_id(run_id) if run_id else None
         hours = [found.partition] if found.partition else []
         severity = "failed" if found.severity is dg.AssetCheckSeverity.ERROR else "warns"
-        message = first_line(found.description or _said(found.metadata))
+        message = first_line(found.description or "")
         page = f"{self._ui}/assets/{asset}?view=checks"
         if late:
             hours = [str(found.metadata["due"].value)] if late.proof == "partition" else []
@@ -200,7 +200,3 @@ def _of(hours: list[str]) -> str:
     if not hours:
         return ""
     return f", {hours[0]}" + (f" to {hours[-1]}" if len(hours) > 1 else "")
-
-
-def _said(metadata: Mapping[str, dg.MetadataValue]) -> str:
-    return ", ".join(f"{name}: {value.value}" for name, value in metadata.items())

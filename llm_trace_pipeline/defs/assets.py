@@ -327,7 +327,7 @@ def usage_report(context: dg.AssetExecutionContext, stores: Stores) -> dg.Materi
 def _past_retention(outcome: str, checks: Sequence[dg.AssetCheckSpec]) -> HourOutcome:
     """Return the outcome of an hour that a retention drops: the hour must not come back."""
     metadata = {"outcome": f"past the retention: {outcome}", "rows": 0, "dagster/row_count": 0}
-    return metadata, [Finding(check.name, True, metadata) for check in checks]
+    return metadata, [Finding(check.name, True, "past the retention", metadata) for check in checks]
 
 
 def _window(context: dg.AssetExecutionContext) -> Window:

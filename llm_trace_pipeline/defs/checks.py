@@ -23,9 +23,11 @@ from llm_trace_pipeline.defs.runs import (
 from llm_trace_pipeline.defs.source import Newest, newest_of
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import key_of, ranges
+from llm_trace_pipeline.trace.tally import EXAMPLES
 from llm_trace_pipeline.upkeep.reconcile import (
     Reconciliation,
     hours_to_reconcile,
+    read_reconciliation,
     reconcile,
     record_reconciliation,
 )
@@ -118,16 +120,20 @@ class Finding:
 
     check: str
     passed: bool
+    said: str  # what was compared, with both numbers
     metadata: Mapping[str, Any]
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
 
 
 def check_batch(manifest: Manifest) -> list[Finding]:
     """Return what the checks of ``trace_batches`` say of an hour."""
+    without_billing = manifest.organizations_without_billing
     return [
         Finding(
             "rows_match_source",
             manifest.is_complete,
+            _equal(manifest.expected_rows, "rows of the source", manifest.rows, "of the batch")
+            + ("" if manifest.is_complete else f", {manifest.distinct_ids:,} ids"),
             {
                 "source rows": manifest.expected_rows,
                 "batch rows": manifest.rows,
@@ -136,9 +142,11 @@ def check_batch(manifest: Manifest) -> list[Finding]:
         ),
         Finding(
             "billing_is_known",
-            manifest.organizations_without_billing == 0,
+            without_billing == 0,
+            f"{without_billing:,} organizations without billing"
+            + _such_as(manifest.organizations_without_billing_ids),
             {
-                "organizations without billing": manifest.organizations_without_billing,
+                "organizations without billing": without_billing,
                 "examples": list(manifest.organizations_without_billing_ids),
             },
             dg.AssetCheckSeverity.WARN,
@@ -146,6 +154,8 @@ def check_batch(manifest: Manifest) -> list[Finding]:
         Finding(
             "prices_are_known",
             manifest.unpriced == 0,
+            f"{manifest.unpriced:,} of {manifest.rows:,} calls without price"
+            + _such_as(manifest.unpriced_models),
             {
                 "calls without price": manifest.unpriced,
                 "models, such as": list(manifest.unpriced_models),
@@ -155,6 +165,8 @@ def check_batch(manifest: Manifest) -> list[Finding]:
         Finding(
             "usage_is_known",
             manifest.unmetered == 0,
+            f"{manifest.unmetered:,} of {manifest.rows:,} calls without usage"
+            + _such_as(manifest.unmetered_models),
             {
                 "calls without usage": manifest.unmetered,
                 "models, such as": list(manifest.unmetered_models),
@@ -164,6 +176,8 @@ def check_batch(manifest: Manifest) -> list[Finding]:
         Finding(
             "steps_have_traces",
             manifest.steps_without_trace == 0,
+            f"{manifest.steps_without_trace:,} steps without trace, "
+            f"{manifest.source_rows:,} traces",
             {"steps without trace": manifest.steps_without_trace, "traces": manifest.source_rows},
             dg.AssetCheckSeverity.WARN,
         ),
@@ -172,20 +186,25 @@ def check_batch(manifest: Manifest) -> list[Finding]:
 
 def check_load(result: Loaded) -> list[Finding]:
     """Return what the checks of ``llm_traces`` say of an hour."""
+    expected, rows = int(result.expected.figures["rows"]), int(result.found["rows"])
+    ids = int(result.found["distinct ids"])
     return [
         Finding(
             "rows_match_batch",
             not result.differences,
+            _equal(expected, "rows of the batch", rows, "of ClickHouse")
+            + "".join(f"; {text}" for text in result.differences),
             {
-                "batch rows": result.expected.figures["rows"],
-                "ClickHouse rows": result.found["rows"],
+                "batch rows": expected,
+                "ClickHouse rows": rows,
                 "differences": list(result.differences),
             },
         ),
         Finding(
             "ids_are_unique",
-            result.found["distinct ids"] == result.found["rows"],
-            {"rows": result.found["rows"], "distinct ids": result.found["distinct ids"]},
+            ids == rows,
+            _equal(rows, "rows", ids, "ids"),
+            {"rows": rows, "distinct ids": ids},
         ),
     ]
 
@@ -193,16 +212,30 @@ def check_load(result: Loaded) -> list[Finding]:
 def check_rollup(results: Sequence[Loaded]) -> list[Finding]:
     """Return what the check of ``llm_usage_hourly`` says of an hour, of all shards of it."""
     differences = [text for result in results for text in result.differences]
+    expected, found = (
+        sum(int(figures["calls"]) for figures in of_shards)
+        for of_shards in (
+            [result.expected.figures for result in results],
+            [result.found for result in results],
+        )
+    )
     return [
         Finding(
             "rollup_matches_traces",
             not differences,
-            {
-                "calls": sum(int(result.expected.figures["calls"]) for result in results),
-                "differences": differences,
-            },
+            _equal(expected, "calls of llm_traces", found, "of the roll-up")
+            + "".join(f"; {text}" for text in differences),
+            {"calls": expected, "differences": differences},
         )
     ]
+
+
+def _equal(one: int, name: str, other: int, of_other: str) -> str:
+    return f"{one:,} {name} {'=' if one == other else '≠'} {other:,} {of_other}"
+
+
+def _such_as(examples: Sequence[str]) -> str:
+    return f", such as {', '.join(examples)}" if examples else ""
 
 
 # Some of the checks may stay without a result, which is what can_subset says.
@@ -214,9 +247,13 @@ def reconciliation(
 ) -> Iterator[dg.AssetCheckResult]:
     """Compare the hours of the last days in the source, in the batches and in ClickHouse."""
     if hours_of_run(context.run.tags):
-        # Dagster adds the checks of an asset to what is materialized by hand; an hour's load has
-        # checks of its own.
-        context.log.info("Left to the job reconcile_hours.")
+        # Dagster adds the checks of an asset to what is materialized by hand. What they found last
+        # still holds, and must not give way to "skipped".
+        selected = {key.name for key in context.selected_asset_check_keys}
+        if last := read_reconciliation(stores.batches().files):
+            for result in check_reconciliation(last):
+                if result.check_name in selected:
+                    yield result
         return
     store, source = stores.batches(), stores.source()
     rules = Rules.of(stores.settings, capture_billing(source, store.files).history)
@@ -263,44 +300,73 @@ def without_hours(found: Reconciliation, hours: Collection[datetime]) -> Reconci
     return found.model_copy(update={**kept, "differences": differences})
 
 
-def check_reconciliation(found: Reconciliation, compared: int) -> Iterator[dg.AssetCheckResult]:
-    """Return what the checks of all hours together say."""
-    yield dg.AssetCheckResult(
-        check_name="source_matches_batches",
-        asset_key=TRACE_BATCHES,
-        passed=not (found.drifted or found.stale or found.unreadable),
-        severity=dg.AssetCheckSeverity.WARN,
-        description="changed_hours_sensor loads the hours that differ.",
-        metadata={
-            "hours compared": compared,
+def check_reconciliation(
+    found: Reconciliation, compared: int | None = None
+) -> Iterator[dg.AssetCheckResult]:
+    """Return what the checks of all hours together say.
+
+    Args:
+        found: the reconciliation.
+        compared: how many hours were compared; None: it is an earlier reconciliation.
+    """
+    of_source = [*found.drifted, *found.stale, *found.unreadable]
+    yield _result(
+        found,
+        compared,
+        of_source,
+        "source_matches_batches",
+        "differ from the source; changed_hours_sensor loads them",
+        {
             "hours that the source has other rows of": _describe(found, found.drifted),
             "hours with billing or prices restated since": _describe(found, found.stale),
             "hours that cannot be compared": _describe(found, found.unreadable),
         },
     )
-    yield dg.AssetCheckResult(
-        check_name="source_keeps_loaded_traces",
-        asset_key=TRACE_BATCHES,
-        passed=not found.pruned,
-        severity=dg.AssetCheckSeverity.WARN,
-        description="Their batches and their rows in ClickHouse are kept. To lose these traces on "
-        "purpose, materialize trace_batches with the run config accept_loss: true.",
-        metadata={
-            "hours compared": compared,
-            "hours that the source lost traces of": _describe(found, found.pruned),
-        },
+    yield _result(
+        found,
+        compared,
+        found.pruned,
+        "source_keeps_loaded_traces",
+        "lost traces in the source; their batches and their rows in ClickHouse are kept. To lose "
+        "these traces on purpose, materialize trace_batches with the run config accept_loss: true",
+        {"hours that the source lost traces of": _describe(found, found.pruned)},
     )
-    yield dg.AssetCheckResult(
-        check_name="clickhouse_matches_batches",
-        asset_key=LLM_TRACES,
-        passed=not found.damaged,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description="changed_hours_sensor repairs these hours; so does the command.",
-        metadata={
-            "hours compared": compared,
+    yield _result(
+        found,
+        compared,
+        found.damaged,
+        "clickhouse_matches_batches",
+        "differ from their batch; changed_hours_sensor repairs them, and so does the command",
+        {
             "hours that differ": _describe(found, found.damaged),
             "repair": dg.MetadataValue.json(repair_commands(found)),
         },
+    )
+
+
+def _result(
+    found: Reconciliation,
+    compared: int | None,
+    hours: Collection[datetime],
+    check: str,
+    what: str,
+    metadata: Mapping[str, Any],
+) -> dg.AssetCheckResult:
+    """Return the result of one check of all hours; what to do is said where there is something."""
+    of_table = check == "clickhouse_matches_batches"
+    scope = (
+        f"{compared:,} hours" if compared is not None else f"as of {found.at:%Y-%m-%d %H:%M} UTC"
+    )
+    keys = [key_of(hour) for hour in sorted(hours)]
+    more = f" and {len(keys) - EXAMPLES:,} more" if len(keys) > EXAMPLES else ""
+    differ = f"{', '.join(keys[:EXAMPLES])}{more}: {what}"
+    return dg.AssetCheckResult(
+        check_name=check,
+        asset_key=LLM_TRACES if of_table else TRACE_BATCHES,
+        passed=not keys,
+        severity=dg.AssetCheckSeverity.ERROR if of_table else dg.AssetCheckSeverity.WARN,
+        description=f"{scope}: {differ if keys else 'none differs'}",
+        metadata={**({"hours compared": compared} if compared is not None else {}), **metadata},
     )
 
 

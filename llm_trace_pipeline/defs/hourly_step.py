@@ -21,6 +21,8 @@ from llm_trace_pipeline.hours import key_of, ranges
 # Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
 _LOG = logging.getLogger("llm_trace_pipeline")
 
+_SHOWN = 3  # hours in the description of a check of many
+
 HourOutcome = tuple[Metadata, Sequence[Finding]]
 ProcessHours = Callable[[Sequence[datetime]], Mapping[datetime, HourOutcome]]
 
@@ -40,7 +42,7 @@ def materialize_hours(
     """
     done: dict[str, Metadata] = {}
     failed: dict[datetime, str] = {}
-    findings: list[Finding] = []
+    findings: list[tuple[str, Finding]] = []
     for hour, seconds, together, outcome in _process(groups, process):
         key = key_of(hour)
         if isinstance(outcome, PipelineError):
@@ -52,9 +54,9 @@ def materialize_hours(
         for finding in found:
             _log_finding(context, key, finding)
             if not finding.passed and finding.severity is dg.AssetCheckSeverity.ERROR:
-                failed[hour] = f"hour {key}: check {finding.check} failed: {finding.metadata}"
+                failed[hour] = f"hour {key}: check {finding.check} failed: {finding.said}"
                 _LOG.error(failed[hour])
-        findings += found
+            findings.append((key, finding))
         if hour not in failed:
             done[key] = {**metadata, **describe_time(metadata["rows"], seconds, together)}
             _LOG.info(
@@ -72,27 +74,47 @@ def materialize_hours(
         }
         context.log_event(dg.AssetObservation(context.asset_key, metadata=summary))
     if failed:
-        raise _failure(context, done, failed)
+        _record(context, done, findings)
+        raise _failure(context, len(done), failed)
     for key, metadata in done.items():
         context.add_asset_metadata(metadata, partition_key=key)
     yield dg.MaterializeResult()
     yield from _summaries(findings)
 
 
-def _failure(
-    context: dg.AssetExecutionContext, done: Mapping[str, Metadata], failed: Mapping[datetime, str]
-) -> dg.Failure:
-    """Record the hours that are done, say what concerns several hours, and return the failure."""
+def _record(
+    context: dg.AssetExecutionContext,
+    done: Mapping[str, Metadata],
+    findings: Sequence[tuple[str, Finding]],
+) -> None:
+    """Record the hours that are done, and what was checked, of a step that is about to fail."""
     for key, metadata in done.items():
         context.log_event(
             dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
         )
+    for result in _summaries(findings):
+        context.log_event(
+            dg.AssetCheckEvaluation(
+                asset_key=context.asset_key,
+                check_name=str(result.check_name),
+                passed=result.passed,
+                severity=result.severity,
+                description=result.description,
+                metadata=result.metadata,
+            )
+        )
+
+
+def _failure(
+    context: dg.AssetExecutionContext, done: int, failed: Mapping[datetime, str]
+) -> dg.Failure:
+    """Say what concerns several hours, and return the failure."""
     reasons = _reasons(failed)
     for reason in reasons:
         if reason not in failed.values():
             _LOG.error(reason)
     return dg.Failure(
-        f"{len(failed)} of {len(failed) + len(done)} hours failed; the others are done as far as "
+        f"{len(failed)} of {len(failed) + done} hours failed; the others are done as far as "
         f"{context.asset_key.to_user_string()}:\n" + "\n".join(reasons),
         metadata={FAILED_HOURS: [key_of(hour) for hour in failed]},
     )
@@ -149,6 +171,7 @@ def _log_finding(context: dg.AssetExecutionContext, key: str, finding: Finding) 
             check_name=finding.check,
             passed=finding.passed,
             severity=finding.severity,
+            description=f"{key}: {finding.said}",
             metadata=as_metadata(finding.metadata),
             partition=key,
             blocking=HOURLY_CHECKS[finding.check].blocking,
@@ -156,18 +179,28 @@ def _log_finding(context: dg.AssetExecutionContext, key: str, finding: Finding) 
     )
 
 
-def _summaries(findings: Sequence[Finding]) -> Iterator[dg.AssetCheckResult]:
+def _summaries(findings: Sequence[tuple[str, Finding]]) -> Iterator[dg.AssetCheckResult]:
     """Return one result per check, for all hours together."""
-    for name in dict.fromkeys(finding.check for finding in findings):
-        of_check = [finding for finding in findings if finding.check == name]
-        worst = min(of_check, key=lambda finding: finding.passed)
+    for name in dict.fromkeys(finding.check for _, finding in findings):
+        of_check = {key: finding for key, finding in findings if finding.check == name}
+        failed = {key: finding for key, finding in of_check.items() if not finding.passed}
+        shown = failed or of_check
+        of_hours = f"{len(failed):,} of {len(of_check):,} hours failed; " if failed else ""
+        if len(shown) == 1 or failed:
+            said = "; ".join(f"{key}: {each.said}" for key, each in list(shown.items())[:_SHOWN])
+        else:
+            first, *_, last = of_check
+            said = f"{first} to {last}: none of {len(of_check):,} hours failed"
+        severities = {each.severity for each in shown.values()}
+        is_error = dg.AssetCheckSeverity.ERROR in severities
         yield dg.AssetCheckResult(
             check_name=name,
-            passed=worst.passed,
-            severity=worst.severity,
+            passed=not failed,
+            severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
+            description=of_hours + said,
             metadata={
                 "hours": len(of_check),
-                "hours that failed": sum(not finding.passed for finding in of_check),
-                **as_metadata(worst.metadata),
+                "hours that failed": len(failed),
+                "said": dg.MetadataValue.json({key: each.said for key, each in of_check.items()}),
             },
         )

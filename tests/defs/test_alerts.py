@@ -204,7 +204,9 @@ def test_a_warning_of_hours_is_told_once_a_day_at_most(
         deployment.tick()
     [alert] = receiver.take()
     assert alert["title"] == f"billing_is_known of trace_batches warns, {key_of(T0 + 2 * HOUR)}"
-    assert "organizations without billing: 1" in alert["message"]
+    assert alert["message"] == (
+        f"{key_of(T0 + 2 * HOUR)}: 1 organizations without billing, such as org-1"
+    )
     assert alert["hours"] == [key_of(T0 + 2 * HOUR)]
 
 
