@@ -1,7 +1,6 @@
 """The connection to ClickHouse, on a server or embedded: statements, rows and retries."""
 
 import logging
-import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,15 +16,14 @@ from urllib.parse import urlsplit
 import clickhouse_connect
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError as DriverError
 
+from llm_trace_pipeline.clickhouse.embedded import embedded_client
 from llm_trace_pipeline.clickhouse.errors import STATEMENT_SECONDS, translated
 from llm_trace_pipeline.clickhouse.pins import PINS, SHARED_PINS, pin
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.settings import CHDB_SCHEME, Settings
 from llm_trace_pipeline.sql import quote_identifier, read_sql
 
-EMBEDDED_WAIT_SECONDS = 120.0
 # An idle service of ClickHouse Cloud answers its first connection after that at the latest. A node
 # of a cluster that does not answer has replicas that do.
 WAKE_SECONDS = 120
@@ -37,10 +35,6 @@ ATTEMPTS = 7
 _LONGEST_RETRY_SECONDS = 600.0  # after the first failure; attempts of big hours are long themselves
 _CONNECTIONS_ASKED = 4  # for which server answers them
 _STREAMED_ROWS = 8192  # of an answer, in memory at once
-# The engine gives freed memory back soon: 50,000 rows of 7 KB peak at 0.86 GB and take 1.1 s. Given
-# back at once it is 0.70 GB and 1.4 s, a second later 0.99 GB and 1.1 s.
-_ALLOCATOR = "dirty_decay_ms:200"
-_OTHER_PROCESS = ("Cannot lock file", "Error initializing EmbeddedServer")
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -318,7 +312,7 @@ def connect(settings: Settings, attempts: int = ATTEMPTS) -> Iterator[Database]:
             return pinned(_server_client(settings, host))
 
         client = (
-            pinned(_embedded_client(endpoint.removeprefix(CHDB_SCHEME)))
+            pinned(embedded_client(endpoint.removeprefix(CHDB_SCHEME)))
             if settings.is_embedded
             else retried(lambda: _awaited(client_of, str(urlsplit(endpoint).hostname)), attempts)
         )
@@ -418,28 +412,3 @@ def retried(run: Callable[[], _Result], attempts: int = ATTEMPTS) -> _Result:
                 "%s; attempt %d of %d, again in %.1f s", error.message, attempt, attempts, seconds
             )
             time.sleep(seconds)  # the server tells nobody when it is well again
-
-
-def _embedded_client(path: str) -> Client:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # Read when the engine's library is loaded, which the first client does.
-    os.environ.setdefault("JE_MALLOC_CONF", _ALLOCATOR)
-    deadline = time.monotonic() + EMBEDDED_WAIT_SECONDS
-    while True:
-        try:
-            return clickhouse_connect.get_client(interface="chdb", path=path, tz_mode="aware")
-        except ImportError:
-            raise ClickHouseError(
-                "CLICKHOUSE_ENDPOINT: the embedded engine needs the extra: "
-                "pip install 'llm-trace-pipeline[embedded]'"
-            ) from None
-        except DriverError as error:
-            if not any(text in str(error) for text in _OTHER_PROCESS):
-                raise ClickHouseError(f"the embedded engine under {path}: {error}") from None
-            if time.monotonic() > deadline:
-                raise ClickHouseError(
-                    f"the embedded engine under {path} is held by another process for over "
-                    f"{EMBEDDED_WAIT_SECONDS:.0f} s; only one at a time can use it: wait for the "
-                    "running load to end, or stop the process that holds it"
-                ) from None
-        time.sleep(0.2)  # the lock tells nobody when it is free
