@@ -70,7 +70,8 @@ lint: .venv/installed  ## ruff, the strict type checker, and who may import whom
 	.venv/bin/lint-imports --no-logo
 
 # What is loaded, on any server, and what goes wrong on the way to one.
-LOADS := $(patsubst %,tests/clickhouse/test_%.py,layouts other_writers stops tables upsert)
+LOADS := $(patsubst %,tests/clickhouse/test_%.py,layouts narrow_tables other_writers stops \
+	tables upsert)
 OVER_HTTP := $(patsubst %,tests/clickhouse/test_%.py,faults service tls)
 
 .PHONY: test
@@ -98,7 +99,8 @@ test-http: .venv/installed  ## the same over HTTP, on a server and on a service;
 # batches, swaps, roll-ups, invoices, reconciliation, retention. The model's hours lie where Berlin's
 # clocks go back. Left out is what is slow and asks no clock: kills, readers, a row of 1 GB.
 ASKS_CLOCKS := $(patsubst %,tests/%.py,test_hours batches/test_extract \
-	clickhouse/test_clocks clickhouse/test_rollup clickhouse/test_upsert reports/test_invoice \
+	clickhouse/test_clocks clickhouse/test_narrow_tables clickhouse/test_rollup \
+	clickhouse/test_upsert reports/test_invoice \
 	source/test_snapshot upkeep/test_reconcile upkeep/test_retention whole/test_reload)
 
 .PHONY: test-clocks

@@ -16,6 +16,7 @@ The statements stand here and not under ``sql/``, since their order is the algor
 end after any of them. Queries that stand alone are files.
 """
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -46,6 +47,7 @@ _NO_MERGES = "max_bytes_to_merge_at_max_space_in_pool = 1"
 # All columns of a staged part in one file: 50,000 rows of 7 KB go in in 1.4 s instead of 1.8. The
 # target's own merges make them wide.
 _COMPACT_PARTS = (f"min_bytes_for_wide_part = {2**60}", f"min_rows_for_wide_part = {2**60}")
+_ORDER_BY = re.compile(r" ORDER BY (.+?)(?= SAMPLE BY | TTL | SETTINGS |$)")
 _PROJECTION_MODE = "lightweight_mutation_projection_mode"  # else projections forbid DELETE
 
 
@@ -228,6 +230,8 @@ class Swap:
         # No key is not the same as the key tuple(): parts do not move between the two.
         partition_by = f"PARTITION BY {key} " if (key := layout["partition_key"]) else ""
         theirs = layout["engine_full"].partition(" SETTINGS ")[2]
+        # The sorting key of system.tables lacks which columns are DESC.
+        order_by = _ORDER_BY.findall(layout["engine_full"])[0]
         ours = [
             setting
             for setting in (_NO_MERGES, f"{_PROJECTION_MODE} = 'rebuild'", *own_settings)
@@ -237,7 +241,7 @@ class Swap:
         create = (
             f"CREATE TABLE {self._name(table)} AS {self._name(self._table)} ENGINE = MergeTree "
             f"{partition_by}"
-            f"PRIMARY KEY ({layout['primary_key']}) ORDER BY ({layout['sorting_key']})"
+            f"PRIMARY KEY ({layout['primary_key']}) ORDER BY {order_by}"
             f" SETTINGS {', '.join(settings)}"
         )
         self._database.execute(create)

@@ -279,9 +279,8 @@ def test_loaded_hours_are_rolled_up_reconciled_erased_and_dropped(
     manifests = [manifest for hour in HOURS if (manifest := store.manifest(hour))]
     assert compare_table(database, store, manifests) == {}
     assert compare_rollup(database, store, HOURS) == {}
-    damage = (
-        f"ALTER TABLE {TABLE} DELETE WHERE agent_id = 'agent-1' AND created_at < {{end:DateTime}}"
-    )
+    lost = "agent_id = 'agent-1' AND created_at < {end:DateTime('UTC')}"
+    damage = f"ALTER TABLE {TABLE} DELETE WHERE {lost}"
     database.execute(damage, {"end": HOURS[1]}, {"mutations_sync": 2})
     assert list(compare_table(database, store, manifests)) == [T0]
     assert table.load(*HOURS) == [True, False]

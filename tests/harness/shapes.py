@@ -53,7 +53,7 @@ class Shape:
         return f"CREATE TABLE {TABLE} ({columns}{self.others}) ENGINE = {self.layout}"
 
 
-ALL_NULLABLE = "all nullable, seconds, columns of its own, not partitioned, batches sent"
+ALL_NULLABLE = "all nullable, seconds, own columns, not partitioned, descending, batches sent"
 SHAPES = {
     "milliseconds in the sort key, 32-bit counts, UUIDs, by month": Shape(
         {
@@ -66,7 +66,8 @@ SHAPES = {
     ),
     ALL_NULLABLE: Shape(
         {**NULLABLE, "created_at": "DateTime"},
-        "MergeTree ORDER BY id",
+        "MergeTree ORDER BY (agent_id DESC, created_at) "
+        "SETTINGS allow_experimental_reverse_key = 1, allow_nullable_key = 1",
         ", seen DateTime DEFAULT now(), tokens UInt64 MATERIALIZED ifNull(prompt_tokens, 0) + 1, "
         "note Nullable(String)",
         timedelta(seconds=1),
