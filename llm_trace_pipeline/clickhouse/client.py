@@ -24,10 +24,10 @@ from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
 from llm_trace_pipeline.settings import CHDB_SCHEME, Settings
 from llm_trace_pipeline.sql import quote_identifier, read_sql
 
-# An idle service of ClickHouse Cloud answers its first connection after that at the latest. A node
-# of a cluster that does not answer has replicas that do.
+# An idle service of ClickHouse Cloud, which is always behind TLS, answers its first connection by
+# then. A node of a cluster that does not answer has replicas that do.
 WAKE_SECONDS = 120
-_NODE_SECONDS = 10
+_CONNECT_SECONDS = 10  # to any other server
 _SLOW_SECONDS = 5.0  # a connection that takes longer is said to be awaited
 # Transient errors are tried again for a minute or so: a server restarts in less. The waits double,
 # from 1 s on, and each is shortened at random, so that many loads do not come back at once.
@@ -357,11 +357,12 @@ def _shares_storage(client: Client) -> bool:
 def _server_client(settings: Settings, host: str) -> Client:
     url = urlsplit(settings.clickhouse_endpoint)
     password = settings.clickhouse_password.get_secret_value()
+    may_sleep = url.scheme == "https" and not settings.clickhouse_cluster
     with translated():
         return clickhouse_connect.get_client(
             interface=url.scheme,
             host=host,
-            connect_timeout=_NODE_SECONDS if settings.clickhouse_cluster else WAKE_SECONDS,
+            connect_timeout=WAKE_SECONDS if may_sleep else _CONNECT_SECONDS,
             port=url.port or (8443 if url.scheme == "https" else 8123),
             username=settings.clickhouse_username,
             password=password,

@@ -25,6 +25,7 @@ VIEWS = {"llm_usage_daily": ("day", "toDate"), "llm_usage_monthly": ("month", "t
 SHARDING_KEY = "cityHash64(organization_id)"
 
 _LOCAL = "_local"
+_ALL_ROWS = frozenset({"1", "1_UInt8"})  # the condition of a row policy that hides none
 _PROCESSES = "system.processes"
 # The cluster that a service of shared storage names its own replicas by.
 _ALL_PROCESSES = "clusterAllReplicas('default', system.processes)"
@@ -88,12 +89,12 @@ def hidden_rows(database: Database, table: str) -> ClickHouseError | None:
     """
     plan = database.rows(render("clickhouse/read_plan.sql", table=database.qualified(table)))
     lines = "\n".join(row["explain"] for row in plan)
-    shown = re.search(r"Row level filter column:\s*(.+)", lines)
-    if not shown or shown[1] == "1":
+    filters = re.findall(r"Row level filter column:\s*(.+?)(?: \(removed\))?$", lines, re.MULTILINE)
+    if not filters or filters[0] in _ALL_ROWS:
         return None
     name = database.qualified(table)
     return ClickHouseError(
-        f"a row policy shows the user of {name} only the rows where {shown[1]}: the others would "
+        f"a row policy shows the user of {name} only the rows where {filters[0]}: the others would "
         "be loaded again, and be there twice",
         f"SHOW ROW POLICIES ON {name}; then ALTER ROW POLICY … ON {name} TO ALL EXCEPT that user",
     )

@@ -59,6 +59,18 @@ def test_the_kind_is_told_from_the_server(shared: Warehouse) -> None:
     assert check_target(shared.settings) == []
 
 
+def test_a_table_that_is_there_already_is_loaded(shared: Warehouse) -> None:
+    """In the words of the agent server's own scripts."""
+    engine = "SharedMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}')"
+    table = shared.database.qualified(TABLE)
+    shared.database.execute(render("clickhouse/llm_traces.sql", table=table, engine=engine))
+    shared.load(MIDNIGHT, 10)
+    shared.load(MIDNIGHT + HOUR, 10)
+    shared.load(MIDNIGHT, 0, 2)
+    shared.check()
+    assert check_target(shared.settings) == []
+
+
 @pytest.mark.parametrize(
     "setting",
     ["select_sequential_consistency", "database_replicated_enforce_synchronous_settings"],

@@ -49,6 +49,7 @@ _SHOWN = {
     "clusterAllReplicas('default', system.processes)": "(SELECT * FROM system.processes)",
     "system.processes": "(SELECT * FROM system.processes WHERE 0)",
 }
+_SHARED_ENGINE = re.compile(r"\bShared(\w*MergeTree)\('[^)]*'\)")
 _CREDENTIALS = re.compile(r", extra_credentials\(role_arn = '([^']*)'\)")
 
 
@@ -154,6 +155,7 @@ def _as_shown(sql: str, replica: int) -> str:
             f"sts:AssumeRole on resource: {role[1]}. (S3_ERROR)"
         )
     sql = _CREDENTIALS.sub("", sql).replace("hostName()", f"'replica-{replica}'")
+    sql = _SHARED_ENGINE.sub(r"\1", sql)
     for name, shown in _SHOWN.items():
         if f"FROM {name}" in sql:
             return sql.replace(f"FROM {name}", f"FROM {shown.format()}")
