@@ -21,7 +21,7 @@ from llm_trace_pipeline.clickhouse.tables import (
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import quote_identifier, read_sql
-from llm_trace_pipeline.trace.columns import COLUMNS, SCHEMA_VERSION
+from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, SCHEMA_VERSION
 from llm_trace_pipeline.upkeep.problems import Problem
 
 _PROBE = "preflight"  # an object that is written and removed
@@ -31,7 +31,10 @@ _LOADER_PRIVILEGES = (
     "SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COLUMN, ALTER MODIFY COMMENT, ALTER DELETE, "
     "CREATE TABLE, DROP TABLE, CREATE VIEW, DROP VIEW"
 )
-_PARTITION_KEY, _SORTING_KEY = "toDate(created_at)", "organization_id, created_at, id"
+_PARTITION_KEY = "toDate(created_at)"
+_SORTING_KEY = "organization_id, agent_id, created_at, id"
+_FORMER_CODECS = ("", "CODEC(ZSTD(1))")  # the server's own, and ours until payloads had their own
+_DEFINITION = "clickhouse/llm_traces.sql"
 _PROJECTION_MODE = "lightweight_mutation_projection_mode"
 
 
@@ -224,14 +227,33 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
         )
     for key, expected, cost in (
         ("partition_key", _PARTITION_KEY, "every hour loaded clones and verifies its partition"),
-        ("sorting_key", _SORTING_KEY, "an organization's calls of a time are slower to find"),
+        ("sorting_key", _SORTING_KEY, "the calls of an agent, which repeat each other, lie apart"),
     ):
         if layout[key] != expected:
             what = f"{key.replace('_', ' ')} ({layout[key]}), not ({expected})"
             problems.append(
                 Problem(f"{table} has the {what}: it is kept, but {cost}", anew, is_fatal=False)
             )
-    return problems
+    return [*problems, *_check_codecs(database, name, table)]
+
+
+def _check_codecs(database: Database, name: str, table: str) -> Iterator[Problem]:
+    """Say what payloads would take if they were packed as those of a new table."""
+    columns = database.rows(
+        read_sql("preflight/codecs.sql"),
+        {"database": database.name, "table": name, "names": list(PAYLOAD_COLUMNS)},
+    )
+    former = [column for column in columns if column["codec"] in _FORMER_CODECS]
+    if former:
+        size = sum(column["bytes"] or 0 for column in former) / 10**9
+        codec = re.findall(r"CODEC\(ZSTD\(3\)\)\s+SETTINGS \(.*?\)", read_sql(_DEFINITION))[0]
+        changes = (f"MODIFY COLUMN {quote_identifier(each['name'])} {codec}" for each in former)
+        yield Problem(
+            f"{table} packs payloads, {size:.1f} GB, in small blocks: in blocks of 4 MB, the calls "
+            "of agents took 0.05 of their text instead of 0.12",
+            f"ALTER TABLE {table} {', '.join(changes)}; what is merged from then on is packed anew",
+            is_fatal=False,
+        )
 
 
 def _check_missing(

@@ -2,6 +2,10 @@
 -- its engine, of which a cluster has a replicated one.
 -- One partition a day: an hour is replaced by cloning its day and swapping it (see clickhouse/upsert.py).
 -- Hourly partitions would swap directly, but reading 30 days took 205 ms against 11 ms.
+-- An agent resends its context with every call: its calls lie side by side, and payloads are packed in
+-- blocks of 4 MB, which are many calls. 4,000 calls of 65 KB then take 0.037 of their text, merged: in
+-- blocks of 8 MB 0.035, where a call is read in a fifth more time, in the default blocks 0.053, and by
+-- organization and time alone 0.046 in these and 0.117 in the default blocks.
 CREATE TABLE IF NOT EXISTS {table}
 (
     id String COMMENT 'Trace id: a uuid, without the "provider_trace-" prefix.',
@@ -28,8 +32,10 @@ CREATE TABLE IF NOT EXISTS {table}
     is_error UInt8 COMMENT 'The call failed.',
     error_type LowCardinality(String) COMMENT 'Kind of the error, \'\' if none.',
     error_message String COMMENT 'First 1,000 code points of the message.',
-    request_json String COMMENT 'Raw request, \'\' if not kept.' CODEC(ZSTD(1)),
-    response_json String COMMENT 'Raw response, \'\' if not kept.' CODEC(ZSTD(1)),
+    request_json String COMMENT 'Raw request, \'\' if not kept.' CODEC(ZSTD(3))
+        SETTINGS (min_compress_block_size = 4194304, max_compress_block_size = 4194304),
+    response_json String COMMENT 'Raw response, \'\' if not kept.' CODEC(ZSTD(3))
+        SETTINGS (min_compress_block_size = 4194304, max_compress_block_size = 4194304),
     llm_config_json String COMMENT 'Configuration of the call.' CODEC(ZSTD(1)),
     billing_plan_type LowCardinality(String) COMMENT 'Plan of the organization.',
     billing_cost_source LowCardinality(String) COMMENT 'What pays: \'quota\' or \'credits\'.',
@@ -74,7 +80,7 @@ CREATE TABLE IF NOT EXISTS {table}
 )
 ENGINE = {engine}
 PARTITION BY toDate(created_at)
-ORDER BY (organization_id, created_at, id)
+ORDER BY (organization_id, agent_id, created_at, id)
 -- Merge column by column, always: a merge of wide rows then holds one payload column at a time.
 -- A day that nobody wrote to for a day becomes one part: of 30 days in four parts each, an
 -- organization's usage took 122 ms and its last 20 calls 84 ms; in one part each, 38 and 27 ms.

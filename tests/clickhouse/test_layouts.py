@@ -1,5 +1,7 @@
 """Tables that somebody else made, of any layout: their hours are exact too."""
 
+import re
+
 import pytest
 
 from llm_trace_pipeline.clickhouse.tables import layout_of
@@ -11,7 +13,7 @@ from tests.harness.warehouse import Warehouse, left_over_tables
 
 CREATE = render("clickhouse/llm_traces.sql", table=TABLE, engine="MergeTree")
 DAILY = "PARTITION BY toDate(created_at)"
-SORTED = "ORDER BY (organization_id, created_at, id)"
+SORTED = "ORDER BY (organization_id, agent_id, created_at, id)"
 TIME = "DateTime64(6, 'UTC')"
 INDEX = "INDEX by_id id"
 
@@ -35,7 +37,12 @@ INDEX = "INDEX by_id id"
             CREATE.replace(TIME, "DateTime64(6, 'Asia/Kolkata')"),
             id="Indian days, where an hour spans two partitions",
         ),
-        pytest.param(CREATE.replace(SORTED, "ORDER BY id"), id="sorted by id alone"),
+        pytest.param(
+            re.sub(r"CODEC.*\n *SETTINGS \(.*\)", "CODEC(ZSTD(1))", CREATE).replace(
+                SORTED, "ORDER BY (organization_id, created_at, id)"
+            ),
+            id="sorted and packed as tables were before",
+        ),
         pytest.param(CREATE.replace(SORTED, "ORDER BY tuple()"), id="not sorted"),
         pytest.param(
             CREATE.replace(SORTED, f"PRIMARY KEY organization_id {SORTED}"),
@@ -56,7 +63,7 @@ INDEX = "INDEX by_id id"
             id="with a TTL",
         ),
         pytest.param(
-            CREATE.partition("SETTINGS")[0]
+            CREATE.rpartition("SETTINGS")[0]
             + " SETTINGS index_granularity = 16, min_bytes_for_wide_part = 0",
             id="with settings of its own",
         ),

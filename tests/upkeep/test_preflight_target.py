@@ -153,8 +153,8 @@ def test_a_narrower_type_in_the_sort_key_takes_a_new_table(
 def test_times_outside_of_a_key_come_with_the_statement_that_mends_them(target: Settings) -> None:
     make_table(
         target,
-        r"(?s)DateTime64\(6, 'UTC'\)(.*)toDate\(created_at\)(.*)organization_id, created_at, ",
-        r"DateTime64(3, 'UTC')\1tuple()\2",
+        r"(?s)DateTime64\(6, 'UTC'\)(.*)toDate\(created_at\)(.*)agent_id, created_at, ",
+        r"DateTime64(3, 'UTC')\1tuple()\2agent_id, ",
     )
     narrower = [each for each in check_target(target) if "created_at is" in each.message]
     change(target, *(problem.repair for problem in narrower))
@@ -198,8 +198,23 @@ def test_another_partition_key_is_kept_and_its_cost_is_told(target: Settings) ->
 def test_another_sorting_key_is_kept_and_its_cost_is_told(target: Settings) -> None:
     make_table(target, r"ORDER BY \(organization_id, ", "ORDER BY (")
     [problem] = check_target(target)
-    assert "sorting key (created_at, id), not (organization_id, created_at, id)" in problem.message
+    assert "sorting key (agent_id, created_at, id), not (organization_id, a" in problem.message
     assert not problem.is_fatal
+
+
+@pytest.mark.parametrize("codec", ["", " CODEC(ZSTD(1))"])
+def test_payloads_in_small_blocks_come_with_the_statement_that_packs_them(
+    target: Settings, codec: str
+) -> None:
+    make_table(target, r" CODEC\(ZSTD\(3\)\)\s+SETTINGS \(.*?\)", codec)
+    [problem] = check_target(target)
+    assert f"{TABLE} packs payloads, 0.0 GB, in small blocks" in problem.message
+    assert not problem.is_fatal
+    change(target, problem.repair.partition(";")[0])
+    assert check_target(target) == []
+    with connect(target) as database:
+        definition = str(database.value(f"SHOW CREATE TABLE {TABLE}"))
+    assert definition.count("max_compress_block_size = 4194304") == 2
 
 
 def test_a_table_that_is_no_mergetree_is_refused(target: Settings, table: str) -> None:
