@@ -180,8 +180,8 @@ class Table:
 
     def rows(self, columns: str = ", ".join(COLUMNS)) -> list[Row]:
         """Return all rows, with their ids as text."""
-        found = self.database.rows(f"SELECT {columns} FROM {TABLE}")
-        return sorted((row | {"id": str(row["id"])} for row in found), key=_place)
+        of_text = columns.replace("id", "toString(id) AS id", 1)
+        return sorted(self.database.rows(f"SELECT {of_text} FROM {TABLE}"), key=_place)
 
     def check(self, version: Version, *hours: datetime) -> None:
         """Compare the rows of the first hours with PostgreSQL's, by value."""
@@ -309,6 +309,9 @@ def test_a_lost_table_is_restored_and_the_live_writers_rows_are_reported_and_inv
     table.database.execute(table.shape.ddl)
     assert table.load(*HOURS) == [True, True]
     table.check(version, *HOURS)
+    own = "tokens = prompt_tokens + 1 AND seen > '2020-01-01' AND note IS NULL"
+    [computed] = table.database.rows(f"SELECT countIf({own}) AS rows FROM {TABLE}")
+    assert computed["rows"] == len(version.rows)
     table.write_live([str(uuid4())], NOT_LOADED)
     day = T0.date()
     figures = figures_of(table.database, table.store, Days(day, day))

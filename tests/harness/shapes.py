@@ -80,10 +80,10 @@ SHAPES = {
         ", PROJECTION tokens (SELECT organization_id, sum(total_tokens) GROUP BY organization_id)",
         timedelta(seconds=1),
     ),
-    "nanoseconds, signed counts, UUIDs, replacing, batches sent": Shape(
+    "nanoseconds, signed counts, ids of fixed length, replacing, batches sent": Shape(
         {
             **{name: COLUMNS[name].replace("UInt64", "Int32") for name in COUNTS},
-            "id": "UUID",
+            "id": "FixedString(36)",
             "created_at": "DateTime64(9, 'America/New_York')",
         },
         "ReplacingMergeTree(created_at) PARTITION BY toDate(created_at) ORDER BY id",
