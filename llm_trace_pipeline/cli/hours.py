@@ -24,6 +24,24 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
+class ErrorsOnce(logging.Filter):
+    """Lets an error through once: the runs that follow a run that failed may fail for it too."""
+
+    def __init__(self) -> None:
+        """Begin with no error said."""
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is printed."""
+        if record.levelno < logging.ERROR:
+            return True
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
+
+
 def load_hours(
     settings: Settings, hours: Iterable[datetime], command: str, assets: Sequence[str] = ()
 ) -> None:
@@ -43,6 +61,7 @@ def load_hours(
     progress.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Printable())
+    handler.addFilter(ErrorsOnce())
     progress.addHandler(handler)
     use_instance(settings)
     store = BatchStore.of(settings)
