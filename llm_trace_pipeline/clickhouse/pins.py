@@ -161,13 +161,12 @@ def pin(client: Client, pins: tuple[Pins, ...]) -> None:
     known = {name: (value, is_fixed) for name, value, is_fixed in found.result_rows}
     if known["readonly"][0] == "1":
         return
-    fixed = {
-        name: known[name][0]
-        for name, value in wanted.items()
-        if name in known and known[name] != (str(value), known[name][1]) and known[name][1]
-    }
-    if fixed:
-        held = ", ".join(f"{name} = {value}" for name, value in fixed.items())
+    held = ", ".join(
+        f"{name} = {value}"
+        for name, (value, is_fixed) in known.items()
+        if is_fixed and name in wanted and value != str(wanted[name])
+    )
+    if held:
         raise ClickHouseError(
             f"ClickHouse: the profile of the user holds {held} fixed, which can change what a "
             "load reads or writes",

@@ -6,6 +6,7 @@ What loads on any server is run against the service by ``make test-http`` too.
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socket import gethostname
 from threading import Thread
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 from llm_trace_pipeline.clickhouse import client, kinds, upsert
-from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.clickhouse.client import Cluster, Database, connect
+from llm_trace_pipeline.clickhouse.cluster import loader_of
+from llm_trace_pipeline.clickhouse.kinds import described
 from llm_trace_pipeline.clickhouse.pins import SHARED_PINS, Pins
 from llm_trace_pipeline.clickhouse.tables import layout_of
 from llm_trace_pipeline.errors import ClickHouseError
@@ -113,26 +116,27 @@ def test_an_answer_that_was_cut_off_is_made_good(
     assert len(waits) == 2
 
 
-def test_a_statement_that_runs_on_another_replica_is_waited_for(shared: Warehouse) -> None:
-    shared.load(MIDNIGHT, 10)
+def test_a_statement_that_runs_on_another_replica_is_waited_for(
+    shared: Warehouse, service: Running
+) -> None:
     staging = shared.database.qualified(f"{TABLE}__staging")
-    ended: list[bool] = []
 
     def run() -> None:
         with connect(shared.settings) as database:
-            database.rows(f"SELECT sleepEachRow(1) FROM numbers(2) -- {staging}")
-            ended.append(True)
+            database.rows(f"SELECT sleepEachRow(1) FROM numbers(3) -- {staging}")
 
     running_on = Thread(target=run)
     running_on.start()
     statement = render(
         "clickhouse/running.sql", processes="clusterAllReplicas('default', system.processes)"
     )
-    while not (shared.database.rows(statement, {"tables": [staging]}) or ended):
-        pass
-    shared.load(MIDNIGHT, 12, 2)
-    assert ended == [True]
+    while not shared.database.rows(statement, {"tables": [staging]}):
+        assert running_on.is_alive()
+    service.put()
+    loader_of(shared.database, shared.store).recover()
+    asked = [sql for sql in service.put() if "SELECT query_id" in sql]
     running_on.join()
+    assert len(asked) > 1
 
 
 def test_a_service_that_sleeps_is_waited_for_and_the_log_says_so(
@@ -251,6 +255,15 @@ def test_several_servers_behind_one_address_are_refused(
     [problem] = check_target(shared.settings)
     assert problem.is_fatal
     assert "CLICKHOUSE_CLUSTER" in problem.repair
+
+
+def test_kinds_have_names(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(warehouse.database._client, "default", is_embedded=False)  # noqa: SLF001 -- to stand for a server
+    assert described(database, {}) == f"one server, {gethostname()}"
+    replicated = {"engine": "ReplicatedMergeTree"}
+    assert described(database, replicated) == f"a replicated table, on the node {gethostname()}"
+    monkeypatch.setattr(database, "cluster", Cluster("analytics", lambda _: database._client))  # noqa: SLF001 -- as above
+    assert described(database, replicated) == "the cluster analytics"
 
 
 def test_a_replicated_database_is_refused(
