@@ -82,7 +82,7 @@ def _is_in_reach(database: Database, path: PartPath) -> bool:
         return database.is_embedded and not _PATTERN.search(str(path))
     bucket = path.files.location("")
     if bucket not in database.in_reach:
-        statement = render("clickhouse/reach.sql", credentials=_credentials(database))
+        statement = render("clickhouse/reach.sql", credentials=credentials_of(database))
         try:
             database.execute(statement, {"place": path.url})
             database.in_reach[bucket] = True
@@ -100,7 +100,7 @@ def _is_in_reach(database: Database, path: PartPath) -> bool:
     return database.in_reach[bucket]
 
 
-def _credentials(database: Database) -> str:
+def credentials_of(database: Database) -> str:
     """Return what follows the other arguments of ``s3()``, where a role is to be taken."""
     if not (role := database.intake.s3_role):
         return ""
@@ -121,7 +121,7 @@ def _have_read(database: Database, table: str, path: PartPath, dropped: Sequence
         values=", ".join("''" if name in dropped else quoted for name, quoted in names.items()),
         # With the engine's own access to the bucket, so that no secret is in a statement.
         function="s3" if path.url else "file",
-        credentials=_credentials(database) if path.url else "",
+        credentials=credentials_of(database) if path.url else "",
         filter=database.shard.is_own if database.shard else "1",
     )
     # Named, so that a column that the file lacks, being newer, is NULL or ''.

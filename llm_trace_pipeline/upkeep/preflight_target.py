@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 
 from llm_trace_pipeline.batches.files import files_of
@@ -18,9 +18,10 @@ from llm_trace_pipeline.clickhouse.tables import (
     newer_schema,
     schema_version,
 )
+from llm_trace_pipeline.clickhouse.traces import credentials_of
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.settings import Settings
-from llm_trace_pipeline.sql import quote_identifier, read_sql
+from llm_trace_pipeline.sql import quote_identifier, read_sql, render
 from llm_trace_pipeline.trace.columns import COLUMNS, PAYLOAD_COLUMNS, SCHEMA_VERSION
 from llm_trace_pipeline.upkeep.problems import Problem
 
@@ -64,7 +65,7 @@ def check_target(settings: Settings) -> list[Problem]:
         refused = [*_check_grants(database, settings), *_check_kind(database)]
         return [
             *_check_version(database.version),
-            *(refused or _check_tables(database)),
+            *(refused or [*_check_tables(database), *_check_reach(database, settings)]),
         ]
 
 
@@ -145,6 +146,27 @@ def needed_grants_of_cluster(name: str) -> list[str]:
         f"SYSTEM SYNC REPLICA ON {quote_identifier(name)}.*",
         "SELECT ON system.clusters",
     ]
+
+
+def _check_reach(database: Database, settings: Settings) -> Iterator[Problem]:
+    """Have ClickHouse read an object of the bucket; what it refuses this process is said before."""
+    if not settings.is_in_bucket:
+        return
+    statement = render("clickhouse/reach.sql", credentials=credentials_of(database))
+    with suppress(BatchError):
+        files = files_of(settings)
+        files.switch(_PROBE, b"")
+        try:
+            database.execute(statement, {"place": files.url(_PROBE)})
+        except ClickHouseError as error:
+            yield Problem(
+                f"ClickHouse cannot read {settings.trace_batch_uri} by itself: the rows are read "
+                f"here and sent, which takes longer ({error.message})",
+                "let the server read it, by its configuration or by CLICKHOUSE_S3_ROLE_ARN",
+                is_fatal=False,
+            )
+        finally:
+            files.remove([_PROBE])
 
 
 def _check_tables(database: Database) -> list[Problem]:

@@ -189,6 +189,11 @@ def test_a_bucket_is_read_by_role_or_its_rows_are_sent(
         warehouse.load(MIDNIGHT + HOUR, 10)
         warehouse.check()
         warehouse.close()
+        problems = check_target(settings)
+    assert ["cannot read s3://" in problem.message for problem in problems] == [True] * (
+        role == REFUSED_ROLE
+    )
+    assert not any(problem.is_fatal for problem in problems)
     reads = [sql for sql in sent if "INSERT INTO" in sql]
     assert bool(reads) == (role == ROLE)
     assert all(f"extra_credentials(role_arn = '{role}')" in sql for sql in reads)
