@@ -1,5 +1,7 @@
 """The code location: everything that Dagster shows and runs."""
 
+import warnings
+
 import dagster as dg
 
 from llm_trace_pipeline.defs.alerts import alerts_sensor
@@ -23,12 +25,13 @@ from llm_trace_pipeline.defs.jobs import (
     reconcile_hours,
     reconcile_hours_schedule,
 )
-from llm_trace_pipeline.defs.sensors import changed_hours_sensor
+from llm_trace_pipeline.defs.sensors import changed_hours_sensor, other_hours_sensor
 from llm_trace_pipeline.defs.stores import Stores
 
-defs = dg.Definitions(
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", dg.BetaWarning)
     # With links to the code that makes them.
-    assets=dg.with_source_code_references(
+    _assets = dg.with_source_code_references(
         [
             observe_source,
             billing_history,
@@ -37,7 +40,10 @@ defs = dg.Definitions(
             llm_usage_hourly,
             usage_report,
         ]
-    ),
+    )
+
+defs = dg.Definitions(
+    assets=_assets,
     asset_checks=[reconciliation, freshness],
     jobs=[hourly_llm_traces, reconcile_hours, apply_retention, daily_usage_report],
     schedules=[
@@ -46,7 +52,7 @@ defs = dg.Definitions(
         apply_retention_schedule,
         daily_usage_report_schedule,
     ],
-    sensors=[changed_hours_sensor, alerts_sensor, freshness_sensor],
+    sensors=[changed_hours_sensor, other_hours_sensor, alerts_sensor, freshness_sensor],
     resources={"stores": Stores()},
     executor=dg.in_process_executor,
 )

@@ -23,6 +23,10 @@ class SourceError(PipelineError):
         self.sqlstate = sqlstate
 
 
+class LostTracesError(SourceError):
+    """The source lacks traces that it once had; trying again brings none of them back."""
+
+
 class RecoveryConflictError(SourceError):
     """A standby gave up a query, since its replay had to remove rows that the query could see.
 

@@ -15,7 +15,7 @@ from llm_trace_pipeline.batches.erasures import Erasure, read_erasures, without_
 from llm_trace_pipeline.batches.manifest import Manifest, Part
 from llm_trace_pipeline.batches.rules import Rules, keep_prices
 from llm_trace_pipeline.batches.store import BatchStore, HourWriter
-from llm_trace_pipeline.errors import RecoveryConflictError, SourceError
+from llm_trace_pipeline.errors import LostTracesError, RecoveryConflictError, SourceError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapshot, Untraced
@@ -236,7 +236,7 @@ def _refuse_lost_traces(
         then, now = (each.source_rows + each.source_deleted for each in (current, manifest))
         missing = max(0, then - now)
     if missing:
-        raise SourceError(
+        raise LostTracesError(
             f"hour {key_of(manifest.hour)}: the source has {manifest.rows} traces, the batch "
             f"{current.rows}, and {missing} of the batch's are gone from the source{examples}. "
             "The batch is kept, and so are its rows in ClickHouse. Was the source pruned? To lose "
@@ -247,7 +247,7 @@ def _refuse_lost_traces(
 def _refuse_steps_without_traces(plan: _Plan) -> None:
     """Refuse an hour in which the agent server worked but left no trace."""
     if steps := plan.untraced.steps:
-        raise SourceError(
+        raise LostTracesError(
             f"hour {key_of(plan.hour)}: provider_traces and provider_trace_metadata are empty, "
             f"but {steps} steps of this hour have no trace. Does the agent "
             "server still write traces to this database? If these are lost for good, materialize "

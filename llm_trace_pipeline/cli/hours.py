@@ -1,20 +1,28 @@
 """Hours through Dagster: how a command loads them, and says how it goes."""
 
 import logging
+import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 
+import click
 import dagster as dg
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.instance import use_instance
 from llm_trace_pipeline.cli.terminal import printable
 from llm_trace_pipeline.defs.launcher import fail_abandoned_runs
-from llm_trace_pipeline.defs.runs import execute_here, reason_of
+from llm_trace_pipeline.defs.runs import Call, execute_here, is_store_down, reason_of
+from llm_trace_pipeline.defs.webhook import first_line
 from llm_trace_pipeline.errors import PipelineError
-from llm_trace_pipeline.hours import key_of, ranges
+from llm_trace_pipeline.hours import Window, key_of, ranges
 from llm_trace_pipeline.settings import Settings
+
+_LOG = logging.getLogger("llm_trace_pipeline")
 
 
 class _Printable(logging.Formatter):
@@ -57,41 +65,125 @@ def load_hours(
         PipelineError: hours failed; the message names them and the run in which they did.
         KeyboardInterrupt: a run was interrupted; the hours that it recorded stay loaded.
     """
-    progress = logging.getLogger("llm_trace_pipeline")
-    progress.setLevel(logging.INFO)
+    use_instance(settings)
+    wanted = sorted(hours)
+    with (
+        _printed_progress(),
+        dg.DagsterInstance.get() as instance,
+        interruptions() as check_signals,
+    ):
+        fail_abandoned_runs(instance)
+        call = Call.of(instance, command)
+        last = assets[-1] if assets else "llm_usage_hourly"
+        done = call.hours_done(instance, last)
+        if done:
+            click.echo(f"going on: {len(done)} of {len(wanted)} hours were done before")
+        windows = ranges(hour for hour in wanted if hour not in done)
+        try:
+            _load(BatchStore.of(settings), _Runs(instance, call, check_signals), windows, assets)
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+            call.interrupt(instance)
+            keys = [key_of(hour) for hour in sorted(call.hours_done(instance, last))]
+            click.echo(
+                f"interrupted: {len(keys)} of {len(wanted)} hours are done"
+                + (f", {keys[0]} to {keys[-1]}" if keys else "")
+                + "; the same command goes on"
+            )
+            raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _printed_progress() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Printable())
     handler.addFilter(ErrorsOnce())
-    progress.addHandler(handler)
-    use_instance(settings)
-    store = BatchStore.of(settings)
+    _LOG.setLevel(logging.INFO)
+    _LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        _LOG.removeHandler(handler)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs of a call in this process, one after the other."""
+
+    instance: dg.DagsterInstance
+    call: Call
+    check_signals: Callable[[], None]
+
+    def execute(self, window: Window, assets: Sequence[str]) -> dg.JobExecutionResult:
+        """Execute a run to its end.
+
+        Raises:
+            KeyboardInterrupt: a signal has come.
+        """
+        self.check_signals()
+        result = execute_here(self.instance, window, assets, self.call)
+        self.check_signals()
+        if _was_interrupted(result):
+            raise KeyboardInterrupt
+        return result
+
+
+def _load(store: BatchStore, runs: _Runs, windows: Sequence[Window], assets: Sequence[str]) -> None:
     failed: list[str] = []
-    with dg.DagsterInstance.get() as instance:
-        fail_abandoned_runs(instance)
-        for window in ranges(hours):
-            result = execute_here(instance, window, assets, command)
-            if result.success:
-                continue
-            if _was_interrupted(result):
-                raise KeyboardInterrupt
-            of_window = f"{key_of(window.start)} to {key_of(window.last)}"
-            failed.append(f"{of_window} (run {result.run_id})")
-            results = [result]
-            # Dagster does not start llm_traces where trace_batches failed for a single hour; the
-            # others have their batches. Nor the roll-up, which follows whatever the table holds.
-            if not assets:
-                results += [
-                    execute_here(instance, having_batches, ["llm_traces"], command)
-                    for having_batches in ranges(set(store.hours()).intersection(window.hours))
-                ]
-            results.append(execute_here(instance, window, ["llm_usage_hourly"], command))
-            for reason in dict.fromkeys(reason for each in results for reason in _reasons(each)):
-                progress.error("%s: %s", of_window, reason)
+    for window in windows:
+        result = runs.execute(window, assets)
+        if result.success:
+            continue
+        of_window = f"{key_of(window.start)} to {key_of(window.last)}"
+        failed.append(f"{of_window} (run {result.run_id})")
+        down = [each for each in result.all_events if each.is_step_failure and is_store_down(each)]
+        if down:
+            raise PipelineError(
+                "ClickHouse does not answer, so that nothing more was tried; make preflight says "
+                f"more: {', '.join(failed)}: {first_line(reason_of(down[0]))}"
+            )
+        results = [result]
+        # Dagster does not start llm_traces where trace_batches failed for a single hour; the
+        # others have their batches. Nor the roll-up, which follows whatever the table holds.
+        if not assets:
+            results += [
+                runs.execute(having_batches, ["llm_traces"])
+                for having_batches in ranges(set(store.hours()).intersection(window.hours))
+            ]
+        results.append(runs.execute(window, ["llm_usage_hourly"]))
+        for reason in dict.fromkeys(reason for each in results for reason in _reasons(each)):
+            _LOG.error("%s: %s", of_window, reason)
     if failed:
         raise PipelineError(
             "not everything was loaded; what failed is said above and in the Dagster UI: "
             + ", ".join(failed)
         )
+
+
+@contextmanager
+def interruptions() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM interrupt as Ctrl-C does, and hand out what asks whether either of them has come.
+
+    Dagster takes signals while a run begins and ends, and forgets those that come between two
+    steps. What is written to the pipe stays.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    descriptor = signal.set_wakeup_fd(writing)
+
+    def check_signals() -> None:
+        with suppress(BlockingIOError):
+            if {signal.SIGINT, signal.SIGTERM}.intersection(os.read(reading, 1024)):
+                raise KeyboardInterrupt
+
+    try:
+        yield check_signals
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGTERM, before)
+        os.close(reading)
+        os.close(writing)
 
 
 def _reasons(result: dg.JobExecutionResult) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The assets: thin functions over extraction, load and roll-up. A partition is an hour or a day."""
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -13,6 +14,7 @@ from llm_trace_pipeline.batches.extract import extract_hour
 from llm_trace_pipeline.batches.history import capture_billing, read_history
 from llm_trace_pipeline.batches.manifest import Manifest
 from llm_trace_pipeline.batches.rules import Rules
+from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.rollup import roll_up
 from llm_trace_pipeline.clickhouse.traces import in_groups
@@ -44,13 +46,16 @@ from llm_trace_pipeline.defs.runs import (
 )
 from llm_trace_pipeline.defs.source import newest_of
 from llm_trace_pipeline.defs.stores import Stores
-from llm_trace_pipeline.errors import SettingsError
-from llm_trace_pipeline.hours import HOURS_PER_RUN, Window, by_day
+from llm_trace_pipeline.errors import ClickHouseError, LostTracesError, SettingsError
+from llm_trace_pipeline.hours import HOURS_PER_RUN, Window, by_day, key_of
 from llm_trace_pipeline.reports.spend import Days, figures_of, keep_report, page_of
 from llm_trace_pipeline.source.postgres import SourceOfHours
 from llm_trace_pipeline.source.standby import wait_until_replayed
 from llm_trace_pipeline.trace.tally import EXAMPLES
 from llm_trace_pipeline.upkeep.retention import line_before
+
+_LOG = logging.getLogger("llm_trace_pipeline")
+WARN = dg.AssetCheckSeverity.WARN
 
 # Backfill policies make a backfill affordable. Their beta status needs no warning at every import.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
@@ -120,6 +125,11 @@ class ExtractConfig(dg.Config):
         default=False,
         description="Take what the source has, although it lost traces that it once had.",
     )
+    fail_on_loss: bool = Field(
+        default=False,
+        description="Fail an hour that the source lost traces of, instead of keeping its batch "
+        "with a warning.",
+    )
 
 
 @dg.asset(
@@ -175,7 +185,13 @@ def trace_batches(
             if hour < kept_from:
                 return {hour: _past_retention("no batch is kept", BATCH_CHECKS)}
             before = store.manifest(hour)
-            manifest = make(hour)
+            try:
+                manifest = make(hour)
+            except LostTracesError as error:
+                if before is None or config.fail_on_loss:
+                    raise
+                _LOG.warning(str(error))
+                return {hour: kept_despite_loss(before, str(error))}
             is_kept = before is not None and before.batch_id == manifest.batch_id
             outcome = "unchanged: the batch was kept" if is_kept else "new batch"
             return {hour: ({"outcome": outcome, **describe_batch(manifest)}, check_batch(manifest))}
@@ -235,7 +251,9 @@ def llm_traces(
             awaiting.difference_update(hours)
             return outcomes
 
-        yield from materialize_hours(context, in_groups(store, hours), load)
+        yield from materialize_hours(
+            context, in_groups(store, hours), load, lambda: answers(database)
+        )
 
 
 @dg.asset(
@@ -274,7 +292,9 @@ def llm_usage_hourly(
                 outcomes[hour] = describe_rollup(of_hour), check_rollup(of_hour)
             return outcomes
 
-        yield from materialize_hours(context, by_day(_window(context).hours), roll)
+        yield from materialize_hours(
+            context, by_day(_window(context).hours), roll, lambda: answers(database)
+        )
 
 
 @dg.asset(
@@ -322,6 +342,24 @@ def usage_report(context: dg.AssetExecutionContext, stores: Stores) -> dg.Materi
             "tokens": headline["tokens"],
         }
     )
+
+
+def kept_despite_loss(batch: Manifest, reason: str) -> HourOutcome:
+    """Return the outcome of an hour whose batch is kept, since the source lost traces of it."""
+    said = reason.removeprefix(f"hour {key_of(batch.hour)}: ")
+    metadata = {"outcome": "kept: the source lost traces", **describe_batch(batch)}
+    loss = Finding("rows_match_source", False, said, {"batch rows": batch.rows}, WARN)
+    _, *others = check_batch(batch)
+    return metadata, [loss, *others]
+
+
+def answers(database: Database) -> bool:
+    """Whether ClickHouse answers at all, asked once."""
+    try:
+        database.execute("SELECT 1")
+    except ClickHouseError:
+        return False
+    return True
 
 
 def _past_retention(outcome: str, checks: Sequence[dg.AssetCheckSpec]) -> HourOutcome:

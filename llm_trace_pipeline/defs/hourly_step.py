@@ -8,19 +8,29 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import dagster as dg
 
 from llm_trace_pipeline.defs.checks import HOURLY_CHECKS, Finding
 from llm_trace_pipeline.defs.metadata import Metadata, as_metadata, describe_time, summary_of
-from llm_trace_pipeline.defs.runs import FAILED_HOURS
-from llm_trace_pipeline.errors import PipelineError, unexpected
+from llm_trace_pipeline.defs.runs import FAILED_HOURS, STORE_DOWN, refuse_retries
+from llm_trace_pipeline.errors import (
+    ClickHouseError,
+    LostTracesError,
+    PipelineError,
+    SettingsError,
+    TransientClickHouseError,
+    unexpected,
+)
 from llm_trace_pipeline.hours import key_of, ranges
 
 # Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
 _LOG = logging.getLogger("llm_trace_pipeline")
 
+# What is wrong until somebody repairs it: to run again would fail again.
+_LASTING = (LostTracesError, SettingsError, ClickHouseError)
 _SHOWN = 3  # hours in the description of a check of many
 
 HourOutcome = tuple[Metadata, Sequence[Finding]]
@@ -31,11 +41,18 @@ def materialize_hours(
     context: dg.AssetExecutionContext,
     groups: Sequence[Sequence[datetime]],
     process: ProcessHours,
+    is_up: Callable[[], bool] = lambda: True,
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Process the hours of a run, and record every hour by itself.
 
     An hour that fails, or whose blocking check fails, is not recorded as materialized. The other
-    hours are; then the step fails. The hours of a group are processed together.
+    hours are; then the step fails. So are the hours that are done when a signal ends the step.
+
+    Args:
+        context: of the step.
+        groups: the hours of a group are processed together.
+        process: returns how every hour went.
+        is_up: whether ClickHouse answers at all; where it does not, the hours that are left wait.
 
     Raises:
         Failure: hours failed; the message has one line for every reason, which names its hours.
@@ -43,29 +60,27 @@ def materialize_hours(
     done: dict[str, Metadata] = {}
     failed: dict[datetime, str] = {}
     findings: list[tuple[str, Finding]] = []
-    for hour, seconds, together, outcome in _process(groups, process):
-        key = key_of(hour)
-        if isinstance(outcome, PipelineError):
-            failed[hour] = str(outcome)
-            if key in failed[hour]:  # what does not name the hour is said once, below
-                _LOG.error(failed[hour])
-            continue
-        metadata, found = outcome
-        for finding in found:
-            _log_finding(context, key, finding)
-            if not finding.passed and finding.severity is dg.AssetCheckSeverity.ERROR:
-                failed[hour] = f"hour {key}: check {finding.check} failed: {finding.said}"
-                _LOG.error(failed[hour])
-            findings.append((key, finding))
-        if hour not in failed:
-            done[key] = {**metadata, **describe_time(metadata["rows"], seconds, together)}
-            _LOG.info(
-                "%s: hour %s: %s rows in %.2f s",
-                context.asset_key.to_user_string(),
-                key,
-                metadata["rows"],
-                seconds / together,
-            )
+    may_pass = is_down = False  # whether a failure can be gone in a moment; ClickHouse is down
+    try:
+        for each in _process(groups, process, is_up):
+            key = key_of(each.hour)
+            if isinstance(each.outcome, PipelineError):
+                failed[each.hour] = str(each.outcome)
+                may_pass = may_pass or can_pass(each.outcome)
+                is_down = is_down or isinstance(each.outcome, StoreDownError)
+                if key in failed[each.hour]:  # what does not name the hour is said once, below
+                    _LOG.error(failed[each.hour])
+                continue
+            metadata, found = each.outcome
+            findings += [(key, finding) for finding in found]
+            if wrong := _log_findings(context, key, found):
+                failed[each.hour] = wrong
+                _LOG.error(wrong)
+            else:
+                done[key] = _described(context, each, metadata)
+    except BaseException:  # by a signal
+        _record(context, done, findings)
+        raise
     if len(done) + len(failed) > 1:
         summary = {
             "summary of the run": summary_of(
@@ -75,7 +90,9 @@ def materialize_hours(
         context.log_event(dg.AssetObservation(context.asset_key, metadata=summary))
     if failed:
         _record(context, done, findings)
-        raise _failure(context, len(done), failed)
+        if not may_pass:
+            refuse_retries(context)
+        raise _failure(context, len(done), failed, {STORE_DOWN: True} if is_down else {})
     for key, metadata in done.items():
         context.add_asset_metadata(metadata, partition_key=key)
     yield dg.MaterializeResult()
@@ -106,7 +123,10 @@ def _record(
 
 
 def _failure(
-    context: dg.AssetExecutionContext, done: int, failed: Mapping[datetime, str]
+    context: dg.AssetExecutionContext,
+    done: int,
+    failed: Mapping[datetime, str],
+    metadata: Metadata,
 ) -> dg.Failure:
     """Say what concerns several hours, and return the failure."""
     reasons = _reasons(failed)
@@ -116,7 +136,7 @@ def _failure(
     return dg.Failure(
         f"{len(failed)} of {len(failed) + done} hours failed; the others are done as far as "
         f"{context.asset_key.to_user_string()}:\n" + "\n".join(reasons),
-        metadata={FAILED_HOURS: [key_of(hour) for hour in failed]},
+        metadata={FAILED_HOURS: [key_of(hour) for hour in failed], **metadata},
     )
 
 
@@ -140,10 +160,34 @@ def _named(hours: Sequence[datetime]) -> str:
     return f"hour{'s' if len(hours) > 1 else ''} {', '.join(spans)}"
 
 
+class StoreDownError(PipelineError):
+    """ClickHouse does not answer."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether ClickHouse may answer in a moment, also where all attempts of a minute failed."""
+    return any(isinstance(each, TransientClickHouseError) for each in (error, error.__cause__))
+
+
+def can_pass(error: PipelineError) -> bool:
+    """Whether an error can be gone in a moment, so that the run may be tried again."""
+    return is_transient(error) or not isinstance(error, _LASTING)
+
+
+@dataclass(frozen=True)
+class _Processed:
+    """How an hour went."""
+
+    hour: datetime
+    outcome: HourOutcome | PipelineError
+    seconds: float = 0.0  # of the group
+    together: int = 1  # hours of the group
+
+
 def _process(
-    groups: Sequence[Sequence[datetime]], process: ProcessHours
-) -> Iterator[tuple[datetime, float, int, HourOutcome | PipelineError]]:
-    """Return how every hour went, the seconds that its group took, and the hours of the group."""
+    groups: Sequence[Sequence[datetime]], process: ProcessHours, is_up: Callable[[], bool]
+) -> Iterator[_Processed]:
+    """Return how every hour went."""
     waiting = deque(groups)
     while waiting:
         group = waiting.popleft()
@@ -151,16 +195,55 @@ def _process(
         try:
             outcomes = process(group)
         except Exception as error:  # noqa: BLE001 -- reported as the failure of the hour
+            if is_transient(error) and not is_up():
+                first, *others = [*group, *(hour for later in waiting for hour in later)]
+                yield from _waiting(first, others, error)
+                return
             if len(group) > 1:  # one by one, so that only the hour that is wrong fails
                 waiting.extendleft([hour] for hour in reversed(group))
             elif isinstance(error, PipelineError):
-                yield group[0], 0.0, 1, error
+                yield _Processed(group[0], error)
             else:
-                yield group[0], 0.0, 1, unexpected(key_of(group[0]), error)
+                yield _Processed(group[0], unexpected(key_of(group[0]), error))
             continue
         seconds = time.monotonic() - started
         for hour, outcome in outcomes.items():
-            yield hour, seconds, len(group), outcome
+            yield _Processed(hour, outcome, seconds, len(group))
+
+
+def _waiting(first: datetime, others: Sequence[datetime], error: Exception) -> Iterator[_Processed]:
+    """Return how hours went that ClickHouse did not answer for."""
+    yield _Processed(
+        first,
+        StoreDownError(
+            f"hour {key_of(first)}: ClickHouse does not answer, so that this hour and those after "
+            f"it wait; make preflight says more: {error}"
+        ),
+    )
+    for hour in others:
+        yield _Processed(hour, StoreDownError(f"hour {key_of(hour)}: not tried"))
+
+
+def _described(context: dg.AssetExecutionContext, each: _Processed, metadata: Metadata) -> Metadata:
+    """Return the figures of an hour that is done, and log it."""
+    _LOG.info(
+        "%s: hour %s: %s rows in %.2f s",
+        context.asset_key.to_user_string(),
+        key_of(each.hour),
+        metadata["rows"],
+        each.seconds / each.together,
+    )
+    return {**metadata, **describe_time(metadata["rows"], each.seconds, each.together)}
+
+
+def _log_findings(context: dg.AssetExecutionContext, key: str, findings: Sequence[Finding]) -> str:
+    """Record what the checks say of an hour; return why it must not be recorded as loaded."""
+    wrong = ""
+    for finding in findings:
+        _log_finding(context, key, finding)
+        if not finding.passed and finding.severity is dg.AssetCheckSeverity.ERROR:
+            wrong = f"hour {key}: check {finding.check} failed: {finding.said}"
+    return wrong
 
 
 def _log_finding(context: dg.AssetExecutionContext, key: str, finding: Finding) -> None:

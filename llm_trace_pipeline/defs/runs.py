@@ -6,8 +6,10 @@ launcher.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
@@ -38,7 +40,7 @@ from dagster._core.storage.tags import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from llm_trace_pipeline.errors import PipelineError
+from llm_trace_pipeline.errors import PipelineError, TransientClickHouseError
 from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
 
 HOURLY_JOB = "hourly_llm_traces"
@@ -48,8 +50,10 @@ _HOURLY_ASSETS = frozenset(map(dg.AssetKey, (TRACE_BATCHES, LLM_TRACES, LLM_USAG
 _BACKFILL_PATIENCE = timedelta(hours=6)
 _MODULE, _ATTRIBUTE = "llm_trace_pipeline.definitions", "defs"  # as workspace.yaml has them
 _LOCATION, _REPOSITORY = "llm_traces", "__repository__"
-COMMAND_TAG = "llm_traces/command"
-FAILED_HOURS = "failed hours"  # metadata of a failure
+COMMAND_TAG, _CALL_TAG = "llm_traces/command", "llm_traces/call"
+_OWN_ERROR = rf"{PipelineError.__module__}\.\w+: "
+_INTERRUPTED_TAG = "llm_traces/interrupted"
+FAILED_HOURS, STORE_DOWN = "failed hours", "ClickHouse does not answer"  # metadata of a failure
 
 
 def tags_of(window: Window) -> dict[str, str]:
@@ -60,8 +64,46 @@ def tags_of(window: Window) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of a command, whose runs are tagged with it.
+
+    Args:
+        command: what the user called.
+        id: the same for a call that was interrupted and the calls that go on with it.
+    """
+
+    command: str
+    id: str
+
+    @classmethod
+    def of(cls, instance: dg.DagsterInstance, command: str) -> "Call":
+        """Return the call that was interrupted, where the last one of the command was, or a new."""
+        last = instance.get_runs(dg.RunsFilter(tags={COMMAND_TAG: command}), limit=1)
+        is_interrupted = bool(last) and _INTERRUPTED_TAG in last[0].tags
+        return cls(command, last[0].tags[_CALL_TAG] if is_interrupted else uuid4().hex)
+
+    def interrupt(self, instance: dg.DagsterInstance) -> None:
+        """Note in its last run that the call was interrupted."""
+        for run in instance.get_runs(dg.RunsFilter(tags={_CALL_TAG: self.id}), limit=1):
+            instance.add_run_tags(run.run_id, {_INTERRUPTED_TAG: "true"})
+
+    def hours_done(self, instance: dg.DagsterInstance, asset: str) -> set[datetime]:
+        """Return the hours of an asset that the runs of the call have recorded."""
+        return {
+            parse_hour(event.partition)
+            for run in instance.get_runs(dg.RunsFilter(tags={_CALL_TAG: self.id}))
+            for entry in instance.all_logs(
+                run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
+            )
+            if (event := entry.dagster_event)
+            and event.partition
+            and event.asset_key == dg.AssetKey(asset)
+        }
+
+
 def execute_here(
-    instance: dg.DagsterInstance, window: Window, assets: Sequence[str], command: str
+    instance: dg.DagsterInstance, window: Window, assets: Sequence[str], call: Call
 ) -> dg.JobExecutionResult:
     """Load a window in this process, as a run that the UI shows and retries like any other.
 
@@ -69,7 +111,7 @@ def execute_here(
         instance: keeps the record of the run.
         window: the hours.
         assets: the assets that are materialized; none named: all of the job.
-        command: what the user called; the run is tagged with it.
+        call: of the command that loads.
     """
     repository = ReconstructableRepository.for_module(_MODULE, _ATTRIBUTE)
     job = repository.get_reconstructable_job("hourly_llm_traces")
@@ -83,7 +125,12 @@ def execute_here(
         definition,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         # Who called the command sees that it failed, and calls it again.
-        tags={**tags_of(window), COMMAND_TAG: command, MAX_RETRIES_TAG: "0"},
+        tags={
+            **tags_of(window),
+            COMMAND_TAG: call.command,
+            _CALL_TAG: call.id,
+            MAX_RETRIES_TAG: "0",
+        },
         asset_selection=selected,
         remote_job_origin=origin,
         job_code_origin=job.get_python_origin(),
@@ -194,16 +241,38 @@ def has_failed_for_good(instance: dg.DagsterInstance, run: dg.DagsterRun) -> boo
     return not instance.run_retries_enabled or run.tags.get(WILL_RETRY_TAG) == "false"
 
 
+def refuse_retries(context: dg.AssetExecutionContext) -> None:
+    """Let Dagster start no run in place of this one, which fails in a way that lasts."""
+    context.instance.add_run_tags(context.run.run_id, {MAX_RETRIES_TAG: "0"})
+
+
 def reason_of(event: dg.DagsterEvent) -> str:
-    """Return why a step failed: what this package says, else the first of all causes."""
+    """Return why a step failed, in words of this package where it has some."""
     failure = event.step_failure_data
     if failure.user_failure_data:
         return failure.user_failure_data.description or ""
-    if not (error := failure.error):
+    if (error := _cause_of(event)) is None:
         return event.message or ""
-    while error.cause:
+    return re.sub(_OWN_ERROR, "", error.message.strip())
+
+
+def is_store_down(event: dg.DagsterEvent) -> bool:
+    """Whether a step failed since ClickHouse does not answer."""
+    failure = event.step_failure_data
+    if failure.user_failure_data:
+        return STORE_DOWN in failure.user_failure_data.metadata
+    # The last of several attempts is told as an error that a transient one has caused.
+    error = _cause_of(event)
+    names = {each.cls_name for each in (error, error and error.cause) if each}
+    return TransientClickHouseError.__name__ in names
+
+
+def _cause_of(event: dg.DagsterEvent) -> Any:  # noqa: ANN401 -- Dagster's type is its own
+    """Return this package's error that made a step fail, else the first of all causes."""
+    error = event.step_failure_data.error
+    while error and error.cause and not re.match(_OWN_ERROR, error.message):
         error = error.cause
-    return re.sub(rf"^{PipelineError.__module__}\.\w+: ", "", error.message.strip())
+    return error
 
 
 def failed_hours_of(event: dg.DagsterEvent) -> list[str]:

@@ -1,6 +1,6 @@
-"""The sensor that loads again whatever the last reconciliation found to differ."""
+"""The sensors that load again: what a reconciliation found, and what waits for a failed hour."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
 
 import dagster as dg
@@ -10,15 +10,18 @@ from xxhash import xxh3_64_hexdigest
 from llm_trace_pipeline.defs.checks import without_hours
 from llm_trace_pipeline.defs.jobs import hourly_llm_traces
 from llm_trace_pipeline.defs.runs import (
+    COMMAND_TAG,
     LLM_TRACES,
     LLM_USAGE_HOURLY,
     TRACE_BATCHES,
     hours_being_loaded,
     hours_of_backfills,
+    hours_of_run,
+    is_store_down,
     tags_of,
 )
 from llm_trace_pipeline.defs.stores import Stores
-from llm_trace_pipeline.hours import Window, key_of, ranges
+from llm_trace_pipeline.hours import Window, key_of, parse_hour, ranges
 from llm_trace_pipeline.upkeep.reconcile import Reconciliation, read_reconciliation
 
 # How many hours may lie between two hours whose billing one run renews. The run writes the hours
@@ -129,3 +132,48 @@ def _request(
         asset_selection=[dg.AssetKey(asset) for asset in assets] if assets else None,
         tags={**tags_of(window), "llm_traces/reason": reason},
     )
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.FAILURE,
+    request_job=hourly_llm_traces,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Loads, and rolls up, the hours beside those that failed in a run.",
+)
+def other_hours_sensor(
+    context: dg.RunStatusSensorContext,
+) -> Iterator[dg.RunRequest]:
+    """Request what Dagster did not start for the good hours of a run, since one hour failed."""
+    yield from others_of(context.instance, context.dagster_run)
+
+
+def others_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[dg.RunRequest]:
+    """Return the runs that finish the good hours of a run that failed."""
+    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.ASSET_MATERIALIZATION}
+    entries = instance.all_logs(run.run_id, of_type=kinds)
+    events = [entry.dagster_event for entry in entries if entry.dagster_event]
+    failed = [event for event in events if event.is_step_failure]
+    # A command does that itself. Where ClickHouse is down, the hours wait.
+    if COMMAND_TAG in run.tags or not hours_of_run(run.tags) or any(map(is_store_down, failed)):
+        return []
+    steps = {event.step_key for event in failed}
+    following = {TRACE_BATCHES: (LLM_TRACES, LLM_USAGE_HOURLY), LLM_TRACES: (LLM_USAGE_HOURLY,)}
+    for asset, assets in following.items():
+        if asset in steps:
+            done = [
+                parse_hour(event.partition)
+                for event in events
+                if not event.is_step_failure
+                and event.partition
+                and event.asset_key == dg.AssetKey(asset)
+            ]
+            return [
+                dg.RunRequest(
+                    run_key=f"{run.run_id}:{key_of(window.start)}",
+                    asset_selection=[dg.AssetKey(each) for each in assets],
+                    tags={**tags_of(window), "llm_traces/reason": f"others of {run.run_id}"},
+                )
+                for window in ranges(done)
+            ]
+    return []

@@ -4,7 +4,7 @@ import pytest
 from dagster import AssetKey, DagsterInstance, RunsFilter
 
 from llm_trace_pipeline.defs.metadata import summary_of, table_of
-from llm_trace_pipeline.defs.runs import execute_here
+from llm_trace_pipeline.defs.runs import Call, execute_here
 from llm_trace_pipeline.hours import HOUR, Window, key_of
 from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational, trace
@@ -67,10 +67,10 @@ def test_the_run_of_a_command_is_one_of_the_job_in_the_ui(
     home = str(tmp_path_factory.mktemp("dagster"))
     retries = {"run_retries": {"enabled": True, "max_retries": 2}}
     with DagsterInstance.local_temp(home, overrides=retries) as instance:
-        hour = Window.of([T0])
-        assert execute_here(instance, hour, (), "backfill a b").success
+        hour, call = Window.of([T0]), Call.of(instance, "backfill a b")
+        assert execute_here(instance, hour, (), call).success
         missing = Window.of([T0 + HOUR])
-        assert not execute_here(instance, missing, ["llm_traces"], "backfill a b").success
+        assert not execute_here(instance, missing, ["llm_traces"], call).success
         label = {".dagster/repository": "__repository__@llm_traces"}
         runs = instance.get_runs(RunsFilter(job_name="hourly_llm_traces", tags=label))
         assert [run.status.value for run in runs] == ["FAILURE", "SUCCESS"]
@@ -81,4 +81,10 @@ def test_the_run_of_a_command_is_one_of_the_job_in_the_ui(
             assert run.job_snapshot_id
             assert run.execution_plan_snapshot_id
         assert runs[0].tags["dagster/will_retry"] == "false"
+        # A call that was interrupted goes on; one that ended is another one.
+        assert Call.of(instance, "backfill a b") != call
+        call.interrupt(instance)
+        assert Call.of(instance, "backfill a b") == call
+        assert Call.of(instance, "backfill a c") != call
+        assert call.hours_done(instance, "llm_usage_hourly") == {T0}
         assert runs[0].asset_selection == {AssetKey("llm_traces")}

@@ -18,7 +18,9 @@ from tests.harness.pages import headings, page
 NOTICES = (
     "No demo traffic was added",
     "Nothing that is loaded is covered: is the id right?",
+    "going on: ",
     "hole: ",
+    "interrupted: ",
     "not before ",
     "not final: ",
 )
