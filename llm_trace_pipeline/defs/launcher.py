@@ -17,6 +17,8 @@ from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._grpc.client import DagsterGrpcClient
 
+from llm_trace_pipeline.defs.process import PROCESS_TAG, identity_of
+
 _CLOCK_TOLERANCE_SECONDS = 10.0
 
 
@@ -44,6 +46,9 @@ def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
 
 def is_abandoned(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether the process that executes a run is gone."""
+    if process := run.tags.get(PROCESS_TAG):
+        return identity_of(int(process.partition(" ")[0])) != process
+    # It has not come to a step yet: Dagster's own event has the number of the process alone.
     events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     for event in reversed(events):
         if event.dagster_event is None:

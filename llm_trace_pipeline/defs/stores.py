@@ -1,5 +1,6 @@
 """The stores that assets, checks and the sensor work with, as the environment configures them."""
 
+import os
 from contextlib import AbstractContextManager
 
 import dagster as dg
@@ -7,6 +8,7 @@ from pydantic import PrivateAttr
 
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, connect
+from llm_trace_pipeline.defs.process import PROCESS_TAG, identity_of
 from llm_trace_pipeline.demo.postgres import embedded_postgres
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
@@ -26,9 +28,12 @@ class Stores(dg.ConfigurableResource):  # type: ignore[type-arg]  # takes no typ
 
     _settings: Settings = PrivateAttr()
 
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 -- Dagster passes it
-        """Read the settings."""
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Read the settings; let the run tell which process executes it."""
         self._settings = Settings.from_environment()
+        if context.instance and context.run:
+            tags = {PROCESS_TAG: identity_of(os.getpid())}
+            context.instance.add_run_tags(context.run.run_id, tags)
 
     @property
     def settings(self) -> Settings:
