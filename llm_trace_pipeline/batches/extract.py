@@ -18,7 +18,7 @@ from llm_trace_pipeline.batches.store import BatchStore, HourWriter
 from llm_trace_pipeline.errors import LostTracesError, RecoveryConflictError, SourceError
 from llm_trace_pipeline.hours import HOUR, key_of
 from llm_trace_pipeline.source.postgres import Source
-from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapshot, Untraced
+from llm_trace_pipeline.source.snapshot import Census, FoldedRow, Ledger, Snapshot
 from llm_trace_pipeline.source.standby import retried
 from llm_trace_pipeline.trace.readings import AskSiblings
 from llm_trace_pipeline.trace.rows import transform
@@ -35,7 +35,6 @@ class _Plan:
     rules: Rules
     current: Manifest | None
     census: Census
-    untraced: Untraced
     erasures: tuple[Erasure, ...]
     connections: int
 
@@ -114,7 +113,6 @@ def _plan(
         rules=rules,
         current=writer.current,
         census=census,
-        untraced=snapshot.untraced(writer.hour),
         erasures=read_erasures(store.files),
         connections=1 if census.rows < ROWS_PER_STREAM else source.connections,
     )
@@ -165,7 +163,7 @@ def _read(plan: _Plan, snapshot: Snapshot, writer: HourWriter) -> Manifest:
         source_erased=tally.erased,
         source_hash=source_hash,
         source_newest_change=plan.census.newest_change,
-        steps_without_trace=plan.untraced.calls,
+        steps_without_trace=snapshot.untraced(plan.hour, tally.distinct_steps).calls,
         **tally.figures(),
     )
 
@@ -211,7 +209,7 @@ def _write_stream(
             parts.write(batch)
             tally.add(counted)
             tally.erased += stored.num_rows - kept.num_rows
-            tally.add_source_hashes(stored.column("row_hash"))
+            tally.add_source_rows(stored)
     return parts.parts, tally
 
 
@@ -220,7 +218,7 @@ def _refuse_losses(plan: _Plan, snapshot: Snapshot, store: BatchStore, manifest:
     if plan.current:
         _refuse_lost_traces(snapshot, store, plan.current, manifest)
     elif not plan.census.rows + plan.census.deleted:
-        _refuse_steps_without_traces(plan)
+        _refuse_steps_without_traces(snapshot, plan)
 
 
 def _refuse_lost_traces(
@@ -244,9 +242,9 @@ def _refuse_lost_traces(
         )
 
 
-def _refuse_steps_without_traces(plan: _Plan) -> None:
+def _refuse_steps_without_traces(snapshot: Snapshot, plan: _Plan) -> None:
     """Refuse an hour in which the agent server worked but left no trace."""
-    if steps := plan.untraced.steps:
+    if steps := snapshot.untraced(plan.hour).steps:
         raise LostTracesError(
             f"hour {key_of(plan.hour)}: provider_traces and provider_trace_metadata are empty, "
             f"but {steps} steps of this hour have no trace. Does the agent "

@@ -242,9 +242,19 @@ class Snapshot:
         """Return the ids of an hour's rows that PostgreSQL cannot send whole."""
         return sorted({row["id"] for row in self.rows_in("too_wide", Window.of([hour]))})
 
-    def untraced(self, hour: datetime) -> Untraced:
-        """Return how many steps of an hour have no trace, and should have one."""
-        [counts] = self.rows_in("unaccounted_steps", Window.of([hour]))
+    def untraced(self, hour: datetime, traced: int = 0) -> Untraced:
+        """Return how many steps of an hour have no trace, and should have one.
+
+        Args:
+            hour: start of the hour.
+            traced: how many different steps came with ``step_is_of_hour`` beside the traces. Where
+                these are all steps, as they nearly always are, they need not be looked for.
+        """
+        window = Window.of([hour])
+        [counts] = self.rows_in("steps_of_hour", window)
+        if counts["number"] == traced:
+            return Untraced(0, 0)
+        [counts] = self.rows_in("unaccounted_steps", window)
         return Untraced(**counts)
 
     def present(self, trace_keys: Sequence[str]) -> set[str]:

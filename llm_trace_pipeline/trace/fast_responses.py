@@ -1,24 +1,24 @@
 """What the response of a call says, read fast: plain answers by their types, others by the rules.
 
 Most responses are plain answers: nothing in them is out of the ordinary, and their usage has one of
-the three most common vocabularies. msgspec decodes such an answer into structs. A response that
+the four most common vocabularies. msgspec decodes such an answer into structs. A response that
 does not fit the structs in type or value (an error, usage in another place, a count that is a
-string, anything that changes the price beside the token counts) is left to ``responses.py``. A
-plain answer is read exactly as the rules would read it.
+string, anything that changes the price beside the token counts, the tier and the charge) is left to
+``responses.py``. A plain answer is read exactly as the rules would read it.
 """
 
 from typing import Annotated, Final, Literal
 
 import msgspec
 
-from llm_trace_pipeline.trace.details import STANDARD
-from llm_trace_pipeline.trace.json_values import MOST_TOKENS
+from llm_trace_pipeline.trace.details import STANDARD, charges_in, text_of_details, tier_named
+from llm_trace_pipeline.trace.json_values import MOST_DOLLARS, MOST_TOKENS, Object
 from llm_trace_pipeline.trace.responses import ResponseReading, read_any_response
 from llm_trace_pipeline.trace.usage import Tokens
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)] | None
 _Zero = Annotated[int, msgspec.Meta(ge=0, le=0)] | None
-_StandardTier = Literal["standard", "default", "auto", "on_demand"] | None
+_Dollars = Annotated[float, msgspec.Meta(ge=0, lt=MOST_DOLLARS)] | None
 
 
 class _Details(msgspec.Struct, gc=False):
@@ -43,6 +43,11 @@ class _CacheCreation(msgspec.Struct, gc=False):
 
 class _ServerTools(msgspec.Struct, gc=False):
     web_search_requests: _Zero = None
+
+
+class _CostDetails(msgspec.Struct, gc=False):
+    upstream_inference_prompt_cost: _Dollars = None
+    upstream_inference_completions_cost: _Dollars = None
 
 
 class PlainUsage(msgspec.Struct, gc=False):
@@ -76,7 +81,7 @@ class PlainUsage(msgspec.Struct, gc=False):
     cache_tokens_details: list[_Text] | None = None
     cache_creation: _CacheCreation | None = None
     server_tool_use: _ServerTools | None = None
-    service_tier: _StandardTier = None
+    service_tier: str | None = None
     traffic_type: Literal["ON_DEMAND"] | None = None
     speed: Literal["standard"] | None = None
     inference_geo: Literal["global", "not_available"] | None = None
@@ -86,13 +91,23 @@ class PlainUsage(msgspec.Struct, gc=False):
     server_side_tool_usage_details: None = None
     citation_tokens: _Zero = None
     prompt_audio_seconds: _Zero = None
-    cost: None = None
-    is_byok: None = None
+    cost: _Dollars = None
+    cost_details: _CostDetails | None = None
+    is_byok: bool | None = None
     market_cost: None = None
     estimated_cost: None = None
     cost_in_usd_ticks: None = None
+    inputTokens: _Count = None  # noqa: N815 -- Bedrock's
+    outputTokens: _Count = None  # noqa: N815 -- Bedrock's
+    totalTokens: _Count = None  # noqa: N815 -- Bedrock's
+    cacheReadInputTokens: _Count = None  # noqa: N815 -- Bedrock's
+    cacheWriteInputTokens: _Count = None  # noqa: N815 -- Bedrock's
     serviceTier: None = None  # noqa: N815 -- Bedrock's
     trafficType: None = None  # noqa: N815 -- Vertex's
+    promptTokenCount: None = None  # noqa: N815 -- Gemini's
+    toolUsePromptTokenCount: None = None  # noqa: N815 -- Gemini's
+    candidatesTokenCount: None = None  # noqa: N815 -- Gemini's
+    thoughtsTokenCount: None = None  # noqa: N815 -- Gemini's
     cacheDetails: None = None  # noqa: N815 -- Bedrock's
     promptTokensDetails: None = None  # noqa: N815 -- Gemini's
     toolUsePromptTokensDetails: None = None  # noqa: N815 -- Gemini's
@@ -107,6 +122,10 @@ class _Choice(msgspec.Struct, gc=False):
 
 class _Item(msgspec.Struct, gc=False):
     type: Literal["message", "reasoning", "function_call", "custom_tool_call"] | None = None
+
+
+class _Converse(msgspec.Struct, gc=False):
+    """The output of Bedrock, of which nothing is read."""
 
 
 class _Candidate(msgspec.Struct, gc=False):
@@ -132,9 +151,9 @@ class _Answer(msgspec.Struct, gc=False):
     object: str | None = None
     type: str | None = None
     choices: list[_Choice] | None = None
-    output: list[_Item] | None = None
+    output: list[_Item] | _Converse | None = None
     candidates: list[_Candidate] | None = None
-    service_tier: _StandardTier = None
+    service_tier: str | None = None
     serviceTier: None = None  # noqa: N815 -- Bedrock's
     tool_usage: _ToolUsage | None = None
     usageMetadata: None = None  # noqa: N815 -- Gemini's
@@ -168,7 +187,7 @@ def read_plain(text: bytes | memoryview) -> ResponseReading | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     usage = answer.usage or answer.usage_metadata
-    if usage is None or "error" in (answer.object, answer.type):
+    if usage is None or usage.is_byok or "error" in (answer.object, answer.type):
         return None
     if usage.prompt_tokens is not None or usage.completion_tokens is not None:
         tokens = _of_chat(usage)
@@ -181,6 +200,10 @@ def read_plain(text: bytes | memoryview) -> ResponseReading | None:
         tokens = _of_responses_and_anthropic(usage)
     elif usage.prompt_token_count is not None or usage.candidates_token_count is not None:
         tokens = _of_gemini(usage)
+    elif usage.inputTokens is not None or usage.outputTokens is not None:
+        if usage.tool_use_prompt_token_count is not None or usage.thoughts_token_count is not None:
+            return None
+        tokens = _of_bedrock(usage)
     else:
         return None
     prompt, completion, total, cached, written, reasoning = tokens
@@ -190,11 +213,27 @@ def read_plain(text: bytes | memoryview) -> ResponseReading | None:
     if not 0 < prompt + completion <= MOST_TOKENS or total > MOST_TOKENS:
         return None
     model = answer.model or answer.model_version or ""
-    tier = STANDARD if answer.service_tier or usage.service_tier or usage.traffic_type else ""
+    tier = (
+        (usage.service_tier and tier_named(usage.service_tier))
+        or (usage.traffic_type and STANDARD)
+        or (answer.service_tier and tier_named(answer.service_tier))
+        or ""
+    )
+    details = "" if usage.cost is None else _charge(usage.cost, usage.cost_details)
     return ResponseReading(
         *(prompt, completion, total, cached, written, reasoning),
-        *(False, "", "", model, "response", tier),
+        model=model,
+        usage_source="response",
+        service_tier=tier,
+        usage_details=details,
     )
+
+
+def _charge(cost: float, details: _CostDetails | None) -> str:
+    stated: Object = {"cost": cost}
+    if details:
+        stated = {**stated, "cost_details": msgspec.structs.asdict(details)}
+    return text_of_details(dict(charges_in(stated)))
 
 
 def _of_chat(usage: PlainUsage) -> Tokens:
@@ -253,6 +292,18 @@ def _of_gemini(usage: PlainUsage) -> Tokens:
         usage.cached_content_token_count,
         None,
         usage.thoughts_token_count,
+    )
+
+
+def _of_bedrock(usage: PlainUsage) -> Tokens:
+    read, written = usage.cacheReadInputTokens, usage.cacheWriteInputTokens
+    return (
+        (usage.inputTokens or 0) + (read or 0) + (written or 0),
+        usage.outputTokens or 0,
+        usage.totalTokens or 0,
+        read,
+        written,
+        None,
     )
 
 

@@ -91,13 +91,14 @@ def row_hashes(batch: pa.RecordBatch) -> Hashes:
     version, source = batch.column("price_version"), batch.column("usage_source")
     is_of_version_2 = pc.equal(source, "")
     costs = pa.array(_sums_of_costs(batch, is_of_version_2)).cast(pa.string())
-    priced = pc.binary_join_element_wise("", version, costs, "\x1f")
     added = [batch.column(name) for name in _ADDED_TEXTS]
-    whole = pc.binary_join_element_wise(priced, *added, "\x1f")
-    priced = pc.if_else(pc.equal(version, ""), "", priced)
-    rest = pc.if_else(is_of_version_2, priced, whole)
-    text = pc.binary_join_element_wise(*texts, "\x1f")
-    return hash_each(pc.binary_join_element_wise(text, rest, ""))
+    whole = pc.binary_join_element_wise(*texts, version, costs, *added, "\x1f")
+    if pc.any(is_of_version_2).as_py():
+        text = pc.binary_join_element_wise(*texts, "\x1f")
+        priced = pc.binary_join_element_wise(text, version, costs, "\x1f")
+        of_version_2 = pc.if_else(pc.equal(version, ""), text, priced)
+        whole = pc.if_else(is_of_version_2, of_version_2, whole)
+    return hash_each(whole)
 
 
 def _sums_of_costs(batch: pa.RecordBatch, is_of_version_2: pa.BooleanArray) -> Hashes:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +19,7 @@ UNREADABLE: Final = object()  # stands for a text that is no JSON, or nested too
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _NUMBER: Final = re.compile(r"[0-9]{1,40}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,3})?")
 _DIGITS: Final = re.compile("[0-9]{1,40}")
+_TOO_MUCH, _LAST_DIGIT, _DIGITS_OF_ALL = Decimal(10**20), Decimal(1).scaleb(-24), Context(prec=50)
 
 
 def parse(decoder: msgspec.json.Decoder[Any], text: bytes | memoryview) -> object:
@@ -109,10 +110,7 @@ def decimal_of(value: object) -> Decimal | None:
     if not _NUMBER.fullmatch(text):
         return None
     number = Decimal(text)
-    if number >= 10**20:
-        return None
-    with localcontext(prec=50):
-        return round(number, 24)
+    return None if number >= _TOO_MUCH else number.quantize(_LAST_DIGIT, context=_DIGITS_OF_ALL)
 
 
 def amount_of(value: object) -> Decimal | None:

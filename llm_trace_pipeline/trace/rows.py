@@ -196,9 +196,11 @@ def _added_columns(
             pa.array([served_by(name, Names("", "", "", "", handle)) for name, handle in of_steps]),
         )
     tiers = pa.array(read["service_tier"], pa.string())
-    if pc.any(pc.ends_with(pc.utf8_lower(model), "-fast")).as_py():
-        named = zip(read["service_tier"], servers.to_pylist(), model.to_pylist(), strict=True)
-        tiers = pa.array([tier or asked_tier(*names) for tier, *names in named], pa.string())
+    is_fast = pc.and_(pc.ends_with(pc.utf8_lower(model), "-fast"), pc.equal(tiers, ""))
+    if pc.any(is_fast).as_py():
+        named = zip(servers.filter(is_fast), model.filter(is_fast), strict=True)
+        asked = pa.array([asked_tier(*(each.as_py() for each in names)) for names in named])
+        tiers = pc.replace_with_mask(tiers, is_fast, asked.cast(pa.string()))
     details = read["usage_details"]
     if pc.any(pc.equal(provider, _BEDROCK)).as_py():
         details = list(details)

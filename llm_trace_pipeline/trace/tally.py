@@ -40,7 +40,9 @@ class Tally:
     min_created_at: datetime | None = None
     max_created_at: datetime | None = None
     erased: int = 0  # rows left out because an erasure covers them
-    source_hash: int = 0  # of all rows that came, erased rows too; see ledger.sql
+    # Of all rows that came, erased rows too.
+    source_hash: int = 0  # see ledger.sql
+    step_hashes: list[Hashes] = field(default_factory=list)  # see steps_of_hour.sql
 
     def add(self, other: "Tally") -> None:
         """Add another tally to this one."""
@@ -59,6 +61,7 @@ class Tally:
         self.unmetered.update(other.unmetered)
         self.erased += other.erased
         self.source_hash = (self.source_hash + other.source_hash) % 2**64
+        self.step_hashes += other.step_hashes
         ends = (
             self.min_created_at,
             self.max_created_at,
@@ -69,14 +72,22 @@ class Tally:
         self.min_created_at = min(times, default=None)
         self.max_created_at = max(times, default=None)
 
-    def add_source_hashes(self, row_hashes: pa.Int64Array) -> None:
-        """Add the ``row_hash`` of rows of ``sql/operational/traces.sql``."""
-        self.source_hash = (self.source_hash + sum_of_hashes(row_hashes.to_numpy())) % 2**64
+    def add_source_rows(self, rows: pa.RecordBatch) -> None:
+        """Count rows of ``sql/operational/traces.sql`` as the source's own figures do."""
+        hashes = sum_of_hashes(rows.column("row_hash").to_numpy())
+        self.source_hash = (self.source_hash + hashes) % 2**64
+        steps = rows.column("step_id").filter(rows.column("step_is_of_hour"))
+        self.step_hashes.append(hash_each(steps))
 
     @property
     def distinct_ids(self) -> int:
         """The number of different ids."""
-        return len(np.unique(np.concatenate([np.empty(0, np.uint64), *self.id_hashes])))
+        return _distinct(self.id_hashes)
+
+    @property
+    def distinct_steps(self) -> int:
+        """The number of different steps of the hour among the source's rows."""
+        return _distinct(self.step_hashes)
 
     @property
     def has_duplicates(self) -> bool:
@@ -138,6 +149,10 @@ def tally_of(batch: pa.RecordBatch, unreadable: Sequence[str] = ()) -> Tally:
         min_created_at=times["min"],
         max_created_at=times["max"],
     )
+
+
+def _distinct(hashes: list[Hashes]) -> int:
+    return len(np.unique(np.concatenate([np.empty(0, np.uint64), *hashes])))
 
 
 def _sum(counts: pa.UInt64Array) -> int:

@@ -8,6 +8,7 @@
 -- latency_ms       llm_request_ns in milliseconds, rounded half up; 0: not measured, or negative
 -- step_*           columns of the trace's step; NULL: it has no step; soft-deleted steps count too
 -- row_hash         the row's part of the ledger's source_hash
+-- step_is_of_hour  whether the step is one of steps_of_hour.sql
 -- takes_step_usage whether a metadata-only trace carries its step's tokens
 -- is_too_wide      whether the trace is one of the setting llm_traces.too_wide, a JSON list of ids (see
 --                  too_wide.sql): it then comes without its payloads, and without any other value that
@@ -56,7 +57,12 @@ SELECT
         WHEN w.id IS NULL OR octet_length(t.billing_context) < 268435456 THEN t.billing_context
     END AS billing_context,
     t.created_at,
-    {row_hash} AS row_hash
+    {row_hash} AS row_hash,
+    (
+        s.created_at >= {start}
+        AND s.created_at < {end} - interval '1 minute'
+        AND NOT s.is_deleted
+    ) IS TRUE AS step_is_of_hour
 FROM all_traces AS t
 LEFT JOIN all_steps AS s ON s.id = t.step_id
 LEFT JOIN step_metrics AS m ON m.id = t.step_id

@@ -104,7 +104,10 @@ def test_an_hour_that_lost_some_of_its_traces_is_warned_of(
     steps = [{"id": f"step-{number}", **CALL} for number in range(7)]
     operational.insert("steps", *steps, {"id": "silent", **CALL, "model": None})
     operational.insert("steps", {"id": "whole", **CALL, "created_at": LATER})
-    operational.insert("provider_traces", trace(T0, id="a", step_id="step-1"))
+    # As many traces as steps, but all of one step.
+    operational.insert(
+        "provider_traces", *(trace(T0, id=f"{n}", step_id="step-1") for n in range(8))
+    )
     operational.insert("provider_traces", trace(LATER, id="b", step_id="whole"))
     result = jobs.load(T0, LATER)
     assert result.success

@@ -18,13 +18,21 @@ def as_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+VALUES: dict[type[msgspec.inspect.Type], st.SearchStrategy[Any]] = {
+    msgspec.inspect.NoneType: st.none(),
+    msgspec.inspect.BoolType: st.booleans(),
+    msgspec.inspect.FloatType: st.sampled_from([0, 0.0, 0.25, 1, 0.0039018, 1e-9, 999_999.5]),
+    msgspec.inspect.StrType: st.sampled_from(["standard", "Default", "on_demand", "FLEX", ""]),
+}
+
+
 def fitting(kind: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
     """Draw values that a plain answer may hold where its struct has this type."""
+    if type(kind) in VALUES:
+        return VALUES[type(kind)]
     match kind:
         case msgspec.inspect.UnionType(types=types):
             return st.one_of(*map(fitting, types))
-        case msgspec.inspect.NoneType():
-            return st.none()
         case msgspec.inspect.IntType(le=most):
             return st.integers(0, min(9, most or 0))
         case msgspec.inspect.LiteralType(values=values):
@@ -101,7 +109,7 @@ BODIES: dict[str, st.SearchStrategy[Any]] = {
     "model": st.sampled_from(["m", "", None, 4]),
     "type": st.sampled_from(["message", "error", None]),
     "service_tier": st.sampled_from(["default", "auto", "flex", "priority", None, 3]),
-    "output": st.none() | st.lists(ITEMS, max_size=3),
+    "output": st.none() | st.lists(ITEMS, max_size=3) | st.just({"message": {"role": "assistant"}}),
     "candidates": st.none() | st.lists(CANDIDATES, max_size=2),
     "choices": st.sampled_from([None, [], [{}], [{"usage": None}], [{"error": {"code": 1}}]]),
     "tools": st.sampled_from([None, [{"type": "web_search"}], [{"type": "web_search_preview"}]]),
@@ -227,3 +235,51 @@ def test_todays_plain_answers_are_plain(response: Any) -> None:
     assert reading == read_any_response(as_json(response))
     assert (reading.cached_input_tokens, reading.usage_source) == (4, "response")
     assert (reading.service_tier, reading.usage_details) == ("standard", "")
+
+
+@pytest.mark.parametrize(
+    ("response", "details"),
+    [
+        pytest.param(
+            {
+                "output": {"message": {"role": "assistant", "content": [OK]}},
+                "stopReason": "end_turn",
+                "usage": {
+                    "inputTokens": 10,
+                    "outputTokens": 5,
+                    "totalTokens": 19,
+                    "cacheReadInputTokens": 4,
+                },
+            },
+            "",
+            id="bedrock converse",
+        ),
+        pytest.param(
+            {
+                "model": "z-ai/glm-5",
+                "service_tier": "flex",
+                "usage": {
+                    "prompt_tokens": 10,
+                    "completion_tokens": 5,
+                    "total_tokens": 15,
+                    "prompt_tokens_details": {"cached_tokens": 4},
+                    "cost": 0.0039018,
+                    "is_byok": False,
+                    "cost_details": {
+                        "upstream_inference_cost": None,
+                        "upstream_inference_prompt_cost": 0.003,
+                        "upstream_inference_completions_cost": 0.0009018,
+                    },
+                },
+            },
+            '{"reported_cost_usd":"0.0039018","reported_input_cost_usd":"0.003",'
+            '"reported_output_cost_usd":"0.0009018"}',
+            id="openrouter",
+        ),
+    ],
+)
+def test_charges_and_tiers_are_plain(response: Any, details: str) -> None:
+    reading = read_plain(as_json(response))
+    assert reading
+    assert reading == read_any_response(as_json(response))
+    assert (reading.cached_input_tokens, reading.usage_details) == (4, details)

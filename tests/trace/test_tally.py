@@ -114,13 +114,17 @@ def test_a_few_examples_stand_beside_a_count() -> None:
 
 
 def test_what_the_source_said_is_added_apart_from_the_rows() -> None:
+    def rows(*each: tuple[int, str | None, bool]) -> pa.RecordBatch:
+        names = ("row_hash", "step_id", "step_is_of_hour")
+        return pa.record_batch(dict(zip(names, zip(*each, strict=True), strict=True)))
+
     left, right = Tally(), Tally()
-    left.add_source_hashes(pa.array([2**63 - 1]))
-    left.add_source_hashes(pa.array([2**63 - 1]))
-    right.add_source_hashes(pa.array([-1, 4]))
+    left.add_source_rows(rows((2**63 - 1, "a", True)))
+    left.add_source_rows(rows((2**63 - 1, "b", False)))
+    right.add_source_rows(rows((-1, "a", True), (4, "c", True)))
     left.erased, right.erased = 1, 2
     left.add(right)
-    assert (left.source_hash, left.erased) == (1, 3)
+    assert (left.source_hash, left.erased, left.distinct_steps) == (1, 3, 2)
     assert "erased" not in left.figures()
 
 
