@@ -24,6 +24,8 @@ from llm_trace_pipeline.defs.jobs import (
     hourly_llm_traces_schedule,
     reconcile_hours,
     reconcile_hours_schedule,
+    repair_hours,
+    restore_hours,
 )
 from llm_trace_pipeline.defs.sensors import changed_hours_sensor, other_hours_sensor
 from llm_trace_pipeline.defs.stores import Stores
@@ -45,7 +47,14 @@ with warnings.catch_warnings():
 defs = dg.Definitions(
     assets=_assets,
     asset_checks=[reconciliation, freshness],
-    jobs=[hourly_llm_traces, reconcile_hours, apply_retention, daily_usage_report],
+    jobs=[
+        hourly_llm_traces,
+        repair_hours,
+        restore_hours,
+        reconcile_hours,
+        apply_retention,
+        daily_usage_report,
+    ],
     schedules=[
         hourly_llm_traces_schedule,
         reconcile_hours_schedule,

@@ -33,8 +33,9 @@ def serve_dagster(port: str) -> None:
     _on_signals(signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         click.echo(
-            f"Open http://localhost:{number} in half a minute; there: Lineage, Materialize all, "
-            "choose an hour, Launch.\nThe schedule loads each hour as it closes. Ctrl-C ends it."
+            f"Open http://localhost:{number} in half a minute; there: Jobs, hourly_llm_traces, "
+            "Materialize all, choose an hour, Launch.\nThe schedule loads each hour as it closes. "
+            "Ctrl-C ends it."
         )
         if settings.is_demo:
             click.echo("Starting the embedded PostgreSQL, making demo traffic up to now")

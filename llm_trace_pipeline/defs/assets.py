@@ -43,6 +43,7 @@ from llm_trace_pipeline.defs.runs import (
     LLM_USAGE_HOURLY,
     TRACE_BATCHES,
     hours_done_before,
+    refuse_retries,
 )
 from llm_trace_pipeline.defs.source import newest_of
 from llm_trace_pipeline.defs.stores import Stores
@@ -131,6 +132,16 @@ class ExtractConfig(dg.Config):
         "with a warning.",
     )
 
+    def refuse_contradictions(self) -> None:
+        """Raise a SettingsError where options say nothing together."""
+        if self.enrich_only and (self.only_changed or self.accept_loss or self.fail_on_loss):
+            raise SettingsError(
+                "enrich_only reads no operational database, and only_changed, accept_loss and "
+                "fail_on_loss say how to: set one or the other"
+            )
+        if self.accept_loss and self.fail_on_loss:
+            raise SettingsError("accept_loss takes what fail_on_loss refuses: set one or the other")
+
 
 @dg.asset(
     name=TRACE_BATCHES,
@@ -149,11 +160,11 @@ def trace_batches(
     context: dg.AssetExecutionContext, config: ExtractConfig, stores: Stores
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """One immutable Parquet batch per hour; one row per LLM call, with usage and billing."""
-    if config.enrich_only and (config.only_changed or config.accept_loss):
-        raise SettingsError(
-            "enrich_only reads no operational database, and only_changed and accept_loss say how "
-            "to: set one or the other"
-        )
+    try:
+        config.refuse_contradictions()
+    except SettingsError:
+        refuse_retries(context)
+        raise
     store = stores.batches()
     window = _window(context)
     kept_from = line_before(stores.settings.batch_retention_days, datetime.now(UTC))

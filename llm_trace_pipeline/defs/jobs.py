@@ -1,6 +1,7 @@
 """The jobs, and the schedules by which they run by themselves."""
 
 from datetime import UTC, datetime
+from typing import Any, TypeAlias
 
 import dagster as dg
 
@@ -11,27 +12,70 @@ from llm_trace_pipeline.defs.assets import (
     trace_batches,
     usage_report,
 )
-from llm_trace_pipeline.defs.checks import BATCH_CHECKS, ROLLUP_CHECKS, TABLE_CHECKS, reconciliation
+from llm_trace_pipeline.defs.checks import (
+    BATCH_CHECKS,
+    ROLLUP_CHECKS,
+    TABLE_CHECKS,
+    reconciliation,
+)
 from llm_trace_pipeline.defs.partitions import OWNERS, SCHEDULE_MINUTE
-from llm_trace_pipeline.defs.runs import HOURLY_JOB
+from llm_trace_pipeline.defs.runs import HOURLY_JOB, REPAIR_JOB, RESTORE_JOB, TRACE_BATCHES
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import key_of
 from llm_trace_pipeline.upkeep.retention import apply_retention as drop_past_retention
 
-hourly_llm_traces = dg.define_asset_job(
-    HOURLY_JOB,
-    # An asset brings all its checks along. A load needs the checks of its own hours alone.
-    selection=dg.AssetSelection.assets(
-        billing_history, trace_batches, llm_traces, llm_usage_hourly
-    ).without_checks()
-    | dg.AssetSelection.checks(
-        *(spec.key for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS))
-    ),
-    owners=OWNERS,
-    # A process per step would cost seconds of start-up each.
-    executor_def=dg.in_process_executor,
+_Job: TypeAlias = Any  # Dagster names no type of a job of assets
+_CHECKS = (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS)
+
+
+def _loads(
+    *assets: dg.AssetsDefinition, name: str, description: str, config: dict[str, Any] | None = None
+) -> _Job:
+    """Return a job that materializes assets for hours.
+
+    An asset brings all its checks along. A load needs the checks of its own hours alone.
+    """
+    keys = {key for asset in assets for key in asset.keys}
+    checks = [spec.key for spec in _CHECKS if spec.asset_key in keys]
+    return dg.define_asset_job(
+        name,
+        selection=dg.AssetSelection.assets(*assets).without_checks()
+        | dg.AssetSelection.checks(*checks),
+        config=config,
+        owners=OWNERS,
+        # A process per step would cost seconds of start-up each.
+        executor_def=dg.in_process_executor,
+        description=description,
+    )
+
+
+hourly_llm_traces = _loads(
+    billing_history,
+    trace_batches,
+    llm_traces,
+    llm_usage_hourly,
+    name=HOURLY_JOB,
     description="Load an hour: from the operational database to a Parquet batch to ClickHouse, "
     "and roll it up.",
+)
+
+repair_hours = _loads(
+    billing_history,
+    trace_batches,
+    llm_traces,
+    llm_usage_hourly,
+    name=REPAIR_JOB,
+    description="Load again what differs: hours whose source, billing or prices have changed since "
+    "their batch, and hours that ClickHouse does not hold as their batch says. The others are "
+    "left alone.",
+    config={"ops": {TRACE_BATCHES: {"config": {"only_changed": True}}}},
+)
+
+restore_hours = _loads(
+    llm_traces,
+    llm_usage_hourly,
+    name=RESTORE_JOB,
+    description="Rebuild ClickHouse from the batches. The operational database is not read.",
 )
 
 hourly_llm_traces_schedule = dg.build_schedule_from_partitioned_job(

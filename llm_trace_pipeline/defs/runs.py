@@ -43,8 +43,9 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from llm_trace_pipeline.errors import PipelineError, TransientClickHouseError
 from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
 
-HOURLY_JOB = "hourly_llm_traces"
+HOURLY_JOB, REPAIR_JOB, RESTORE_JOB = "hourly_llm_traces", "repair_hours", "restore_hours"
 TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "llm_usage_hourly"
+_LOADING_JOBS = (HOURLY_JOB, REPAIR_JOB, RESTORE_JOB)
 _HOURLY_ASSETS = frozenset(map(dg.AssetKey, (TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY)))
 # A backfill that has started no run for so long is taken to be stuck.
 _BACKFILL_PATIENCE = timedelta(hours=6)
@@ -161,7 +162,7 @@ def hours_being_loaded(instance: dg.DagsterInstance) -> set[datetime]:
 
 def _loads_hours(run: dg.DagsterRun) -> bool:
     """Whether a run loads hours of these assets: an instance may serve others' code too."""
-    return run.job_name == HOURLY_JOB or not _HOURLY_ASSETS.isdisjoint(run.asset_selection or ())
+    return run.job_name in _LOADING_JOBS or not _HOURLY_ASSETS.isdisjoint(run.asset_selection or ())
 
 
 def hours_of_backfills(
@@ -187,7 +188,7 @@ def hours_of_backfills(
 
 def _keys_left(backfill: PartitionBackfill, graph: BaseAssetGraph[Any] | None) -> set[str]:
     if not backfill.is_asset_backfill:
-        return set(backfill.partition_names or ()) if backfill.job_name == HOURLY_JOB else set()
+        return set(backfill.partition_names or ()) if backfill.job_name in _LOADING_JOBS else set()
     if graph is None or _HOURLY_ASSETS.isdisjoint(backfill.asset_selection or ()):
         return set()
     try:

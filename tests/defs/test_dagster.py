@@ -19,8 +19,9 @@ from llm_trace_pipeline.clickhouse.loads import Loaded, Loader
 from llm_trace_pipeline.clickhouse.tables import has_table
 from llm_trace_pipeline.definitions import defs
 from llm_trace_pipeline.defs import assets
+from llm_trace_pipeline.defs.runs import tags_of
 from llm_trace_pipeline.errors import ClickHouseError
-from llm_trace_pipeline.hours import HOUR, key_of
+from llm_trace_pipeline.hours import HOUR, Window, key_of
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.source.postgres import Source
 from tests.harness.jobs import Jobs
@@ -282,7 +283,7 @@ def test_the_graph_has_the_public_names() -> None:
     assert graph.get(AssetKey("llm_usage_hourly")).parent_keys == {AssetKey("llm_traces")}
 
 
-@pytest.mark.parametrize("other", ["only_changed", "accept_loss"])
+@pytest.mark.parametrize("other", ["only_changed", "accept_loss", "fail_on_loss"])
 def test_options_that_say_nothing_together_are_refused(jobs: Jobs, other: str) -> None:
     config = {"ops": {"trace_batches": {"config": {"enrich_only": True, other: True}}}}
     result = jobs.load(T0, T0, run_config=config)
@@ -293,6 +294,28 @@ def test_options_that_say_nothing_together_are_refused(jobs: Jobs, other: str) -
     assert cause.message.startswith(
         "llm_trace_pipeline.errors.SettingsError: enrich_only reads no "
     )
+
+
+def test_the_ready_made_jobs_repair_and_restore(
+    operational: Operational, settings: Settings, jobs: Jobs
+) -> None:
+    hours = [T0, T0 + HOUR]
+    operational.insert("provider_traces", *(trace(hour, id=key_of(hour)) for hour in hours))
+    assert jobs.load(T0, T0).success
+    operational.insert("provider_traces", trace(T0, id="late"))
+    tags = tags_of(Window.of(hours))
+    assert jobs.run("repair_hours", tags=tags).success
+    outcomes = [each["outcome"].value for _, each in jobs.materializations("trace_batches")]
+    assert outcomes == ["new batch", "new batch", "new batch"]
+    assert jobs.run("repair_hours", tags=tags).success
+    outcomes = [each["outcome"].value for _, each in jobs.materializations("trace_batches")]
+    assert outcomes[3:] == ["unchanged: the batch was kept"] * 2
+    rows = jobs.rows("*")
+    with connect(settings) as database:
+        database.execute("DROP TABLE llm_traces")
+    operational.execute("DROP TABLE provider_traces")
+    assert jobs.run("restore_hours", tags=tags).success
+    assert jobs.rows("*") == rows
 
 
 class _OddError(Exception):

@@ -61,6 +61,15 @@ def test_runs_of_others_load_no_hour(job: str, tags: dict[str, str]) -> None:
         assert hours_being_loaded(instance) == set()
 
 
+@pytest.mark.parametrize("job", ["hourly_llm_traces", "repair_hours", "restore_hours"])
+def test_a_run_and_a_backfill_of_one_of_our_jobs_load_their_hours(job: str) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.create_run_for_job(defs.resolve_job_def(job), tags={"dagster/partition": OUR_HOUR})
+        instance.add_backfill(backfill_of_job(job, [key_of(T0 + HOUR)]))
+        assert hours_being_loaded(instance) == {T0}
+        assert hours_of_backfills(instance, GRAPH) == {T0 + HOUR}
+
+
 @pytest.mark.parametrize("asset", ["trace_batches", "llm_traces", "llm_usage_hourly"])
 def test_a_run_of_one_of_our_assets_loads_its_hour_whatever_its_job(asset: str) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
