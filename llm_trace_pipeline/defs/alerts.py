@@ -43,9 +43,11 @@ def alerts_sensor(
 ) -> dg.SensorResult | dg.SkipReason:
     """Post what has failed since the last tick; what is not taken stays for the next one."""
     address = stores.settings.alert_webhook_url
-    if address is None or not context.cursor:
+    if address is None:
+        return dg.SensorResult(skip_reason="ALERT_WEBHOOK_URL is not set", cursor="")
+    if not context.cursor:
         told = Told.until_now(context.instance)
-        reason = "what fails from now on is posted" if address else "ALERT_WEBHOOK_URL is not set"
+        reason = "what fails from now on is posted"
         return dg.SensorResult(skip_reason=reason, cursor=told.model_dump_json())
     told = Told.model_validate_json(context.cursor)
     cursor, posted, reason = context.cursor, 0, "nothing has failed"

