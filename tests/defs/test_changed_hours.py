@@ -196,7 +196,6 @@ def test_a_change_of_the_source_is_found_and_loaded(deployment: Deployment, chan
     assert set(found.drifted) == set(expected)
     assert found.stale == found.damaged == found.pruned == ()
     assert checks == {
-        "is_written_to": True,
         "source_matches_batches": False,
         "source_keeps_loaded_traces": True,
         "clickhouse_matches_batches": True,
