@@ -72,11 +72,13 @@ lint: .venv/installed  ## ruff, the strict type checker, and who may import whom
 # What is loaded, on any server, and what goes wrong on the way to one.
 LOADS := $(patsubst %,tests/clickhouse/test_%.py,layouts narrow_tables other_writers stops \
 	tables upsert)
-OVER_HTTP := $(patsubst %,tests/clickhouse/test_%.py,faults service tls)
+OVER_HTTP := $(patsubst %,tests/clickhouse/test_%.py,cluster cluster_statements faults service tls)
+# What starts the services as they are deployed, and looks at them.
+DEPLOYED := tests/defs/test_dagster_ui.py tests/whole/test_deploy.py
 
 .PHONY: test
-test: .venv/installed  ## the whole test suite, but for what needs a server
-	.venv/bin/pytest -n 2 --dist worksteal $(addprefix --ignore ,$(OVER_HTTP))
+test: .venv/installed  ## the test suite, but for the parts that the next targets run
+	.venv/bin/pytest -n 2 --dist worksteal $(addprefix --ignore ,$(OVER_HTTP) $(DEPLOYED))
 
 # What loads, with fewer random histories than "make test" has: the engine is the same.
 .PHONY: test-server
@@ -87,7 +89,7 @@ test-server: .venv/installed  ## what loads, on the server that CLICKHOUSE_TEST_
 		tests/upkeep/test_erase.py tests/upkeep/test_retention.py
 
 .PHONY: test-http
-test-http: .venv/installed  ## the same over HTTP, on a server and on a service; then what goes wrong
+test-http: .venv/installed  ## the same over HTTP, on a server, a service and a cluster; what goes wrong
 	@state="$$(mktemp -d)"; trap 'rm -rf "$$state"' EXIT; \
 		$(PY) -m tests.harness.http_engine "$$state" $(MAKE) test-server
 	@state="$$(mktemp -d)"; trap 'rm -rf "$$state"' EXIT; export SOAK_SEQUENCES=8 SOAK_KILLS=6; \
@@ -108,6 +110,10 @@ test-clocks: .venv/installed  ## what has times as keys, in zones whose clocks g
 	TZ=Australia/Lord_Howe .venv/bin/pytest -n 2 --dist worksteal $(ASKS_CLOCKS) \
 		-k "not too_wide and not a_reader_sees and not stop_after_any"
 	TZ=Europe/Berlin MODEL_SEED=1 SOAK_SEQUENCES=16 .venv/bin/pytest -n 2 tests/whole/test_model.py
+
+.PHONY: test-deployed
+test-deployed: .venv/installed  ## the UI in a browser, and two days of the deployed services
+	.venv/bin/pytest -n 2 $(DEPLOYED)
 
 .PHONY: test-installs
 test-installs: .venv/installed  ## the wheel and the steps of the image, in fresh environments
