@@ -175,7 +175,8 @@ class _Distinct(Generic[_Reading]):
 def _or_else(texts: pa.StringArray | list[str], default: pa.StringArray | str) -> pa.StringArray:
     """Return every text, or the default where the text is ''."""
     texts = pa.array(texts, pa.string())
-    return pc.if_else(pc.equal(texts, ""), default, texts)
+    is_missing = pc.equal(texts, "")
+    return pc.if_else(is_missing, default, texts) if pc.any(is_missing).as_py() else texts
 
 
 def _added_columns(
