@@ -41,11 +41,12 @@ class BatchError(PipelineError):
 class ClickHouseError(PipelineError):
     """ClickHouse refused a statement, or its rows are not what the batch says."""
 
-    def __init__(self, message: str, repair: str = "") -> None:
-        """Say what happened, and what to do where that is known."""
+    def __init__(self, message: str, repair: str = "", name: str = "") -> None:
+        """Say what happened, what to do where that is known, and how the engine names the error."""
         super().__init__(f"{message}; {repair}" if repair else message)
         self.message = message
         self.repair = repair
+        self.name = name
 
 
 class TransientClickHouseError(ClickHouseError):

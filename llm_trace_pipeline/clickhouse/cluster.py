@@ -129,7 +129,7 @@ class ClusterLoader(Loader):
         """Where rows lie: a replica of each shard, and the name of its own table."""
         return [(shard, LOCAL_TABLE) for shard in self._shards]
 
-    def recover(self) -> None:
+    def try_recover(self) -> None:
         """Drop what an interrupted load left on any shard, and let its replica catch up."""
         for shard in self._shards:
             Swap(shard, LOCAL_TABLE, self.time_column).recover()

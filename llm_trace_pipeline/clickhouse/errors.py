@@ -75,7 +75,7 @@ def _translation(error: DriverError) -> ClickHouseError:
         or (name is None and _TRANSIENT_STATUS.search(message) is not None)  # a proxy's answer
     )
     kind = TransientClickHouseError if is_transient else ClickHouseError
-    return kind(f"ClickHouse: {message}", _REPAIRS.get(name or "", ""))
+    return kind(f"ClickHouse: {message}", _REPAIRS.get(name or "", ""), name or "")
 
 
 def _without_stack(said: str) -> str:

@@ -5,6 +5,7 @@ cut, and leaves hours alone that are right. It ends by comparing the other hours
 that it touched, since a swap replaces a whole partition.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.held import NotHeldError
 from llm_trace_pipeline.clickhouse.tables import TABLE, define_table
 from llm_trace_pipeline.clickhouse.upsert import SWAP_ATTEMPTS, Swap
-from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, midnight
+from llm_trace_pipeline.errors import ClickHouseError, PipelineError, TransientClickHouseError
+from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, key_of, midnight
 from llm_trace_pipeline.sql import render
+
+_log = logging.getLogger(__name__)
 
 Figures = dict[str, Any]  # of an hour, by the name that a message tells: counts, sums, hashes
 
@@ -126,12 +130,47 @@ class Loader:
         return [(self._database, self._table)]
 
     def recover(self) -> None:
+        """Do what ``try_recover`` does, for who reads or erases what the table holds.
+
+        Raises:
+            ClickHouseError: also where an hour remains that may hold rows twice.
+        """
+        if error := self.try_recover():
+            raise error
+
+    def try_recover(self) -> ClickHouseError | None:
         """Finish a swap that was cut, and drop what an interrupted load left behind.
+
+        Where the table was changed since, the swap cannot be finished: the hours of its partition
+        are loaded from their batches where they differ.
+
+        Returns:
+            The error of an hour that cannot be loaded, and may hold rows twice until it is. Loads
+            of other hours may go on.
 
         Raises:
             ClickHouseError: a statement failed, or one of an earlier load does not end.
         """
-        self._swap.recover()
+        hours = self._swap.recover()
+        if not hours:
+            return None
+        define_table(self._database, self._table)
+        left = None
+        for hour in self._differing([hour for hour in hours if hour >= self._kept_from]):
+            try:
+                self._load(self._contents.expected([hour]))
+            except TransientClickHouseError:
+                raise
+            except PipelineError as error:
+                left = ClickHouseError(
+                    f"hour {key_of(hour)}: a swap was cut, and {self._table} was changed after it: "
+                    f"the hour may hold rows twice until it can be loaded again: {error}",
+                    "mend that, then run it again",
+                )
+        self._swap.drop_staged()
+        if not left:
+            self._swap.drop_cut()
+        return left
 
     def compare(self, hours: Sequence[datetime]) -> dict[datetime, list[str]]:
         """Return the hours that the table does not hold as expected, and what differs.
@@ -185,7 +224,8 @@ class Loader:
 
     def _compared(self, hours: Sequence[datetime]) -> list[tuple[Hour, Figures]]:
         """Return what the table is to hold of the hours, and what it holds, in their order."""
-        self.recover()  # before the upgrade: a journal has the columns of its day
+        if error := self.try_recover():  # before the upgrade: a journal has the columns of its day
+            _log.warning("%s", error)
         define_table(self._database, self._table)
         # Read only now: while this load waited for its turn, a batch may have been switched.
         expected = self._contents.expected(hours)
@@ -264,6 +304,17 @@ class Loader:
             [hour for hour in around.hours if hour not in excluded and hour >= self._kept_from]
         )
         return [each.hour for each in others if self._differences(each, found[each.hour])]
+
+    def _differing(self, hours: Sequence[datetime]) -> list[datetime]:
+        """Return the hours of which the table holds rows, but not as expected."""
+        if not hours:
+            return []
+        found = self._contents.found_around(Window.of(hours))
+        return [
+            each.hour
+            for each in self._contents.expected_around(hours)
+            if found[each.hour]["rows"] and self._differences(each, found[each.hour])
+        ]
 
 
 def describe_differences(

@@ -24,8 +24,7 @@ from llm_trace_pipeline.clickhouse.tables import (
     local_name,
 )
 from llm_trace_pipeline.clickhouse.traces import Traces
-from llm_trace_pipeline.clickhouse.upsert import Swap
-from llm_trace_pipeline.errors import BatchError
+from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.hours import BEGINNING, Window, by_day
 from llm_trace_pipeline.sql import quote_identifier, render
 from llm_trace_pipeline.trace.columns import COST_COLUMNS, TOKEN_COLUMNS
@@ -138,12 +137,13 @@ class RollupLoader(Loader):
         """Roll up ``traces`` into ``table``, from where the retention begins on."""
         contents = Rollup(database, store, traces, table)
         super().__init__(database, table, contents, store.files, kept_from)
-        self._traces = traces
+        of_traces = Traces(database, store, traces)
+        self._traces = Loader(database, traces, of_traces, store.files, kept_from)
 
-    def recover(self) -> None:
+    def try_recover(self) -> ClickHouseError | None:
         """Finish a swap of the traces that was cut, which shows rows twice; then the roll-up's."""
-        Swap(self._database, self._traces, Traces.time_column).recover()
-        super().recover()
+        left = self._traces.try_recover()
+        return super().try_recover() or left
 
 
 def rollups_of(

@@ -65,6 +65,14 @@ def has_table(database: Database, table: str) -> bool:
     return bool(layout_of(database, table))
 
 
+def tables_that_begin(database: Database, prefix: str) -> list[str]:
+    """Return the tables of the database whose names begin so, in their order."""
+    found = database.rows(
+        read_sql("clickhouse/tables_that_begin.sql"), {"database": database.name, "prefix": prefix}
+    )
+    return [row["name"] for row in found]
+
+
 def schema_version(layout: Mapping[str, Any]) -> int:
     """Return the version of the schema that a row of ``system.tables`` tells; 0: none."""
     said = re.search(r"\bllm_trace_pipeline schema (\d+)", layout["comment"])

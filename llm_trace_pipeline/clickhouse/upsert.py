@@ -12,6 +12,12 @@ active, which doubles every hour of the partition and which another upsert does 
 replaying REPLACE from ``t__ready`` does. So a load begins with that replay, and ``t__ready`` is
 dropped only after the swap is verified.
 
+A journal cannot be replayed once the columns or the keys of ``t`` have changed, and would undo what
+somebody has deleted or updated since. It is renamed to ``t__cut_<partition>`` then, so that other
+swaps go on. Where ``t`` holds more rows of an hour than
+it, the rows that are there twice are taken out. Hours with a batch are compared with it, and loaded
+where they differ; after that the cut journal is dropped.
+
 The statements stand here and not under ``sql/``, since their order is the algorithm: a process may
 end after any of them. Queries that stand alone are files.
 """
@@ -19,10 +25,18 @@ end after any of them. Queries that stand alone are files.
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.kinds import is_shared_engine, require_one_target
+from llm_trace_pipeline.clickhouse.others import (
+    apply_patches,
+    is_changed_since,
+    ordered_changes,
+    wait_for_mutations,
+)
 from llm_trace_pipeline.clickhouse.pins import MEANT
 from llm_trace_pipeline.clickhouse.tables import (
     catch_up,
@@ -33,14 +47,17 @@ from llm_trace_pipeline.clickhouse.tables import (
     name_in_front,
     parts_of,
     require_all_rows,
+    tables_that_begin,
     wait_for_statements_on,
 )
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import Window, key_of
-from llm_trace_pipeline.sql import quote_text, render
+from llm_trace_pipeline.sql import quote_text, read_sql, render
 
 SWAP_ATTEMPTS = 5  # to swap a partition into which somebody else keeps inserting
 
+# How ClickHouse refuses parts of a table with other columns, keys, indices or projections.
+_OTHER_STRUCTURE = ("INCOMPATIBLE_COLUMNS", "BAD_ARGUMENTS", "INVALID_PARTITION_VALUE")
 _IN_PARTITION = "_partition_id = {partition:String}"
 # Merging tables that live for a second costs memory (0.3 GB with rows of 5 MB) and gains nothing.
 _NO_MERGES = "max_bytes_to_merge_at_max_space_in_pool = 1"
@@ -69,14 +86,21 @@ class Swap:
         self._table = table
         self._time_column = time_column
         self._in_window = in_window(time_column)
+        self._hour = f"toStartOfHour({time_column}, 'UTC')"
+        self._cut_prefix = f"{table}__cut_"
         self._staging, self._clone, self._ready = (
             f"{table}__{suffix}" for suffix in ("staging", "clone", "ready")
         )
 
-    def recover(self) -> None:
+    def recover(self) -> list[datetime]:
         """Finish a swap that was cut, and drop what an interrupted load left behind.
 
         A replica first fetches what the others have: its clone of a partition would lack rows.
+
+        Returns:
+            The hours of journals that cannot be replayed. They hold no row twice any more, but may
+            hold those from before the swap beside those of their batch. Once they are as their
+            batches say, ``drop_cut`` ends the matter.
         """
         require_one_target(self._database)
         wait_for_statements_on(self._database, self._staging, self._clone, self._ready)
@@ -86,11 +110,90 @@ class Swap:
                 catch_up(self._database, self._table)
             elif has_table(self._database, self._ready):
                 require_all_rows(self._database, self._ready)
-                for partition in self._partitions(self._ready, "1", {}):
-                    self._replay(partition)
+                self._finish()
         self._drop(self._ready)
         self._drop(self._clone)
         self._drop(self._staging)
+        return sorted(hour for cut in self._cut() for hour in self._undoubled(cut))
+
+    def _finish(self) -> None:
+        """Replay the journal; where the table was changed since it was made, set it aside."""
+        is_outdated = is_changed_since(self._database, self._table, self._ready)
+        for partition in self._partitions(self._ready, "1", {}):
+            if not is_outdated:
+                try:
+                    self._replay(partition)
+                    continue
+                except ClickHouseError as error:
+                    if error.name not in _OTHER_STRUCTURE:
+                        raise
+            cut = f"{self._cut_prefix}{partition}"
+            self._drop(cut)
+            self._database.execute(f"RENAME TABLE {self._name(self._ready)} TO {self._name(cut)}")
+            return
+
+    @property
+    def outdated_journals(self) -> list[str]:
+        """The journals that cannot be replayed, since the table has other columns or keys."""
+        structure, of_table = (
+            read_sql("clickhouse/structure.sql"),
+            {"database": self._database.name},
+        )
+        ours, theirs = (
+            self._database.rows(structure, of_table | {"table": table})
+            for table in (self._table, self._ready)
+        )
+        return [*([self._ready] if theirs and theirs != ours else []), *self._cut()]
+
+    def drop_cut(self) -> None:
+        """Drop the journals that cannot be replayed."""
+        for cut in self._cut():
+            self._drop(cut)
+
+    def _cut(self) -> list[str]:
+        return tables_that_begin(self._database, self._cut_prefix)
+
+    def _undoubled(self, cut: str) -> dict[datetime, int]:
+        """Take out what the table holds twice of the hours of a journal; return its hours.
+
+        Where the swap ended, or had not begun, no hour has more rows than the journal, but for
+        those of its window. Of rows that are equal in all columns one stays.
+        """
+        journaled = self._hours(cut, "1", {})
+        window = Window.of(sorted(journaled))
+        for partition in self.partitions_of(window):
+            held = self._hours(self._table, _IN_PARTITION, {"partition": partition})
+            more = [hour for hour, rows in held.items() if rows > journaled.get(hour, rows)]
+            parameters = {"partition": partition, "hours": more}
+            of_hours = f"{_IN_PARTITION} AND {self._hour} IN {{hours:Array(DateTime('UTC'))}}"
+            once = f"SELECT DISTINCT * FROM {self._name(self._table)} WHERE {of_hours}"
+            [distinct] = self._database.rows(f"SELECT count() AS rows FROM ({once})", parameters)
+            if distinct["rows"] < sum(held[hour] for hour in more):
+                self._swap(partition, more[0], partial(self._clone_once, once, parameters))
+        return journaled
+
+    def _clone_once(self, once: str, parameters: dict[str, Any]) -> None:
+        """Fill the clone with a partition, of some hours only what is there ``once``."""
+        clone = self._name(self._clone)
+        others = (
+            f"SELECT * FROM {self._name(self._table)} WHERE {_IN_PARTITION} "
+            f"AND {self._hour} NOT IN {{hours:Array(DateTime('UTC'))}}"
+        )
+        for rows in (others, once):
+            self._database.execute(f"INSERT INTO {clone} {rows}", parameters)
+
+    def _hours(self, table: str, condition: str, parameters: dict[str, Any]) -> dict[datetime, int]:
+        """Return how many rows a table holds of the hours that it has rows of."""
+        counts = self._database.rows(
+            render(
+                "clickhouse/hour_counts.sql",
+                table=self._name(table),
+                column=self._time_column,
+                filter=condition,
+            ),
+            parameters,
+        )
+        return {row["hour"]: row["rows"] for row in counts}
 
     def _replay(self, partition: str) -> None:
         self._alter(
@@ -118,21 +221,39 @@ class Swap:
         held = self.partitions_of(window)
         for partition in sorted(staged | held):
             if partition in held:
-                self._swap(partition, window, has_rows=partition in staged)
+                make = partial(self._clone_without, partition, window, partition in staged)
+                self._swap(partition, window.start, make)
             else:
                 self._attach(self._table, partition, self._staging)
         return staged | held
 
-    def _swap(self, partition: str, window: Window, *, has_rows: bool) -> None:
-        """Replace the window within one partition, in one step for readers."""
+    def _clone_without(self, partition: str, window: Window, has_rows: bool) -> None:
+        """Fill the clone with a partition, of a window with the staged rows."""
+        try:
+            self._attach(self._clone, partition, self._table)
+        except ClickHouseError as error:
+            if "patch parts" not in error.message:
+                raise
+            apply_patches(self._database, self._table, partition)
+            self._attach(self._clone, partition, self._table)
+        self._take_out(window)
+        if has_rows:
+            self._attach(self._clone, partition, self._staging)
+
+    def _swap(self, partition: str, hour: datetime, make: Callable[[], None]) -> None:
+        """Replace one partition, in one step for readers.
+
+        Args:
+            partition: its id.
+            hour: which it is replaced for, as an error says.
+            make: puts the rows of the partition into the clone.
+        """
         for _ in range(SWAP_ATTEMPTS):
             before = self._fingerprint(partition)
+            wait_for_mutations(self._database, self._table, partition)
             self._drop(self._clone)
             self._create_like_target(self._clone)
-            self._attach(self._clone, partition, self._table)
-            self._take_out(window)
-            if has_rows:
-                self._attach(self._clone, partition, self._staging)
+            make()
             is_empty = not self._count(self._clone, "1", {})
             if not is_empty:
                 self._database.execute(
@@ -156,7 +277,7 @@ class Swap:
                 self._drop(self._ready)
             return
         raise ClickHouseError(
-            f"hour {key_of(window.start)}: another writer kept inserting into partition "
+            f"hour {key_of(hour)}: another writer kept inserting into partition "
             f"{partition} of {self._table} during {SWAP_ATTEMPTS} attempts to swap it; pause that "
             "writer for hours that are being loaded, then materialize "
             f"{name_in_front(self._table)} again"
@@ -187,21 +308,16 @@ class Swap:
             )
 
     def _fingerprint(self, partition: str) -> tuple[Any, ...]:
-        """Return figures of a partition that every write changes, and no merge.
+        """Return figures of a partition that every change of others changes, and no merge.
 
         Returns:
-            The largest block number, and the rows of every hour.
+            The largest block number, the rows of every hour, and what others have ordered to be
+            changed: an UPDATE changes neither of the former.
         """
         blocks = parts_of(self._database, self._table, partition).values()
-        counts = self._database.rows(
-            render(
-                "clickhouse/hour_counts.sql",
-                table=self._name(self._table),
-                column=self._time_column,
-            ),
-            {"partition": partition},
-        )
-        return max(blocks, default=0), [(row["hour"], row["rows"]) for row in counts]
+        counts = self._hours(self._table, _IN_PARTITION, {"partition": partition})
+        changes = ordered_changes(self._database, self._table, partition)
+        return max(blocks, default=0), counts, changes
 
     def _verify_swap(self, partition: str, before: tuple[Any, ...]) -> None:
         """Compare the partition with the journal before the journal is dropped.
@@ -295,7 +411,7 @@ class Swap:
         )
 
     def _drop(self, table: str) -> None:
-        self._database.execute(f"DROP TABLE IF EXISTS {self._name(table)} SYNC", settings=MEANT)
+        self._database.execute(f"DROP TABLE IF EXISTS {self._name(table)} SYNC", {}, MEANT)
 
     def _name(self, table: str) -> str:
         return self._database.qualified(table)

@@ -53,7 +53,7 @@ from llm_trace_pipeline.reports.spend import Days, figures_of, keep_report, page
 from llm_trace_pipeline.source.postgres import SourceOfHours
 from llm_trace_pipeline.source.standby import wait_until_replayed
 from llm_trace_pipeline.trace.tally import EXAMPLES
-from llm_trace_pipeline.upkeep.retention import line_before
+from llm_trace_pipeline.upkeep.retention import kept_since, line_before
 
 _LOG = logging.getLogger("llm_trace_pipeline")
 WARN = dg.AssetCheckSeverity.WARN
@@ -167,7 +167,7 @@ def trace_batches(
         raise
     store = stores.batches()
     window = _window(context)
-    kept_from = line_before(stores.settings.batch_retention_days, datetime.now(UTC))
+    first_kept = line_before(stores.settings.batch_retention_days, datetime.now(UTC))
     with ExitStack() as stack:
         if config.enrich_only:
             rules = Rules.of(stores.settings, read_history(store.files))
@@ -193,7 +193,7 @@ def trace_batches(
 
         def process(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
             [hour] = hours
-            if hour < kept_from:
+            if hour < first_kept:
                 return {hour: _past_retention("no batch is kept", BATCH_CHECKS)}
             before = store.manifest(hour)
             try:
@@ -243,16 +243,16 @@ def llm_traces(
     awaiting = set(hours)
     with stores.clickhouse() as database:
         now = datetime.now(UTC)
-        kept_from = line_before(stores.settings.retention_days, now)
-        batches_kept_from = line_before(stores.settings.batch_retention_days, now)
-        loader = loader_of(database, store, kept_from)
+        first_kept = kept_since(database, store, stores.settings.retention_days, now, LLM_TRACES)
+        first_batch = line_before(stores.settings.batch_retention_days, now)
+        loader = loader_of(database, store, first_kept)
 
         def load(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
             outcomes: dict[datetime, HourOutcome] = {}
             for hour in hours:
-                if hour < kept_from:
+                if hour < first_kept:
                     outcomes[hour] = _past_retention("not loaded", TABLE_CHECKS)
-                elif hour < batches_kept_from and not store.manifest(hour):
+                elif hour < first_batch and not store.manifest(hour):
                     outcomes[hour] = _past_retention(
                         "no batch to load; its rows are left alone", TABLE_CHECKS
                     )
@@ -288,13 +288,14 @@ def llm_usage_hourly(
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """What llm_traces adds up to; one row per hour, organization, agent, model, plan and so on."""
     store = stores.batches()
-    kept_from = line_before(stores.settings.retention_days, datetime.now(UTC))
+    days, now = stores.settings.retention_days, datetime.now(UTC)
     with stores.clickhouse() as database:
+        first_kept = kept_since(database, store, days, now, LLM_TRACES, LLM_USAGE_HOURLY)
 
         def roll(hours: Sequence[datetime]) -> dict[datetime, HourOutcome]:
-            past = [hour for hour in hours if hour < kept_from]
+            past = [hour for hour in hours if hour < first_kept]
             kept = [hour for hour in hours if hour not in past]
-            results = roll_up(database, store, kept, kept_from)
+            results = roll_up(database, store, kept, first_kept)
             outcomes: dict[datetime, HourOutcome] = {}
             for hour in past:
                 outcomes[hour] = _past_retention("not rolled up", ROLLUP_CHECKS)

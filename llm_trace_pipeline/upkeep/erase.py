@@ -40,7 +40,7 @@ from llm_trace_pipeline.upkeep.covered import (
     traces_by_hour,
     traces_on_disk,
 )
-from llm_trace_pipeline.upkeep.retention import line_before
+from llm_trace_pipeline.upkeep.retention import kept_since
 
 KEPT = (
     "the billing history: it holds plan versions of organizations, and no traces",
@@ -199,8 +199,9 @@ def erase(settings: Settings, erasure: Erasure) -> Erased:
     # ClickHouse is not held meanwhile: loads that wait for the embedded engine would give up.
     written = remove_from_batches(store, erasure)
     with connect(settings) as database:
-        kept_from = line_before(settings.retention_days, datetime.now(UTC))
-        compared = remove_from_clickhouse(database, store, erasure, kept_from)
+        days, now = settings.retention_days, datetime.now(UTC)
+        first_kept = kept_since(database, store, days, now, TABLE, ROLLUP)
+        compared = remove_from_clickhouse(database, store, erasure, first_kept)
         left = count_traces(database, store, erasure)
     if not left.is_nothing:
         raise PipelineError(

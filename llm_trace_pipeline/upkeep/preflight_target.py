@@ -11,14 +11,18 @@ from llm_trace_pipeline.clickhouse.cluster import LOCAL_TABLE, shards_of
 from llm_trace_pipeline.clickhouse.held import HeldColumn, columns_of
 from llm_trace_pipeline.clickhouse.kinds import described, require_one_target
 from llm_trace_pipeline.clickhouse.tables import (
+    ROLLUP,
     TABLE,
     hidden_rows,
     is_replicated,
     layout_of,
+    local_name,
     newer_schema,
     schema_version,
 )
-from llm_trace_pipeline.clickhouse.traces import credentials_of
+from llm_trace_pipeline.clickhouse.traces import Traces, credentials_of
+from llm_trace_pipeline.clickhouse.ttl import ttl_that_deletes
+from llm_trace_pipeline.clickhouse.upsert import Swap
 from llm_trace_pipeline.errors import BatchError, ClickHouseError
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import quote_identifier, read_sql, render
@@ -32,6 +36,7 @@ _LOADER_PRIVILEGES = (
     "SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COLUMN, ALTER MODIFY COMMENT, ALTER DELETE, "
     "CREATE TABLE, DROP TABLE, CREATE VIEW, DROP VIEW"
 )
+_SYSTEM_TABLES = ("tables", "columns", "processes", "mutations", "parts")
 _PARTITION_KEY = "toDate(created_at)"
 _SORTING_KEY = "organization_id, agent_id, created_at, id"
 _FORMER_CODECS = ("", "CODEC(ZSTD(1))")  # the server's own, and ours until payloads had their own
@@ -122,7 +127,7 @@ def needed_grants(settings: Settings) -> list[str]:
         # CREATE DATABASE IF NOT EXISTS needs its privilege also where there is nothing to create.
         *([f"CREATE DATABASE ON {everything}"] if name != "default" else []),
         f"{_LOADER_PRIVILEGES} ON {everything}",
-        *(f"SELECT ON system.{table}" for table in ("tables", "columns", "processes")),
+        *(f"SELECT ON system.{table}" for table in _SYSTEM_TABLES),
         *(["S3 ON *.*"] if settings.is_in_bucket else []),
         *(needed_grants_of_cluster(name) if settings.clickhouse_cluster else []),
     ]
@@ -175,7 +180,7 @@ def _check_tables(database: Database) -> list[Problem]:
         table = database.qualified(TABLE)
         before = database.qualified(f"{TABLE}_before")
         anew = f"RENAME TABLE {table} TO {before}; then make backfill"
-        return _check_table(database, TABLE, table, anew)
+        return [*_check_table(database, TABLE, table, anew), *_check_views(database)]
     try:
         shards = shards_of(database, database.cluster)
     except ClickHouseError as error:
@@ -196,8 +201,24 @@ def _check_tables(database: Database) -> list[Problem]:
         layout = layout_of(shard, LOCAL_TABLE)
         if layout and not layout["engine"].startswith("Replicated"):
             problems.append(Problem(f"{table} is a {layout['engine']}, not replicated", anew))
-        problems += _check_table(shard, LOCAL_TABLE, table, anew)
+        problems += [*_check_table(shard, LOCAL_TABLE, table, anew), *_check_views(shard)]
     return list(dict.fromkeys(problems))
+
+
+def _check_views(database: Database) -> Iterator[Problem]:
+    """Name the materialized views that wait for inserts, of which a load makes none."""
+    tables = [name for table in (TABLE, ROLLUP) for name in (table, local_name(table))]
+    found = database.rows(
+        read_sql("preflight/fed_views.sql"), {"database": database.name, "tables": tables}
+    )
+    for each in found:
+        yield Problem(
+            f"the materialized view {each['view']} sees nothing of what is loaded into "
+            f"{each['table']}: hours are put in place as parts",
+            "make it a refreshable view (CREATE MATERIALIZED VIEW … REFRESH EVERY 1 HOUR …), or "
+            f"query {ROLLUP} in its place",
+            is_fatal=False,
+        )
 
 
 def _check_table(database: Database, name: str, table: str, anew: str) -> list[Problem]:
@@ -216,6 +237,7 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
     is_upgraded = schema_version(layout) < SCHEMA_VERSION
     hidden = hidden_rows(database, name)
     problems = [
+        *_check_journals(database, name, table),
         *([Problem(hidden.message, hidden.repair)] if hidden else []),
         *_check_missing(table, columns, is_upgraded=is_upgraded),
         *_check_types(table, columns, anew),
@@ -238,11 +260,11 @@ def _check_table(database: Database, name: str, table: str, anew: str) -> list[P
                 anew,
             )
         )
-    if ttl := re.search(r" TTL (.*?)(?: SETTINGS |$)", layout["engine_full"]):
+    if ttl := ttl_that_deletes(layout["engine_full"]):
         problems.append(
             Problem(
-                f"{table} has the TTL {ttl[1]}: rows that it deletes count as lost, and are loaded "
-                "again",
+                f"{table} has the TTL {', '.join(ttl)}: hours that it has taken rows of are past "
+                "the retention, and neither loaded nor compared",
                 f"ALTER TABLE {table} REMOVE TTL; and set LLM_TRACES_RETENTION_DAYS in its place",
                 is_fatal=False,
             )
@@ -274,6 +296,18 @@ def _check_codecs(database: Database, name: str, table: str) -> Iterator[Problem
             f"{table} packs payloads, {size:.1f} GB, in small blocks: in blocks of 4 MB, the calls "
             "of agents took 0.05 of their text instead of 0.12",
             f"ALTER TABLE {table} {', '.join(changes)}; what is merged from then on is packed anew",
+            is_fatal=False,
+        )
+
+
+def _check_journals(database: Database, name: str, table: str) -> Iterator[Problem]:
+    """Name the journals of swaps that were cut and cannot be finished any more."""
+    for journal in Swap(database, name, Traces.time_column).outdated_journals:
+        yield Problem(
+            f"{journal} is of a swap that was cut before {table} was changed: hours of its "
+            "partition may be there twice",
+            "load any hour, which loads them from their batches or names the one that cannot be "
+            "loaded",
             is_fatal=False,
         )
 

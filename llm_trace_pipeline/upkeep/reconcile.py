@@ -25,7 +25,7 @@ from llm_trace_pipeline.clickhouse.cluster import repaired_for_reading
 from llm_trace_pipeline.clickhouse.held import Held
 from llm_trace_pipeline.clickhouse.loads import describe_differences
 from llm_trace_pipeline.clickhouse.rollup import compare_rollup
-from llm_trace_pipeline.clickhouse.tables import TABLE
+from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE
 from llm_trace_pipeline.clickhouse.traces import Traces, figures_held, hour_totals
 from llm_trace_pipeline.errors import BatchError, PipelineError, unexpected
 from llm_trace_pipeline.hours import BEGINNING, HOUR, Window, closed_hours, key_of
@@ -33,6 +33,7 @@ from llm_trace_pipeline.source.postgres import Source
 from llm_trace_pipeline.source.snapshot import EMPTY_LEDGER, Ledger, Snapshot
 from llm_trace_pipeline.source.standby import retried
 from llm_trace_pipeline.trace.billing import MATCH_FIRST_KNOWN, MATCH_NONE
+from llm_trace_pipeline.upkeep.retention import kept_since
 
 Differences = dict[datetime, tuple[str, ...]]
 
@@ -143,10 +144,14 @@ def reconcile(
     )
     damaged: Differences = {}
     with open_database() as database:
+        # What the TTL of a table has deleted is past its retention, and no damage.
+        kept = kept_since(database, store, None, at, TABLE)
+        rolled_up = kept_since(database, store, None, at, TABLE, ROLLUP)
         for group in (loaded, *([manifest] for manifest in renewed.values())):
-            damaged |= compare_table(database, store, group)
+            damaged |= compare_table(database, store, [each for each in group if each.hour >= kept])
             # A damaged hour is rolled up again once it is repaired.
-            sound = [each.hour for each in group if each.hour not in damaged]
+            hours_of_group = (each.hour for each in group)
+            sound = [each for each in hours_of_group if each >= rolled_up and each not in damaged]
             damaged |= compare_rollup(database, store, sound)
     return Reconciliation(
         id=uuid4().hex,

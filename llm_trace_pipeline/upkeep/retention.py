@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
-from llm_trace_pipeline.clickhouse.loads import loading
+from llm_trace_pipeline.clickhouse.loads import Loader, loading
 from llm_trace_pipeline.clickhouse.pins import MEANT
 from llm_trace_pipeline.clickhouse.rollup import rollups_of
-from llm_trace_pipeline.clickhouse.tables import has_table
+from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE, has_table
+from llm_trace_pipeline.clickhouse.ttl import kept_by_ttl
 from llm_trace_pipeline.hours import BEGINNING, midnight
 from llm_trace_pipeline.settings import Settings
 from llm_trace_pipeline.sql import render
@@ -30,6 +31,33 @@ class Dropped:
 def line_before(days: int | None, now: datetime) -> datetime:
     """Return the line, where the kept days begin; without days, everything is kept."""
     return midnight(now) - timedelta(days=days) if days else BEGINNING
+
+
+def kept_since(
+    database: Database, store: BatchStore, days: int | None, now: datetime, *tables: str
+) -> datetime:
+    """Return the first hour that tables keep whole: by the retention, and by their own TTL.
+
+    Args:
+        database: where the tables lie.
+        store: where the batches lie.
+        days: which the retention keeps; None: all.
+        now: the time.
+        tables: ``llm_traces``, and the roll-up too where it counts.
+
+    Raises:
+        ClickHouseError: a statement failed.
+    """
+    loaders: dict[str, list[Loader]] = {TABLE: [loader_of(database, store)]}
+    if ROLLUP in tables:
+        loaders[ROLLUP] = [*rollups_of(database, store)]
+    lines = [
+        kept_by_ttl(node, name, loader.time_column)
+        for table in tables
+        for loader in loaders[table]
+        for node, name in loader.targets
+    ]
+    return max(line_before(days, now), *lines)
 
 
 def apply_retention(
@@ -59,7 +87,7 @@ def apply_retention(
 def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> list[str]:
     # The journal of a swap that was cut would bring a partition back.
     traces, rollups = loader_of(database, store), rollups_of(database, store)
-    for recover in (traces.recover, *(rollup.recover for rollup in rollups)):
+    for recover in (traces.try_recover, *(rollup.try_recover for rollup in rollups)):
         retried(recover)
     dropped: set[str] = set()
     targets = [(traces.time_column, *target) for target in traces.targets]

@@ -1,6 +1,6 @@
--- How many rows one partition of {table} holds of every hour, by the time in {column}.
+-- How many rows {table} holds of every hour, by the time in {column}, where {filter} holds.
 SELECT toStartOfHour({column}, 'UTC') AS hour, count() AS rows
 FROM {table}
-WHERE _partition_id = {partition:String}
+WHERE {filter}
 GROUP BY hour
 ORDER BY hour

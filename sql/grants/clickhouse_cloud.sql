@@ -8,5 +8,7 @@ GRANT SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COLUMN, ALTER MODIFY COMMEN
 GRANT SELECT ON system.tables TO llm_traces_loader;
 GRANT SELECT ON system.columns TO llm_traces_loader;
 GRANT SELECT ON system.processes TO llm_traces_loader;
+GRANT SELECT ON system.mutations TO llm_traces_loader;
+GRANT SELECT ON system.parts TO llm_traces_loader;
 GRANT S3 ON *.* TO llm_traces_loader;
 GRANT REMOTE ON *.* TO llm_traces_loader;

@@ -85,6 +85,23 @@ def leaving_old_and_new_parts(table: str = "") -> Iterator[None]:
 
 
 @contextmanager
+def stopping_at(*, before: str = "", after: str = "") -> Iterator[None]:
+    """Stop before or after the first statement that contains a text."""
+
+    execute = Database.execute
+
+    def stopping(self: Database, sql: str, *arguments: Any) -> None:
+        if before and before in sql:
+            raise Stopped
+        execute(self, sql, *arguments)
+        if after and after in sql:
+            raise Stopped
+
+    with patch.object(Database, "execute", stopping), pytest.raises(Stopped):
+        yield
+
+
+@contextmanager
 def another_writer(
     act: Callable[[], object], *, before: str = "", after: str = "", times: int = 1
 ) -> Iterator[None]:

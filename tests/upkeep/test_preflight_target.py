@@ -181,10 +181,45 @@ def test_a_ttl_is_told_with_the_statement_that_removes_it(target: Settings) -> N
     ttl = "TTL toDateTime(created_at) + toIntervalDay(30)"
     make_table(target, "SETTINGS", f"{ttl} SETTINGS")
     [problem] = check_target(target)
-    assert problem.message.startswith(f"{TABLE} has the {ttl}: rows that it deletes count as lost")
+    assert problem.message.startswith(f"{TABLE} has the {ttl}: hours that it has taken rows")
     assert not problem.is_fatal
     change(target, problem.repair.partition(";")[0])
     assert check_target(target) == []
+
+
+def test_a_ttl_that_only_moves_parts_is_no_problem(target: Settings) -> None:
+    ttl = "TTL toDateTime(created_at) + toIntervalDay(30) TO DISK 'default'"
+    make_table(target, "SETTINGS", f"{ttl} SETTINGS")
+    assert check_target(target) == []
+
+
+def test_materialized_views_that_wait_for_inserts_are_named(target: Settings, table: str) -> None:
+    change(
+        target,
+        "CREATE TABLE counts (model String) ENGINE = MergeTree ORDER BY model",
+        f"CREATE MATERIALIZED VIEW fed TO counts AS SELECT model FROM {table}",
+        f"CREATE VIEW plain AS SELECT model FROM {table}",
+    )
+    [problem] = check_target(target)
+    assert problem.message.startswith(
+        "the materialized view default.fed sees nothing of what is loaded into llm_traces"
+    )
+    assert not problem.is_fatal
+
+
+def test_a_journal_that_cannot_be_replayed_is_named(target: Settings, table: str) -> None:
+    change(
+        target,
+        f"CREATE TABLE llm_traces__ready AS {table}",
+        f"CREATE TABLE llm_traces__cut_20260301 AS {table}",
+    )
+    [cut] = check_target(target)
+    change(target, f"ALTER TABLE {table} ADD COLUMN note String")
+    [ready, _] = check_target(target)
+    for problem, name in ((cut, "cut_20260301"), (ready, "ready")):
+        said = f"llm_traces__{name} is of a swap that was cut before {TABLE} was changed"
+        assert problem.message.startswith(said)
+        assert not problem.is_fatal
 
 
 def test_another_partition_key_is_kept_and_its_cost_is_told(target: Settings) -> None:
