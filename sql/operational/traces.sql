@@ -3,7 +3,7 @@
 -- trace is of this connection's agents, where several connections under one snapshot share the work.
 --
 -- An agent resends its prompt, tools and messages with every call, so that its calls are nearly the same
--- text: side by side they take a seventh of the space that they take in the order of time.
+-- text: side by side they take a fifth of the space that they take in the order of time.
 --
 -- latency_ms       llm_request_ns in milliseconds, rounded half up; 0: not measured, or negative
 -- step_*           columns of the trace's step; NULL: it has no step; soft-deleted steps count too
