@@ -18,6 +18,7 @@ from llm_trace_pipeline.defs.runs import (
     hours_of_run,
     is_retried,
     reason_of,
+    was_interrupted,
 )
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.defs.webhook import Alert, WebhookError, first_line, post
@@ -120,7 +121,7 @@ class _Events:
         """Return the alert of a run that failed, unless it is retried or that is not known yet."""
         self._told.waiting.pop(run_id, None)
         run = self._instance.get_run_by_id(run_id)
-        if run is None or is_retried(run):
+        if run is None or is_retried(run) or was_interrupted(run):
             return None
         if not has_failed_for_good(self._instance, run) and time.time() - at < _PATIENCE_SECONDS:
             self._told.waiting[run_id] = at

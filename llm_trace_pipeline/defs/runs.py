@@ -237,6 +237,11 @@ def is_retried(run: dg.DagsterRun) -> bool:
     return AUTO_RETRY_RUN_ID_TAG in run.tags
 
 
+def was_interrupted(run: dg.DagsterRun) -> bool:
+    """Whether somebody ended the command that the run belongs to."""
+    return _INTERRUPTED_TAG in run.tags
+
+
 def has_failed_for_good(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether Dagster starts no run in place of one that failed, as far as it has decided that."""
     return not instance.run_retries_enabled or run.tags.get(WILL_RETRY_TAG) == "false"

@@ -108,6 +108,7 @@ def test_a_run_is_told_once_when_it_failed_for_good(
     first = deployment.lose()
     for _ in range(2):
         assert deployment.tick() == "nothing has failed"  # since it is going to be retried
+    deployment.lose(**LAST_TRY, **{"llm_traces/interrupted": "true"})
     second = deployment.fail(**{"dagster/parent_run_id": first})
     deployment.instance.add_run_tags(first, {"dagster/auto_retry_run_id": second})
     assert deployment.tick() == "1 alerts were posted"
