@@ -304,7 +304,7 @@ def test_a_fresh_clickhouse_is_restored_from_the_batches_alone(
         assert Pipeline(source, store, database).rows() == before
 
 
-def test_a_refused_hour_keeps_no_other_hour_of_the_command_from_clickhouse(
+def test_a_pruned_hour_keeps_no_other_hour_of_the_command_from_clickhouse(
     operational: Operational, settings: Settings, tmp_path: Path
 ) -> None:
     hours = [T0 + n * HOUR for n in range(4)]
@@ -316,8 +316,7 @@ def test_a_refused_hour_keeps_no_other_hour_of_the_command_from_clickhouse(
     operational.insert("provider_traces", *(trace(hour, id=f"{hour:%H} late") for hour in hours))
     loaded = start_load(tmp_path / "second", "", *hours)
     output, _ = loaded.communicate(timeout=300)
-    assert loaded.returncode == 1
-    assert "PipelineError: not everything was loaded" in output
+    assert loaded.returncode == 0, output  # a pruned hour is a warning
     assert "hour 2026-03-01-10:00: the source has 1 traces, the batch 1, and 1 of" in output
     with connect(settings) as database:
         rows = database.rows("SELECT id FROM llm_traces ORDER BY id")
