@@ -86,7 +86,7 @@ class Swap:
         self._table = table
         self._time_column = time_column
         self._in_window = in_window(time_column)
-        self._hour = f"toStartOfHour({time_column}, 'UTC')"
+        self._hour = f"toUnixTimestamp(toStartOfHour({time_column}, 'UTC'))"
         self._cut_prefix = f"{table}__cut_"
         self._staging, self._clone, self._ready = (
             f"{table}__{suffix}" for suffix in ("staging", "clone", "ready")
@@ -164,8 +164,9 @@ class Swap:
         for partition in self.partitions_of(window):
             held = self._hours(self._table, _IN_PARTITION, {"partition": partition})
             more = [hour for hour, rows in held.items() if rows > journaled.get(hour, rows)]
-            parameters = {"partition": partition, "hours": more}
-            of_hours = f"{_IN_PARTITION} AND {self._hour} IN {{hours:Array(DateTime('UTC'))}}"
+            seconds = [int(hour.timestamp()) for hour in more]
+            parameters = {"partition": partition, "hours": seconds}
+            of_hours = f"{_IN_PARTITION} AND {self._hour} IN {{hours:Array(UInt32)}}"
             once = f"SELECT DISTINCT * FROM {self._name(self._table)} WHERE {of_hours}"
             [distinct] = self._database.rows(f"SELECT count() AS rows FROM ({once})", parameters)
             if distinct["rows"] < sum(held[hour] for hour in more):
@@ -177,7 +178,7 @@ class Swap:
         clone = self._name(self._clone)
         others = (
             f"SELECT * FROM {self._name(self._table)} WHERE {_IN_PARTITION} "
-            f"AND {self._hour} NOT IN {{hours:Array(DateTime('UTC'))}}"
+            f"AND {self._hour} NOT IN {{hours:Array(UInt32)}}"
         )
         for rows in (others, once):
             self._database.execute(f"INSERT INTO {clone} {rows}", parameters)

@@ -19,6 +19,7 @@ from llm_trace_pipeline.settings import Settings
 from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational, trace
 from tests.harness.rows import DAY
+from tests.harness.warehouse import change
 
 CLICKHOUSE, BATCHES = "LLM_TRACES_RETENTION_DAYS", "TRACE_BATCH_RETENTION_DAYS"
 
@@ -103,6 +104,16 @@ def test_clickhouse_keeps_what_its_batches_no_longer_hold(
         "llm_traces": "past the retention: no batch to load; its rows are left alone",
     }
     assert run.ids() == (["kept", "past"], [run.kept])
+
+
+def test_what_the_ttl_of_the_table_deletes_is_not_loaded_again(run: Run) -> None:
+    run.load_both()
+    change(run.settings, "ALTER TABLE llm_traces MODIFY TTL toDate(created_at) + 11")
+    assert run.ids() == (["kept"], [run.past, run.kept])
+    assert run.load_both() == {
+        "trace_batches": "unchanged: the batch was kept",
+        "llm_traces": "past the retention: not loaded",
+    }
 
 
 def test_a_clock_that_is_ahead_makes_no_row_old(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,24 @@ def test_what_is_compared_ends_with_the_hour_that_closed(store: BatchStore) -> N
     assert hours_to_reconcile(store, H0 + HOUR, 1, now) == []
 
 
+def test_hours_that_the_ttl_of_the_table_deleted_are_no_damage(
+    operational: Operational, pipeline: Pipeline
+) -> None:
+    operational.insert("provider_traces", trace(T0, id="past"), trace(H0, id="kept"))
+    pipeline.load_hours(T0)
+    pipeline.load_hours(H0)
+    database = pipeline.database
+    database.execute("ALTER TABLE llm_traces MODIFY TTL toDateTime(created_at) + INTERVAL 9 DAY")
+    assert database.rows("SELECT id FROM llm_traces") == [{"id": "kept"}]
+    database.execute("DELETE FROM llm_traces WHERE id = 'kept'")
+    rules = Rules(read_history(pipeline.store.files))
+    for hour, damaged in ((T0, ()), (H0, (H0,))):
+        found = reconcile(
+            pipeline.source, pipeline.store, lambda: nullcontext(database), [hour], rules
+        )
+        assert found.damaged == damaged
+
+
 @pytest.mark.parametrize("comparison", ["has_lost_traces", "is_stale"])
 def test_an_hour_whose_comparison_fails_is_reported_and_the_others_go_on(
     operational: Operational,
