@@ -85,7 +85,10 @@ def settings(
         "OPERATIONAL_DATABASE_URL": operational.url,
         "LLM_TRACES_START": START,
     }
-    ours = ("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_", "AWS_", "ALERT_")
+    ours = (
+        *("LLM_TRACES_", "CLICKHOUSE_", "TRACE_BATCH_", "OPERATIONAL_", "AWS_", "ALERT_"),
+        "DAGSTER_UI_",
+    )
     for name in list(os.environ):
         if name.startswith(ours):
             monkeypatch.delenv(name)

@@ -20,7 +20,7 @@ PAGE_BYTES = 2**18  # a quarter of pyarrow's default: wide rows are compressed i
 # Of zstd. The calls of an agent lie side by side and repeat each other; a higher level looks back
 # further. Calls of 65 KB took 0.045 of their text with level 1, 0.039 with 2 and 0.034 with 3. On
 # text that does not repeat, extraction took 3 % more CPU with level 2 than with 1, 16 % with 3.
-COMPRESSION_LEVEL = 2
+_COMPRESSION_LEVEL = 2
 
 _DICTIONARY_COLUMNS = [
     f"{column.name}.list.element" if pa.types.is_list(column.arrow_type) else column.name
@@ -112,7 +112,7 @@ class PartWriter:
                     ARROW_SCHEMA,
                     filesystem=self._files.filesystem,
                     compression="zstd",
-                    compression_level=COMPRESSION_LEVEL,
+                    compression_level=_COMPRESSION_LEVEL,
                     use_dictionary=_DICTIONARY_COLUMNS,
                     data_page_size=PAGE_BYTES,
                     # The statistics of payloads would hold the smallest and the largest whole.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 import click
 import dagster as dg
@@ -70,7 +71,7 @@ def load_hours(
     with (
         _printed_progress(),
         dg.DagsterInstance.get() as instance,
-        interruptions() as check_signals,
+        _interruptions() as check_signals,
     ):
         fail_abandoned_runs(instance)
         call = Call.of(instance, command)
@@ -150,7 +151,7 @@ def _load(store: BatchStore, runs: _Runs, windows: Sequence[Window], assets: Seq
                 for having_batches in ranges(set(store.hours()).intersection(window.hours))
             ]
         results.append(runs.execute(window, ["llm_usage_hourly"]))
-        for reason in dict.fromkeys(reason for each in results for reason in _reasons(each)):
+        for reason in chain.from_iterable(map(_reasons, results)):
             _LOG.error("%s: %s", of_window, reason)
     if failed:
         raise PipelineError(
@@ -160,7 +161,7 @@ def _load(store: BatchStore, runs: _Runs, windows: Sequence[Window], assets: Seq
 
 
 @contextmanager
-def interruptions() -> Iterator[Callable[[], None]]:
+def _interruptions() -> Iterator[Callable[[], None]]:
     """Let SIGTERM interrupt as Ctrl-C does, and hand out what asks whether either of them has come.
 
     Dagster takes signals while a run begins and ends, and forgets those that come between two

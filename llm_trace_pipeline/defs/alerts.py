@@ -31,7 +31,7 @@ _SECONDS_PER_TICK = 30.0  # Dagster cuts a tick after a minute
 _PATIENCE_SECONDS = 1800.0  # for the retry of a run
 _QUIET_SECONDS = 86_400.0  # without a warning of hours, before the next one is news
 
-LATE = {f"{each.asset}: {each.check}": each for each in PUNCTUAL}
+_LATE = {f"{each.asset}: {each.check}": each for each in PUNCTUAL}
 
 
 @dg.sensor(
@@ -159,9 +159,9 @@ class _Events:
             if before and is_later and at - before.at >= patience:
                 del failing[key]
             return None
-        late = LATE.get(key)
+        late = _LATE.get(key)
         is_told = before or (
-            late and any(late.job == of.job for of in map(LATE.get, failing) if of)
+            late and any(late.job == of.job for of in map(_LATE.get, failing) if of)
         )
         failing[key] = Failing(run=run_id, at=at)
         if is_told:

@@ -41,6 +41,7 @@ from llm_trace_pipeline.defs.partitions import DAILY, HOURLY, OWNERS, SETTINGS
 from llm_trace_pipeline.defs.runs import (
     LLM_TRACES,
     LLM_USAGE_HOURLY,
+    PROVIDER_TRACES,
     TRACE_BATCHES,
     hours_done_before,
     refuse_retries,
@@ -56,7 +57,6 @@ from llm_trace_pipeline.trace.tally import EXAMPLES
 from llm_trace_pipeline.upkeep.retention import kept_since, line_before
 
 _LOG = logging.getLogger("llm_trace_pipeline")
-WARN = dg.AssetCheckSeverity.WARN
 
 # Backfill policies make a backfill affordable. Their beta status needs no warning at every import.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
@@ -67,12 +67,12 @@ _ORGANIZATIONS = 20  # in what the UI shows of a report
 _A_DAY_PER_RUN = dg.BackfillPolicy.multi_run(max_partitions_per_run=HOURS_PER_RUN)
 
 provider_traces = dg.AssetSpec(
-    "provider_traces",
+    PROVIDER_TRACES,
     group_name="llm_traces",
     owners=OWNERS,
     kinds={"postgres"},
     tags=tags_of_layer("source", "postgres"),
-    metadata={**of_source(), "dagster/table_name": "provider_traces"},
+    metadata={**of_source(), "dagster/table_name": PROVIDER_TRACES},
     description="Traces of LLM calls in the operational PostgreSQL, written by the agent server.",
 )
 
@@ -202,7 +202,7 @@ def trace_batches(
                 if before is None or config.fail_on_loss:
                     raise
                 _LOG.warning(str(error))
-                return {hour: kept_despite_loss(before, str(error))}
+                return {hour: _kept_despite_loss(before, str(error))}
             is_kept = before is not None and before.batch_id == manifest.batch_id
             outcome = "unchanged: the batch was kept" if is_kept else "new batch"
             return {hour: ({"outcome": outcome, **describe_batch(manifest)}, check_batch(manifest))}
@@ -263,7 +263,7 @@ def llm_traces(
             return outcomes
 
         yield from materialize_hours(
-            context, in_groups(store, hours), load, lambda: answers(database)
+            context, in_groups(store, hours), load, lambda: _answers(database)
         )
 
 
@@ -305,7 +305,7 @@ def llm_usage_hourly(
             return outcomes
 
         yield from materialize_hours(
-            context, by_day(_window(context).hours), roll, lambda: answers(database)
+            context, by_day(_window(context).hours), roll, lambda: _answers(database)
         )
 
 
@@ -356,16 +356,18 @@ def usage_report(context: dg.AssetExecutionContext, stores: Stores) -> dg.Materi
     )
 
 
-def kept_despite_loss(batch: Manifest, reason: str) -> HourOutcome:
+def _kept_despite_loss(batch: Manifest, reason: str) -> HourOutcome:
     """Return the outcome of an hour whose batch is kept, since the source lost traces of it."""
     said = reason.removeprefix(f"hour {key_of(batch.hour)}: ")
     metadata = {"outcome": "kept: the source lost traces", **describe_batch(batch)}
-    loss = Finding("rows_match_source", False, said, {"batch rows": batch.rows}, WARN)
+    loss = Finding(
+        "rows_match_source", False, said, {"batch rows": batch.rows}, dg.AssetCheckSeverity.WARN
+    )
     _, *others = check_batch(batch)
     return metadata, [loss, *others]
 
 
-def answers(database: Database) -> bool:
+def _answers(database: Database) -> bool:
     """Whether ClickHouse answers at all, asked once."""
     try:
         database.execute("SELECT 1")

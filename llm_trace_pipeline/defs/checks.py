@@ -16,6 +16,7 @@ from llm_trace_pipeline.defs.partitions import HOURLY
 from llm_trace_pipeline.defs.runs import (
     LLM_TRACES,
     LLM_USAGE_HOURLY,
+    PROVIDER_TRACES,
     TRACE_BATCHES,
     hours_being_loaded,
     hours_of_run,
@@ -85,7 +86,6 @@ ROLLUP_CHECKS = (
     ),
 )
 HOURLY_CHECKS = {spec.name: spec for spec in (*BATCH_CHECKS, *TABLE_CHECKS, *ROLLUP_CHECKS)}
-PROVIDER_TRACES = "provider_traces"
 # Of all hours of the last days together, by the job reconcile_hours.
 RECONCILIATION_CHECKS = (
     dg.AssetCheckSpec(

@@ -15,7 +15,7 @@ from llm_trace_pipeline.trace.columns import BILLING_COLUMNS, COLUMNS, COST_COLU
 
 # Columns of the operational database that a batch is made of. A column of another table than
 # provider_traces has the name of its table.
-SOURCE_COLUMNS = {
+_SOURCE_COLUMNS = {
     "id": ("text", 'Trace id, with the "provider_trace-" prefix.'),
     "created_at": ("timestamptz", "When the trace was stored: it decides the hour."),
     "org_id": ("text", "Organization of the call."),
@@ -67,10 +67,7 @@ _FROM_SOURCE: dict[str, tuple[str, ...]] = {
     "response_size_bytes": ("response_json",),
     **{name: ("response_json", f"steps.{name}") for name in TOKEN_COLUMNS},
     "latency_ms": ("step_metrics.llm_request_ns",),
-    **dict.fromkeys(
-        ("is_error", "error_type", "error_message"),
-        ("response_json", "steps.error_type", "steps.error_data"),
-    ),
+    **dict.fromkeys(("is_error", "error_type", "error_message"), _FAILED_BY),
     "llm_config_json": ("llm_config",),
     **dict.fromkeys(BILLING_COLUMNS, ("org_id", "created_at", "billing_context")),
     "payload_hash": ("request_json", "response_json"),
@@ -105,7 +102,7 @@ def of_source() -> dict[str, object]:
     """Return the metadata of ``provider_traces``."""
     return _metadata(
         dg.TableColumn(name, kind, description, _constraints(name not in ("id", "created_at")))
-        for name, (kind, description) in SOURCE_COLUMNS.items()
+        for name, (kind, description) in _SOURCE_COLUMNS.items()
     )
 
 
@@ -169,7 +166,7 @@ def _constraints(is_nullable: bool) -> dg.TableColumnConstraints:
 def _metadata(
     columns: Iterable[dg.TableColumn], lineage: _Lineage | None = None
 ) -> dict[str, object]:
-    schema = {"dagster/column_schema": dg.TableSchema(list(columns))}
-    if lineage is None:
-        return {**schema}
-    return {**schema, "dagster/column_lineage": dg.TableColumnLineage(lineage)}
+    metadata: dict[str, object] = {"dagster/column_schema": dg.TableSchema(list(columns))}
+    if lineage:
+        metadata["dagster/column_lineage"] = dg.TableColumnLineage(lineage)
+    return metadata

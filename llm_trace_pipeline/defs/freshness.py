@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import RootModel
 
 from llm_trace_pipeline.defs.partitions import SCHEDULE_MINUTE
-from llm_trace_pipeline.defs.runs import LLM_TRACES, LLM_USAGE_HOURLY, TRACE_BATCHES
+from llm_trace_pipeline.defs.runs import HOURLY_JOB, LLM_TRACES, LLM_USAGE_HOURLY, TRACE_BATCHES
 from llm_trace_pipeline.defs.stores import Stores
 from llm_trace_pipeline.hours import HOUR, floor, key_of, midnight
 from llm_trace_pipeline.settings import Settings
@@ -108,7 +108,7 @@ class Punctual:
         )
 
 
-_HOURLY = ("hourly_llm_traces", HOUR, timedelta(minutes=SCHEDULE_MINUTE), timedelta(minutes=10))
+_HOURLY = (HOURLY_JOB, HOUR, timedelta(minutes=SCHEDULE_MINUTE), timedelta(minutes=10))
 PUNCTUAL = (
     *(
         Punctual(
@@ -131,7 +131,7 @@ PUNCTUAL = (
     Punctual(
         "usage_report",
         "is_in_time",
-        "The report of the day before is there at 01:40 UTC.",
+        "The report of the day before is there by 01:40 UTC.",
         *("daily_usage_report", _DAY, timedelta(minutes=90), timedelta(minutes=10)),
         "partition",
     ),
@@ -145,7 +145,7 @@ PUNCTUAL = (
     Punctual(
         LLM_TRACES,
         "is_thinned_out",
-        "Where a retention is set, what is past it was dropped at 01:40 UTC.",
+        "Where a retention is set, what is past it was dropped by 01:40 UTC.",
         *("apply_retention", _DAY, timedelta(minutes=40), timedelta(minutes=60)),
         "run",
     ),

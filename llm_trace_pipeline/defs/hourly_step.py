@@ -25,13 +25,13 @@ from llm_trace_pipeline.errors import (
     unexpected,
 )
 from llm_trace_pipeline.hours import key_of, ranges
+from llm_trace_pipeline.trace.tally import EXAMPLES
 
 # Dagster shows this logger's lines in the run (see dagster.yaml), commands print them.
 _LOG = logging.getLogger("llm_trace_pipeline")
 
 # What is wrong until somebody repairs it: to run again would fail again.
 _LASTING = (LostTracesError, SettingsError, ClickHouseError)
-_SHOWN = 3  # hours in the description of a check of many
 
 HourOutcome = tuple[Metadata, Sequence[Finding]]
 ProcessHours = Callable[[Sequence[datetime]], Mapping[datetime, HourOutcome]]
@@ -270,7 +270,7 @@ def _summaries(findings: Sequence[tuple[str, Finding]]) -> Iterator[dg.AssetChec
         shown = failed or of_check
         of_hours = f"{len(failed):,} of {len(of_check):,} hours failed; " if failed else ""
         if len(shown) == 1 or failed:
-            said = "; ".join(f"{key}: {each.said}" for key, each in list(shown.items())[:_SHOWN])
+            said = "; ".join(f"{key}: {each.said}" for key, each in list(shown.items())[:EXAMPLES])
         else:
             first, *_, last = of_check
             said = f"{first} to {last}: none of {len(of_check):,} hours failed"

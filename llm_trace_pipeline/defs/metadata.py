@@ -1,4 +1,4 @@
-"""What Dagster's UI shows of an hour."""
+"""What Dagster's UI shows of an hour, of a run and of the source."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -113,7 +113,7 @@ def summary_of(
         lines.append(
             f"| {key} | {said['outcome']} | {said['rows']:,} | {cost} | {said.get('seconds', '')} |"
         )
-    lines += [f"| {key} | **failed**: {as_cell(text)} | | | |" for key, text in failed.items()]
+    lines += [f"| {key} | **failed**: {_as_cell(text)} | | | |" for key, text in failed.items()]
     rows = sum(said["rows"] for said in hours.values())
     cost = sum(said.get("cost in USD", 0.0) for said in hours.values())
     lines.append(
@@ -130,12 +130,12 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         names,
         ["---"] * len(names),
-        *([as_cell(str(row[name])) for name in names] for row in rows),
+        *([_as_cell(str(row[name])) for name in names] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def as_cell(text: str) -> str:
+def _as_cell(text: str) -> str:
     """Return a text that may stand in a table of Markdown; data must not format the page."""
     return re.sub(r"([\\|<>\[\]`*_])", r"\\\1", " ".join(text.split()))
 

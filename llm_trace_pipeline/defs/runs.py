@@ -1,4 +1,4 @@
-"""Which hours Dagster's runs and backfills load, as their tags and records tell.
+"""Dagster's runs and backfills: the hours that they load, calls of commands, why a run failed.
 
 Two modules of this package name Dagster's own, which may change without notice: this one and the
 launcher.
@@ -44,6 +44,7 @@ from llm_trace_pipeline.errors import PipelineError, TransientClickHouseError
 from llm_trace_pipeline.hours import HOUR, Window, key_of, parse_hour
 
 HOURLY_JOB, REPAIR_JOB, RESTORE_JOB = "hourly_llm_traces", "repair_hours", "restore_hours"
+PROVIDER_TRACES = "provider_traces"
 TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY = "trace_batches", "llm_traces", "llm_usage_hourly"
 _LOADING_JOBS = (HOURLY_JOB, REPAIR_JOB, RESTORE_JOB)
 _HOURLY_ASSETS = frozenset(map(dg.AssetKey, (TRACE_BATCHES, LLM_TRACES, LLM_USAGE_HOURLY)))
@@ -79,7 +80,7 @@ class Call:
 
     @classmethod
     def of(cls, instance: dg.DagsterInstance, command: str) -> "Call":
-        """Return the call that was interrupted, where the last one of the command was, or a new."""
+        """Return the command's last call if that was interrupted, else a new one."""
         last = instance.get_runs(dg.RunsFilter(tags={COMMAND_TAG: command}), limit=1)
         is_interrupted = bool(last) and _INTERRUPTED_TAG in last[0].tags
         return cls(command, last[0].tags[_CALL_TAG] if is_interrupted else uuid4().hex)
@@ -115,7 +116,7 @@ def execute_here(
         call: of the command that loads.
     """
     repository = ReconstructableRepository.for_module(_MODULE, _ATTRIBUTE)
-    job = repository.get_reconstructable_job("hourly_llm_traces")
+    job = repository.get_reconstructable_job(HOURLY_JOB)
     selected = frozenset(map(dg.AssetKey, assets)) or None
     definition = (job.get_subset(asset_selection=selected) if selected else job).get_definition()
     # As `dagster dev` makes it of workspace.yaml: the UI finds the run's job by it.

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from llm_trace_pipeline.hours import HOUR, Window, floor
 from llm_trace_pipeline.source.postgres import Source
 
-SPAN = timedelta(days=1)
+_SPAN = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,5 @@ def newest_of(source: Source) -> Newest:
     """
     now = datetime.now(UTC)
     with source.snapshot() as snapshot:
-        [row] = snapshot.rows_in("newest", Window(floor(now) - SPAN, floor(now) + HOUR))
+        [row] = snapshot.rows_in("newest", Window(floor(now) - _SPAN, floor(now) + HOUR))
     return Newest(row["rows"], row["newest"], now - row["newest"] if row["newest"] else None)

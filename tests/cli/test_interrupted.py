@@ -24,11 +24,10 @@ CALL = "backfill some hours"
 
 
 @pytest.fixture
-def home(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: ARG001 -- environment
+def home(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 -- environment
     """Where Dagster keeps its records."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
     monkeypatch.setenv("LLM_TRACES_START", key_of(MIDNIGHT - 24 * HOUR))
-    return str(tmp_path / "dagster")
 
 
 def runs() -> list[str]:
