@@ -47,7 +47,7 @@ STOPPED_CALLS = (
     (Database, "rows"),
     (PartWriter, "write"),
     (PartWriter, "_close_part"),
-    *((module, "switch_record") for module in (store, history, erasures)),
+    *((module, "switch_manifest") for module in (store, history, erasures)),
     *((module, "remove_litter") for module in (store, history, erasures)),
 )
 CALLS = 35  # a run makes about so many of them
