@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -100,7 +100,7 @@ def _s3_endpoint(value: str) -> str:
     url = urlsplit(value)
     if url.username or url.password:
         raise ValueError("must not hold credentials; they go into AWS_ACCESS_KEY_ID and others")
-    if not _is_server(url):
+    if not _is_server(value):
         raise ValueError("must be http(s)://host:port")
     return value.rstrip("/")
 
@@ -109,7 +109,7 @@ def _clickhouse_endpoint(value: str) -> str:
     url = urlsplit(value)
     if url.username or url.password:
         raise ValueError("must not hold credentials; they go into CLICKHOUSE_USERNAME/PASSWORD")
-    if _is_server(url):
+    if _is_server(value):
         return value
     if not value.startswith(f"{CHDB_SCHEME}/"):
         raise ValueError("must be http(s)://host:port, or chdb:///path for the embedded engine")
@@ -143,12 +143,8 @@ def _ui_url(value: str) -> str:
 
 
 def _is_page(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        has_address = url.scheme in ("http", "https") and url.hostname and url.port != 0
-    except ValueError:  # the port is no number
-        return False
-    return bool(has_address) and text.isascii() and text.isprintable() and " " not in text
+    is_plain = text.isascii() and text.isprintable() and " " not in text
+    return is_plain and _has_address(text)
 
 
 def _owners(value: object) -> object:
@@ -160,12 +156,17 @@ def _owners(value: object) -> object:
     return owners
 
 
-def _is_server(url: SplitResult) -> bool:
+def _is_server(text: str) -> bool:
+    url = urlsplit(text)
+    return _has_address(text) and not (url.path.strip("/") or url.query or url.fragment)
+
+
+def _has_address(text: str) -> bool:
     try:
-        has_address = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # the port is no number
         return False
-    return bool(has_address) and not (url.path.strip("/") or url.query or url.fragment)
 
 
 class Settings(BaseModel):

@@ -100,7 +100,7 @@ class TracesOfShard(Traces):
 
     def _own_part_of(self, manifest: Manifest) -> Hour:
         own = counted(
-            self._store, manifest, lambda rows: self._held.of(own_rows(self._database, rows))
+            self._store, manifest, lambda rows: self._held.as_held(own_rows(self._database, rows))
         )
         return Hour(manifest.hour, own, manifest if own["rows"] else None)
 

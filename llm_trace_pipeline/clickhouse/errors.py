@@ -32,11 +32,10 @@ _TRANSIENT = frozenset(
 )
 _LONGEST_MESSAGE = 1_500  # characters; a message may repeat a statement
 _TRANSIENT_STATUS = re.compile(r"HTTP status (?:429|502|503|504)\b")
-_RAISE_LIMIT = "raise that limit in the profile of CLICKHOUSE_USERNAME"
 _REPAIRS = {
     **dict.fromkeys(
         ("TOO_MANY_ROWS", "TOO_MANY_BYTES", "TOO_MANY_ROWS_OR_BYTES", "TIMEOUT_EXCEEDED"),
-        _RAISE_LIMIT,
+        "raise that limit in the profile of CLICKHOUSE_USERNAME",
     ),
     "SETTING_CONSTRAINT_VIOLATION": "take that constraint from the profile of CLICKHOUSE_USERNAME",
     "AUTHENTICATION_FAILED": "set CLICKHOUSE_USERNAME and CLICKHOUSE_PASSWORD to those of a user "

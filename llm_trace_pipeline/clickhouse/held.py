@@ -4,8 +4,8 @@
 ``id``, texts that may be ``NULL``. Such a table is loaded as far as its types can hold a batch:
 
 - Its rows are read as ours (``Held.rows``): a ``UUID`` as text, a missing text as ''.
-- What a column rounds is compared rounded (``Held.of``): times to its unit, down, as ClickHouse
-  does; a ``UUID`` to lower case with hyphens.
+- What a column rounds is compared rounded (``Held.as_held``): times to its unit, down, as
+  ClickHouse does; a ``UUID`` to lower case with hyphens.
 - A value that a column would change otherwise is refused before the table is touched
   (``Held.refuse``).
 
@@ -216,7 +216,7 @@ class Held:
         """The columns that may hold another value than they are given."""
         return [column.name for column in self.columns if column.is_rounded]
 
-    def of(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+    def as_held(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Return rows of a batch as the table holds them; columns may be missing."""
         for column in self.columns:
             if column.is_rounded and column.name in rows.schema.names:

@@ -14,9 +14,11 @@ every node that may be asked, there is one node. And a statement that a database
 replicas would attach from the empty staging tables of the others (ClickHouse issue 115746).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from llm_trace_pipeline.clickhouse.client import Database
+from llm_trace_pipeline.clickhouse.tables import is_replicated
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.sql import read_sql
 
@@ -37,10 +39,9 @@ def described(database: Database, layout: dict[str, Any]) -> str:
         return "shared storage, whichever replica answers"
     if database.is_embedded:
         return "the embedded engine"
-    node = ", ".join(sorted(name.partition(" ")[0] for name in database.nodes))
-    if layout and layout["engine"].startswith(_REPLICATED):
-        return f"a replicated table, on the node {node}"
-    return f"one server, {node}"
+    if layout and is_replicated(database, layout):
+        return f"a replicated table, on the node {_names(database.nodes)}"
+    return f"one server, {_names(database.nodes)}"
 
 
 def require_one_target(database: Database) -> None:
@@ -61,10 +62,9 @@ def require_one_target(database: Database) -> None:
             "nodes CLICKHOUSE_CLUSTER",
         )
     if len(database.nodes) > 1:
-        names = ", ".join(sorted(name.partition(" ")[0] for name in database.nodes))
         raise ClickHouseError(
-            f"CLICKHOUSE_ENDPOINT leads to several servers ({names}), and a load would find on one "
-            "of them what it left on another",
+            f"CLICKHOUSE_ENDPOINT leads to several servers ({_names(database.nodes)}), and a load "
+            "would find on one of them what it left on another",
             "set CLICKHOUSE_ENDPOINT to the address of one of them, or set CLICKHOUSE_CLUSTER",
         )
 
@@ -72,3 +72,8 @@ def require_one_target(database: Database) -> None:
 def is_shared_engine(layout: dict[str, Any]) -> bool:
     """Whether a table, by its row of ``system.tables``, lies on storage that replicas share."""
     return str(layout["engine"]).startswith(_SHARED)
+
+
+def _names(nodes: Iterable[str]) -> str:
+    """Return the names of servers that ``node.sql`` found, without their ids."""
+    return ", ".join(sorted(node.partition(" ")[0] for node in nodes))

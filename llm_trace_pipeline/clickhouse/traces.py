@@ -220,8 +220,10 @@ def figures_held(store: BatchStore, manifest: Manifest, held: Held) -> Figures:
         BatchError: a file of the batch is missing or cannot be read.
     """
     rounded = held.rounded
-    if rounded and any(held.of(rows) != rows for rows in store.column_batches(manifest, rounded)):
-        return counted(store, manifest, held.of)
+    if rounded and any(
+        held.as_held(rows) != rows for rows in store.column_batches(manifest, rounded)
+    ):
+        return counted(store, manifest, held.as_held)
     return figures_of(manifest)
 
 
