@@ -17,7 +17,14 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.cli.instance import use_instance
 from llm_trace_pipeline.cli.terminal import printable
 from llm_trace_pipeline.defs.launcher import fail_abandoned_runs
-from llm_trace_pipeline.defs.runs import Call, execute_here, is_store_down, reason_of
+from llm_trace_pipeline.defs.runs import (
+    LLM_TRACES,
+    LLM_USAGE_HOURLY,
+    Call,
+    execute_here,
+    is_store_down,
+    reason_of,
+)
 from llm_trace_pipeline.defs.webhook import first_line
 from llm_trace_pipeline.errors import PipelineError
 from llm_trace_pipeline.hours import Window, key_of, ranges
@@ -75,7 +82,7 @@ def load_hours(
     ):
         fail_abandoned_runs(instance)
         call = Call.of(instance, command)
-        last = assets[-1] if assets else "llm_usage_hourly"
+        last = assets[-1] if assets else LLM_USAGE_HOURLY
         done = call.hours_done(instance, last)
         if done:
             click.echo(f"going on: {len(done)} of {len(wanted)} hours were done before")
@@ -147,10 +154,10 @@ def _load(store: BatchStore, runs: _Runs, windows: Sequence[Window], assets: Seq
         # others have their batches. Nor the roll-up, which follows whatever the table holds.
         if not assets:
             results += [
-                runs.execute(having_batches, ["llm_traces"])
+                runs.execute(having_batches, [LLM_TRACES])
                 for having_batches in ranges(set(store.hours()).intersection(window.hours))
             ]
-        results.append(runs.execute(window, ["llm_usage_hourly"]))
+        results.append(runs.execute(window, [LLM_USAGE_HOURLY]))
         for reason in chain.from_iterable(map(_reasons, results)):
             _LOG.error("%s: %s", of_window, reason)
     if failed:

@@ -33,7 +33,7 @@ _INTEGER = re.compile(r"(U?)Int(\d+)")
 _TIME = re.compile(r"DateTime(?:64\((\d)\))?")
 _FIXED = re.compile(r"FixedString\((\d+)\)")
 # What ClickHouse reads as a UUID: hyphens may be missing.
-_UUID = r"^([0-9a-f]{8})(-?)([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})$"
+_UUID = r"^([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})$"
 _UUID_OR_HEX = r"^(?:[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32})$"
 
 
@@ -157,7 +157,7 @@ class HeldColumn:
         """Return values as the column holds them."""
         if self.bare_type == "UUID":
             lower = pc.utf8_lower(values)
-            return pc.replace_substring_regex(lower, _UUID, r"\1-\3-\4-\5-\6")
+            return pc.replace_substring_regex(lower, _UUID, r"\1-\2-\3-\4-\5")
         micros = values.cast(pa.int64())
         whole = pc.multiply(pc.divide(micros, self.unit), self.unit)
         return whole.cast(values.type)

@@ -9,8 +9,8 @@
 - A cluster: a node of every shard, each by its own name; see ``cluster.py``.
 
 Two things would lose rows without an error. REPLACE and ATTACH PARTITION take the parts that the
-node knows which executes them (ClickHouse issues 73697, 103186): where a staging table is not on
-every node that may be asked, there is one node. And a statement that a database hands on to all its
+executing node knows (ClickHouse issues 73697, 103186): where a staging table is not on every node
+that may be asked, there must be one node. And a statement that a database hands on to all its
 replicas would attach from the empty staging tables of the others (ClickHouse issue 115746).
 """
 

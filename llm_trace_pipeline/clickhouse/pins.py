@@ -146,8 +146,7 @@ SHARED_PINS = (
 def pin(client: Client, pins: tuple[Pins, ...]) -> None:
     """Set some settings for every statement of a connection, as far as its engine has them.
 
-    A user who may change no setting may change no table either, and decides nothing: his settings
-    stay as they are.
+    Nothing is set for a user with ``readonly = 1``, who may change neither settings nor tables.
 
     Raises:
         ClickHouseError: a profile holds one of the settings at another value.

@@ -60,7 +60,7 @@ class Rollup:
 
     @cached_property
     def _rows_of_traces(self) -> str:
-        """Where the traces are read; their table is up to date when this is asked."""
+        """What a query reads traces FROM; their table is up to date when this is asked."""
         return Held(self._database, self._traces).rows
 
     def expected(self, hours: Sequence[datetime]) -> list[Hour]:

@@ -91,7 +91,7 @@ def newer_schema(table: str, layout: Mapping[str, Any]) -> ClickHouseError | Non
 
 
 def hidden_rows(database: Database, table: str) -> ClickHouseError | None:
-    """Return the error of deciding from rows of which a row policy hides some; None: all are seen.
+    """Return the error that a row policy hides rows of a table; None where all are seen.
 
     A table without rows hides none, whatever policy it has.
     """
@@ -112,7 +112,7 @@ def require_all_rows(database: Database, table: str) -> None:
     """Refuse to go on where a row policy hides rows of a table.
 
     Raises:
-        ClickHouseError: it does.
+        ClickHouseError: a row policy of the user hides some.
     """
     if error := hidden_rows(database, table):
         raise error

@@ -77,7 +77,7 @@ def insert_parquet(database: Database, table: str, paths: Sequence[PartPath]) ->
 
 
 def _is_in_reach(database: Database, path: PartPath) -> bool:
-    """Whether ClickHouse can read a file by itself; of a bucket it is asked, once a connection."""
+    """Whether ClickHouse can read a file by itself. A bucket is tried once a connection."""
     if not path.url:
         return database.is_embedded and not _PATTERN.search(str(path))
     bucket = path.files.location("")
@@ -93,15 +93,16 @@ def _is_in_reach(database: Database, path: PartPath) -> bool:
                 raise _removed(path) from None
             database.in_reach[bucket] = False
             _log.warning(
-                "ClickHouse cannot read the bucket by itself, so that this process sends the rows "
-                "(%s)",
+                "ClickHouse cannot read %s by itself: the rows are read here and sent, which takes "
+                "longer (%s)",
+                bucket,
                 error.message,
             )
     return database.in_reach[bucket]
 
 
 def credentials_of(database: Database) -> str:
-    """Return what follows the other arguments of ``s3()``, where a role is to be taken."""
+    """Return the last argument of ``s3()`` with its comma: the role to take; '' without one."""
     if not (role := database.intake.s3_role):
         return ""
     return f", extra_credentials(role_arn = {quote_text(role)})"

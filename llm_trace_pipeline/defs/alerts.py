@@ -118,7 +118,7 @@ class _Events:
         )
 
     def _failed(self, run_id: str, at: float) -> Alert | None:
-        """Return the alert of a run that failed, unless it is retried or that is not known yet."""
+        """Return the alert of a failed run; None where a retry follows, or still may."""
         self._told.waiting.pop(run_id, None)
         run = self._instance.get_run_by_id(run_id)
         if run is None or is_retried(run) or was_interrupted(run):

@@ -103,7 +103,7 @@ class Punctual:
             passed=not (is_late or is_off),
             severity=dg.AssetCheckSeverity.ERROR if is_late else dg.AssetCheckSeverity.WARN,
             description=f"{text}; {self.schedule} is switched off" if is_off else text,
-            # Not as the evaluation's partition: Dagster takes one without a run only once for each.
+            # Not as the evaluation's partition: without a run, Dagster takes one evaluation a key.
             metadata={"due": wanted},
         )
 

@@ -46,7 +46,8 @@ def materialize_hours(
     """Process the hours of a run, and record every hour by itself.
 
     An hour that fails, or whose blocking check fails, is not recorded as materialized. The other
-    hours are; then the step fails. So are the hours that are done when a signal ends the step.
+    hours are recorded, and then the step fails. Where a signal ends the step, the hours that are
+    done by then are recorded too.
 
     Args:
         context: of the step.
@@ -212,7 +213,7 @@ def _process(
 
 
 def _waiting(first: datetime, others: Sequence[datetime], error: Exception) -> Iterator[_Processed]:
-    """Return how hours went that ClickHouse did not answer for."""
+    """Return hours as failed, since ClickHouse does not answer: the first with the error."""
     yield _Processed(
         first,
         StoreDownError(

@@ -234,7 +234,7 @@ def hours_done_before(context: dg.AssetExecutionContext) -> set[datetime]:
 
 
 def is_retried(run: dg.DagsterRun) -> bool:
-    """Whether another run was started in place of one that failed."""
+    """Whether a failed run was retried by another one."""
     return AUTO_RETRY_RUN_ID_TAG in run.tags
 
 
@@ -244,12 +244,12 @@ def was_interrupted(run: dg.DagsterRun) -> bool:
 
 
 def has_failed_for_good(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether Dagster starts no run in place of one that failed, as far as it has decided that."""
+    """Whether Dagster has decided not to retry a failed run, or retries none."""
     return not instance.run_retries_enabled or run.tags.get(WILL_RETRY_TAG) == "false"
 
 
 def refuse_retries(context: dg.AssetExecutionContext) -> None:
-    """Let Dagster start no run in place of this one, which fails in a way that lasts."""
+    """Keep Dagster from retrying this run, whose failure lasts until somebody repairs it."""
     context.instance.add_run_tags(context.run.run_id, {MAX_RETRIES_TAG: "0"})
 
 
