@@ -100,6 +100,18 @@ PINS = (
         input_format_parquet_allow_missing_columns=1,
         s3_ignore_file_doesnt_exist=0,
         engine_file_empty_if_not_exists=0,
+        max_partitions_per_insert_block=0,
+    ),
+    _pins(
+        "A table can be made like one that is there, whatever its owner allowed himself.",
+        allow_suspicious_codecs=1,
+        allow_suspicious_fixed_string_types=1,
+        allow_suspicious_indices=1,
+        allow_suspicious_low_cardinality_types=1,
+        allow_suspicious_primary_key=1,
+        allow_suspicious_ttl_expressions=1,
+        allow_suspicious_types_in_order_by=1,
+        allow_suspicious_variant_types=1,
     ),
     _pins(
         "Rows are there when the insert ends, and none is taken for a repetition of another.",

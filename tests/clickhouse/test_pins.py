@@ -14,7 +14,7 @@ from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.pins import PINS
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
-from llm_trace_pipeline.sql import quote_text
+from llm_trace_pipeline.sql import quote_text, render
 from llm_trace_pipeline.upkeep.preflight_target import check_target
 from llm_trace_pipeline.upkeep.retention import apply_retention
 from tests.harness.rows import DAY, MIDNIGHT, TABLE
@@ -68,6 +68,15 @@ OTHER: Values = {
     "input_format_parquet_allow_missing_columns": 0,
     "s3_ignore_file_doesnt_exist": 1,
     "engine_file_empty_if_not_exists": 1,
+    "max_partitions_per_insert_block": 1,
+    "allow_suspicious_codecs": 0,
+    "allow_suspicious_fixed_string_types": 0,
+    "allow_suspicious_indices": 0,
+    "allow_suspicious_low_cardinality_types": 0,
+    "allow_suspicious_primary_key": 0,
+    "allow_suspicious_ttl_expressions": 0,
+    "allow_suspicious_types_in_order_by": 0,
+    "allow_suspicious_variant_types": 0,
     "async_insert": 1,
     "deduplicate_insert": "enable",
     "deduplicate_insert_select": "force_enable",
@@ -170,6 +179,17 @@ def test_a_profile_of_other_values_changes_no_load(day: Warehouse) -> None:
         day.load(MIDNIGHT + 24 * HOUR, 10)
         assert check_target(day.settings) == []
     day.check()
+
+
+def test_an_hour_may_have_more_partitions_than_a_profile_allows_an_insert(
+    warehouse: Warehouse,
+) -> None:
+    make = render("clickhouse/llm_traces.sql", table=TABLE, engine="MergeTree")
+    warehouse.database.execute(make.replace("toDate(created_at)", "organization_id"))
+    with user_of(warehouse, {"max_partitions_per_insert_block": 1}):
+        warehouse.reopen()
+        warehouse.load(MIDNIGHT, 6)  # of three organizations
+    warehouse.check()
 
 
 @pytest.mark.parametrize("limit", LIMITS)
