@@ -24,6 +24,8 @@ _ALLOCATOR = "dirty_decay_ms:200"
 _MADE_ANEW = ("__staging.sql", "__clone.sql")
 _START = "import clickhouse_connect as c, sys; c.get_client(interface='chdb', path=sys.argv[1])"
 
+_ZONE_UNKNOWN = re.compile(r"Cannot load time zone (.+)")
+
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +42,13 @@ def embedded_client(path: str) -> Client:
     while True:
         try:
             return clickhouse_connect.get_client(interface="chdb", path=path, tz_mode="aware")
-        except ImportError:
+        except ImportError as error:
+            if zone := _ZONE_UNKNOWN.search(str(error.__context__)):
+                raise ClickHouseError(
+                    f"the embedded engine under {path} does not start: it knows no time zone "
+                    f"{zone[1]}, which TZ names",
+                    "set TZ to a name such as Europe/Berlin, or unset it",
+                ) from None
             raise ClickHouseError(
                 "CLICKHOUSE_ENDPOINT: the embedded engine needs the extra: "
                 "pip install 'llm-trace-pipeline[embedded]'"

@@ -50,6 +50,30 @@ def test_another_definition_that_cannot_be_read_is_named(
     warehouse.check()
 
 
+CONNECT = """
+import sys
+from llm_trace_pipeline.clickhouse.embedded import embedded_client
+from llm_trace_pipeline.errors import ClickHouseError
+try:
+    embedded_client(sys.argv[1])
+except ClickHouseError as error:
+    print(error)
+"""
+
+
+def test_a_time_zone_that_the_engine_does_not_know_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST")  # a rule in place of a name, as POSIX allows
+    attempt = subprocess.run(
+        [sys.executable, "-c", CONNECT, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert attempt.stdout == (
+        f"the embedded engine under {tmp_path} does not start: it knows no time zone CET-1CEST, "
+        "which TZ names; set TZ to a name such as Europe/Berlin, or unset it\n"
+    )
+
+
 HOLD = """
 import sys, clickhouse_connect
 client = clickhouse_connect.get_client(interface="chdb", path=sys.argv[1])
