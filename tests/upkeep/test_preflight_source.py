@@ -180,17 +180,21 @@ def test_tables_off_the_search_path_come_with_the_statements_that_show_them(
     assert check_source(as_role(operational, role), UNTIL) == []
 
 
-@pytest.mark.parametrize("has_index", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "has_index"), [("timestamp", True), ("moment", False)], ids=["", "of a domain"]
+)
 @pytest.mark.parametrize("table", ["provider_traces", "provider_trace_metadata", "steps"])
 def test_a_time_without_zone_is_refused_until_it_has_one(
     source: Source,
     store: BatchStore,
     operational: Operational,
     table: str,
+    kind: str,
     has_index: bool,
 ) -> None:
+    operational.execute("CREATE DOMAIN own AS timestamp; CREATE DOMAIN moment AS own")
     written = T0.replace(tzinfo=None) - 2 * HOUR  # by a server that lives two hours behind
-    operational.execute(f"ALTER TABLE {table} ALTER created_at TYPE timestamp")
+    operational.execute(f"ALTER TABLE {table} ALTER created_at TYPE {kind}")
     operational.execute("INSERT INTO steps (id) VALUES ('step-1')")
     operational.execute(
         "INSERT INTO provider_trace_metadata (id, organization_id) VALUES ('b', 'org-1')"
@@ -212,9 +216,12 @@ def test_a_time_without_zone_is_refused_until_it_has_one(
     assert extract(source, store).rows == 2
 
 
-def test_a_view_can_give_a_time_its_zone(source: Source, operational: Operational) -> None:
+@pytest.mark.parametrize("kind", ["timestamp", "date"])
+def test_a_view_can_give_a_time_its_zone(
+    source: Source, operational: Operational, kind: str
+) -> None:
     operational.execute("ALTER TABLE steps RENAME TO stored")
-    operational.execute("ALTER TABLE stored ALTER created_at TYPE timestamp")
+    operational.execute(f"ALTER TABLE stored ALTER created_at TYPE {kind}")
     operational.execute("CREATE VIEW steps AS SELECT * FROM stored")
     [problem] = check_source(source, UNTIL)
     assert problem.repair.startswith("have the view return created_at AT TIME ZONE 'UTC' AS ")
