@@ -44,7 +44,8 @@ SELECT
     s.reasoning_tokens::bigint AS step_reasoning_tokens,
     CASE
         WHEN m.llm_request_ns > 0
-            THEN m.llm_request_ns / 1000000 + (m.llm_request_ns % 1000000 >= 500000)::int
+            THEN m.llm_request_ns::bigint / 1000000
+                + (m.llm_request_ns::bigint % 1000000 >= 500000)::int
         ELSE 0
     END AS latency_ms,
     w.id IS NOT NULL AS is_too_wide,

@@ -224,6 +224,14 @@ def test_latency_is_rounded_half_up(
     assert pipeline.rows("latency_ms") == [{"latency_ms": milliseconds}]
 
 
+def test_a_latency_may_be_numeric(operational: Operational, pipeline: Pipeline) -> None:
+    operational.execute("ALTER TABLE step_metrics ALTER llm_request_ns TYPE numeric")
+    operational.execute("INSERT INTO step_metrics (id, llm_request_ns) VALUES ('s', 2499999.2)")
+    operational.insert("provider_traces", trace(step_id="s"))
+    pipeline.load()
+    assert pipeline.rows("latency_ms") == [{"latency_ms": 2}]
+
+
 def test_one_row_per_id_and_what_was_folded_is_counted(
     operational: Operational, pipeline: Pipeline
 ) -> None:
