@@ -1,7 +1,7 @@
 """The operational PostgreSQL, of which every extraction reads one read-only snapshot."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -11,6 +11,9 @@ from llm_trace_pipeline.source.session import Session, open_session
 from llm_trace_pipeline.source.snapshot import OPTIONAL_TABLES, Place, Snapshot
 from llm_trace_pipeline.sql import read_sql
 
+# A table that is missing, is of a kind without locks, or may not be read: the statements that read
+# it tell. A lock that another statement holds for too long is none of these.
+_UNLOCKABLE = {"42P01", "42809", "42501"}
 _SERVER_ZONE = "or with the zone that the agent server writes in"
 
 
@@ -95,9 +98,12 @@ def _hold_tables(session: Session) -> None:
     lock keeps such a statement waiting, and asks for no more than SELECT.
     """
     for table in ("provider_traces", "steps", *OPTIONAL_TABLES):
-        # What cannot be locked is missing, or a foreign table: the statements that read it tell.
-        with suppress(SourceError), session.savepoint():
-            session.run(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
+        try:
+            with session.savepoint():
+                session.run(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
+        except SourceError as error:
+            if error.sqlstate not in _UNLOCKABLE:
+                raise
 
 
 def _refuse_zoneless(session: Session) -> None:

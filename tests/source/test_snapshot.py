@@ -48,6 +48,22 @@ def test_a_table_cannot_be_rewritten_while_a_snapshot_is_held(
     operational.execute(statement)
 
 
+def test_a_table_that_is_being_rewritten_for_too_long_is_an_error(
+    operational: Operational, source: Source
+) -> None:
+    operational.execute(
+        "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET lock_timeout = 50'; "
+        "END $$"
+    )
+    with dbapi.connect(operational.url) as other, other.cursor() as cursor:
+        cursor.execute("LOCK TABLE steps IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(SourceError, match="due to lock timeout"), source.snapshot():
+            pass
+        other.rollback()
+    with source.snapshot():
+        pass
+
+
 def test_connections_share_an_hour_of_one_moment_and_hand_out_every_trace_once(
     operational: Operational, source: Source
 ) -> None:
