@@ -9,8 +9,11 @@ import time
 from llm_trace_pipeline.clickhouse.client import Database
 from llm_trace_pipeline.clickhouse.errors import STATEMENT_SECONDS
 from llm_trace_pipeline.errors import ClickHouseError, TransientClickHouseError
-from llm_trace_pipeline.sql import quote_text, read_sql
+from llm_trace_pipeline.sql import quote_text, read_sql, render
 
+_PARTS = "system.parts"
+# On shared storage a replica may not know yet what another one wrote.
+_ALL_PARTS = "clusterAllReplicas('default', system.parts)"
 _APPLY_PATCHES = "APPLY PATCHES IN PARTITION ID"
 
 
@@ -41,7 +44,7 @@ def wait_for_mutations(database: Database, table: str, partition: str) -> None:
 def ordered_changes(database: Database, table: str, partition: str) -> list[str]:
     """Return the names of all changes that were ordered of a partition, as far as they are kept."""
     changes = database.rows(
-        read_sql("clickhouse/changes.sql"),
+        render("clickhouse/changes.sql", parts=_parts(database)),
         {"database": database.name, "table": table, "partition": partition},
     )
     return [each["name"] for each in changes]
@@ -50,10 +53,14 @@ def ordered_changes(database: Database, table: str, partition: str) -> list[str]
 def is_changed_since(database: Database, table: str, journal: str) -> bool:
     """Whether a change of a table was ordered after the journal of a swap of it was made."""
     [since] = database.rows(
-        read_sql("clickhouse/changed_since_journal.sql"),
+        render("clickhouse/changed_since_journal.sql", parts=_parts(database)),
         {"database": database.name, "table": table, "journal": journal},
     )
     return bool(since["changes"])
+
+
+def _parts(database: Database) -> str:
+    return _ALL_PARTS if database.is_shared else _PARTS
 
 
 def apply_patches(database: Database, table: str, partition: str) -> None:

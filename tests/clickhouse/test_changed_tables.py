@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from llm_trace_pipeline.clickhouse.cluster import repaired_for_reading
+from llm_trace_pipeline.clickhouse.rollup import compare_rollup, roll_up
+from llm_trace_pipeline.clickhouse.tables import ROLLUP
 from llm_trace_pipeline.errors import ClickHouseError
 from llm_trace_pipeline.hours import HOUR
 from llm_trace_pipeline.trace.columns import COLUMNS
@@ -127,3 +129,16 @@ def test_a_table_with_other_partitions_in_place_of_the_old_one(warehouse: Wareho
     warehouse.database.execute(f"RENAME TABLE new TO {TABLE}")
     warehouse.load(MIDNIGHT + DAY, 5)
     warehouse.check()
+
+
+def test_a_rollup_that_changed_is_made_good_with_the_next_day(warehouse: Warehouse) -> None:
+    for day in (MIDNIGHT, MIDNIGHT + DAY):
+        warehouse.load(day, 10)
+    hours = [MIDNIGHT, MIDNIGHT + DAY]
+    roll_up(warehouse.database, warehouse.store, hours)
+    warehouse.load(MIDNIGHT, 12, 2)
+    with leaving_old_and_new_parts(ROLLUP):
+        roll_up(warehouse.database, warehouse.store, hours[:1])
+    warehouse.database.execute(f"ALTER TABLE {ROLLUP} ADD COLUMN note String")
+    roll_up(warehouse.database, warehouse.store, hours[1:])
+    assert compare_rollup(warehouse.database, warehouse.store, hours) == {}
