@@ -53,10 +53,15 @@ def embedded_client(path: str) -> Client:
                 "CLICKHOUSE_ENDPOINT: the embedded engine needs the extra: "
                 "pip install 'llm-trace-pipeline[embedded]'"
             ) from None
-        except DriverError:
-            if not _is_held(path):
+        except DriverError as error:
+            is_held = _is_held(path)
+            if not is_held:
                 _make_startable(path)
             if time.monotonic() > deadline:
+                if not is_held:  # it starts elsewhere: what this process asks of it is refused
+                    raise ClickHouseError(
+                        f"the embedded engine under {path} does not start: {error}"
+                    ) from None
                 raise ClickHouseError(
                     f"the embedded engine under {path} is held by another process for over "
                     f"{WAIT_SECONDS:.0f} s; only one at a time can use it: wait for the "

@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import clickhouse_connect
 import pytest
+from clickhouse_connect.driver.exceptions import ClickHouseError as DriverError
 
 from llm_trace_pipeline.clickhouse import embedded
 from llm_trace_pipeline.clickhouse.client import connect
@@ -72,6 +74,18 @@ def test_a_time_zone_that_the_engine_does_not_know_is_named(
         f"the embedded engine under {tmp_path} does not start: it knows no time zone CET-1CEST, "
         "which TZ names; set TZ to a name such as Europe/Berlin, or unset it\n"
     )
+
+
+def test_an_engine_that_refuses_this_process_alone_is_not_said_to_be_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**_: object) -> None:
+        raise DriverError("Code: 36. another folder is open")
+
+    monkeypatch.setattr(embedded, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(clickhouse_connect, "get_client", refused)
+    with pytest.raises(ClickHouseError, match="does not start: Code: 36"):
+        embedded.embedded_client(str(tmp_path))
 
 
 HOLD = """
