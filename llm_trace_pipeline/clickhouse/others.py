@@ -47,7 +47,7 @@ def ordered_changes(database: Database, table: str, partition: str) -> list[str]
         render("clickhouse/changes.sql", parts=_parts(database)),
         {"database": database.name, "table": table, "partition": partition},
     )
-    return [each["name"] for each in changes]
+    return sorted(each["name"] for each in changes)
 
 
 def is_changed_since(database: Database, table: str, journal: str) -> bool:

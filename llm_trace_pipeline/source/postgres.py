@@ -45,7 +45,7 @@ class Source:
             after: the snapshot must be of a later moment.
 
         Raises:
-            SourceError: the database cannot be reached, or nobody knows of which hour its rows are.
+            SourceError: the database cannot be reached, or a column would be misread.
         """
         with self.leader() as leader:
             yield Snapshot(self.session, leader)
@@ -55,40 +55,49 @@ class Source:
         """Hold the connection whose snapshot others share.
 
         Raises:
-            SourceError: the database cannot be reached, or nobody knows of which hour its rows are.
+            SourceError: the database cannot be reached, or a column would be misread.
         """
         with self.session() as leader:
             _hold_tables(leader)
-            _refuse_zoneless(leader)
+            _refuse_unfit_columns(leader)
             yield leader
 
 
 @dataclass(frozen=True)
-class Zoneless:
-    """A table whose ``created_at`` has no time zone, and the repair."""
+class UnfitColumn:
+    """A column whose type would be misread, and the repair."""
 
     message: str
     repair: str
 
 
-def zoneless_tables(session: Session) -> list[Zoneless]:
-    """Return the tables whose ``created_at`` has no time zone.
-
-    A guess would move rows to other hours without a word.
+def unfit_columns(session: Session) -> list[UnfitColumn]:
+    """Return the columns whose type would be misread without a word.
 
     Raises:
         SourceError: the database cannot be asked.
     """
     return [
-        Zoneless(
-            f"{row['table']}: created_at has no time zone, so nobody knows which hour a row is of",
-            f"have the view return created_at AT TIME ZONE 'UTC' AS created_at, {_SERVER_ZONE}"
-            if row["is_view"]
-            else f"ALTER TABLE {row['table']} ALTER created_at TYPE timestamptz "
-            f"USING created_at AT TIME ZONE 'UTC'; {_SERVER_ZONE}",
+        _zoneless(row["table"], is_view=row["is_view"])
+        if row["column"] == "created_at"
+        else UnfitColumn(
+            f"{row['table']}: {row['column']} is {row['type']}, and loads read json, jsonb or text",
+            f"have a view, which the role's search path finds first, return "
+            f"to_json({row['column']}) AS {row['column']}",
         )
-        for row in session.rows(read_sql("preflight/zoneless.sql"))
+        for row in session.rows(read_sql("preflight/unfit_columns.sql"))
     ]
+
+
+def _zoneless(table: str, *, is_view: bool) -> UnfitColumn:
+    # A guess would move rows to other hours.
+    return UnfitColumn(
+        f"{table}: created_at has no time zone, so nobody knows which hour a row is of",
+        f"have the view return created_at AT TIME ZONE 'UTC' AS created_at, {_SERVER_ZONE}"
+        if is_view
+        else f"ALTER TABLE {table} ALTER created_at TYPE timestamptz "
+        f"USING created_at AT TIME ZONE 'UTC'; {_SERVER_ZONE}",
+    )
 
 
 def _hold_tables(session: Session) -> None:
@@ -106,8 +115,8 @@ def _hold_tables(session: Session) -> None:
                 raise
 
 
-def _refuse_zoneless(session: Session) -> None:
-    if found := zoneless_tables(session):
+def _refuse_unfit_columns(session: Session) -> None:
+    if found := unfit_columns(session):
         raise SourceError(f"{found[0].message}; {found[0].repair}")
 
 

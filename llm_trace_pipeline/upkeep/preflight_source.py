@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from llm_trace_pipeline.errors import SourceError
-from llm_trace_pipeline.source.postgres import Source, zoneless_tables
+from llm_trace_pipeline.source.postgres import Source, unfit_columns
 from llm_trace_pipeline.source.session import SHOW_ALL_ROWS, Session, files_that_name
 from llm_trace_pipeline.source.snapshot import OPTIONAL_TABLES, Snapshot
 from llm_trace_pipeline.source.standby import UnknownLagError, ask_lag
@@ -72,7 +72,7 @@ def check_source(source: Source, until: datetime) -> list[Problem]:
             *_check_encoding(server["encoding"]),
             *(_check_standby(session, until) if server["is_standby"] else []),
             *_check_statements(answers, tables, server),
-            *(Problem(found.message, found.repair) for found in zoneless_tables(session)),
+            *(Problem(found.message, found.repair) for found in unfit_columns(session)),
             *_check_indexes(tables),
             *_check_hours(snapshot),
             *_check_billing(session, answers[read_sql(_BILLING)]),

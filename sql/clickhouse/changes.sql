@@ -9,4 +9,3 @@ SELECT DISTINCT name
 FROM {parts}
 WHERE database = {database:String} AND table = {table:String} AND active
     AND startsWith(partition_id, 'patch-') AND endsWith(partition_id, concat('-', {partition:String}))
-ORDER BY name

@@ -17,7 +17,9 @@ FILLED_IN = "…"
 # Beside PipelineError and what is derived from it: preflight's problems, how a standby lags, times
 # without a zone, what Dagster shows of a failed step, a wrong value, before which the variable's
 # name is put, what is logged as a warning, and the line by which a command ends.
-_OTHERS = frozenset({"Problem", "Lag", "Zoneless", "Failure", "ValueError", "warning", "_ended_by"})
+_OTHERS = frozenset(
+    {"Problem", "Lag", "UnfitColumn", "Failure", "ValueError", "warning", "_ended_by"}
+)
 _WRONG_VALUE = re.compile(r"must |[A-Z_]+: ")  # any other ValueError is the programmer's own
 _VARIABLE = re.compile(r"[A-Z_]+: ")
 PRINTS = frozenset({"say", "echo"})  # the functions by which a command prints

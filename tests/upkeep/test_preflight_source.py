@@ -151,6 +151,35 @@ def test_a_policy_that_hides_rows_is_told_and_refuses_the_load(
     assert check_source(source, UNTIL) == []
 
 
+@pytest.mark.parametrize(
+    ("column", "type_", "as_json"),
+    [
+        ("agent_tags", "text[]", "to_json(agent_tags)"),
+        ("request_json", "bytea", "convert_from(request_json, 'UTF8')::json"),
+    ],
+)
+def test_a_column_of_json_that_holds_something_else_is_refused(
+    source: Source, operational: Operational, column: str, type_: str, as_json: str
+) -> None:
+    operational.execute(f"ALTER TABLE provider_traces ALTER {column} TYPE {type_} USING NULL")
+    [problem] = check_source(source, UNTIL)
+    said = f"public.provider_traces: {column} is {type_}, and loads read json, jsonb or text"
+    assert (problem.message, problem.is_fatal) == (said, True)
+    with pytest.raises(SourceError, match="loads read json, jsonb or text"), source.snapshot():
+        pass
+    operational.execute("ALTER TABLE provider_traces RENAME TO stored")
+    operational.execute(
+        "CREATE VIEW provider_traces AS SELECT id, created_at, updated_at, is_deleted, org_id, "
+        "organization_id, agent_id, run_id, step_id, call_type, "
+        + ", ".join(
+            f"{as_json} AS {name}" if name == column else name
+            for name in ("agent_tags", "request_json", "response_json", "llm_config")
+        )
+        + " FROM stored"
+    )
+    assert check_source(source, UNTIL) == []
+
+
 def test_a_view_of_the_owner_sees_what_a_policy_hides(operational: Operational, role: str) -> None:
     operational.insert("provider_traces", trace(), trace(organization_id="org-2"))
     operational.execute("ALTER TABLE provider_traces ENABLE ROW LEVEL SECURITY")

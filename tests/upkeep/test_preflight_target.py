@@ -179,7 +179,7 @@ def test_an_engine_that_merges_calls_into_one_is_refused(
 
 def test_a_ttl_is_told_with_the_statement_that_removes_it(target: Settings) -> None:
     ttl = "TTL toDateTime(created_at) + toIntervalDay(30)"
-    make_table(target, "SETTINGS", f"{ttl} SETTINGS")
+    make_table(target, r"(?m)^SETTINGS", f"{ttl} SETTINGS")
     [problem] = check_target(target)
     assert problem.message.startswith(f"{TABLE} has the {ttl}: hours that it has taken rows")
     assert not problem.is_fatal
@@ -189,7 +189,7 @@ def test_a_ttl_is_told_with_the_statement_that_removes_it(target: Settings) -> N
 
 def test_a_ttl_that_only_moves_parts_is_no_problem(target: Settings) -> None:
     ttl = "TTL toDateTime(created_at) + toIntervalDay(30) TO DISK 'default'"
-    make_table(target, "SETTINGS", f"{ttl} SETTINGS")
+    make_table(target, r"(?m)^SETTINGS", f"{ttl} SETTINGS")
     assert check_target(target) == []
 
 
