@@ -4,7 +4,7 @@
 -- last two lines are for seeing the statements that run on other replicas, and for batches in a
 -- bucket. A single server has no use for them: see sql/grants/clickhouse.sql.
 CREATE USER llm_traces_loader IDENTIFIED WITH sha256_password BY 'CHANGE_ME';
-GRANT SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COLUMN, ALTER MODIFY COMMENT, ALTER DELETE, CREATE TABLE, DROP TABLE, CREATE VIEW, DROP VIEW ON `default`.* TO llm_traces_loader;
+GRANT SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COLUMN, ALTER MODIFY COMMENT, ALTER DELETE, ALTER UPDATE, CREATE TABLE, DROP TABLE, CREATE VIEW, DROP VIEW ON `default`.* TO llm_traces_loader;
 GRANT SELECT ON system.tables TO llm_traces_loader;
 GRANT SELECT ON system.columns TO llm_traces_loader;
 GRANT SELECT ON system.processes TO llm_traces_loader;

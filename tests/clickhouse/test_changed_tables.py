@@ -24,7 +24,7 @@ CHANGES = (
     "MODIFY COLUMN note LowCardinality(String)",
     "RENAME COLUMN note TO remark",
     "ADD INDEX by_model model TYPE set(9), ADD PROJECTION p (SELECT model, count() GROUP BY model)",
-    "ADD COLUMN rank UInt8, MODIFY ORDER BY (organization_id, created_at, id, rank)",
+    "ADD COLUMN rank UInt8, MODIFY ORDER BY (organization_id, agent_id, created_at, id, rank)",
     "DROP COLUMN remark",
 )
 
