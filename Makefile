@@ -73,8 +73,9 @@ lint: .venv/installed  ## ruff, the strict type checker, and who may import whom
 LOADS := $(patsubst %,tests/clickhouse/test_%.py,layouts narrow_tables other_writers stops \
 	tables upsert)
 OVER_HTTP := $(patsubst %,tests/clickhouse/test_%.py,cluster cluster_statements faults service tls)
-# What starts the services as they are deployed, and looks at them.
-DEPLOYED := tests/defs/test_dagster_ui.py tests/whole/test_deploy.py
+# What starts commands and services as a user does, and looks at them.
+DEPLOYED := tests/cli/test_interrupted.py tests/defs/test_dagster_ui.py \
+	tests/docs/test_commands.py tests/whole/test_deploy.py
 
 .PHONY: test
 test: .venv/installed  ## the test suite, but for the parts that the next targets run
@@ -112,7 +113,7 @@ test-clocks: .venv/installed  ## what has times as keys, in zones whose clocks g
 	TZ=Europe/Berlin MODEL_SEED=1 SOAK_SEQUENCES=16 .venv/bin/pytest -n 2 tests/whole/test_model.py
 
 .PHONY: test-deployed
-test-deployed: .venv/installed  ## the UI in a browser, and two days of the deployed services
+test-deployed: .venv/installed  ## the commands of the pages, the UI in a browser, the deployed services
 	.venv/bin/pytest -n 2 $(DEPLOYED)
 
 .PHONY: test-installs
