@@ -76,10 +76,15 @@ OVER_HTTP := $(patsubst %,tests/clickhouse/test_%.py,cluster cluster_statements 
 # What starts commands and services as a user does, and looks at them.
 DEPLOYED := tests/cli/test_interrupted.py tests/defs/test_dagster_ui.py \
 	tests/docs/test_commands.py tests/whole/test_deploy.py
+# A load that is stopped after each of its statements, in every case: "make test-http" has them all.
+STOPS := $(patsubst %,tests/clickhouse/test_stops.py::test_a_stop_%, \
+	after_any_statement_is_made_good_by_the_next_load between_hours_that_are_loaded_together_is_made_good)
 
+# A third worker on two cores: tests wait for servers, processes and locks a fifth of the time.
 .PHONY: test
 test: .venv/installed  ## the test suite, but for the parts that the next targets run
-	.venv/bin/pytest -n 2 --dist worksteal $(addprefix --ignore ,$(OVER_HTTP) $(DEPLOYED))
+	.venv/bin/pytest -n 3 --dist worksteal $(addprefix --ignore ,$(OVER_HTTP) $(DEPLOYED)) \
+		$(addprefix --deselect ,$(STOPS))
 
 # What loads, with fewer random histories than "make test" has: the engine is the same.
 .PHONY: test-server
