@@ -25,8 +25,6 @@ OWN_SETTINGS = {
     "application_name": "llm_trace_pipeline",
     # A policy would hide rows without a word; PostgreSQL then refuses the statement instead.
     "row_security": "off",
-    # Names that the catalog gives as text are compared with names of ours.
-    "quote_all_identifiers": "off",
     # No statement may hold the database's old row versions for ever. The slowest one known, the
     # ledger of 30 days and 10 million traces, takes three minutes.
     "statement_timeout": "1h",
