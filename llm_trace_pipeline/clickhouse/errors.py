@@ -30,6 +30,7 @@ _TRANSIENT = frozenset(
         *("ABORTED", "QUERY_WAS_CANCELLED", "QUERY_WAS_CANCELLED_BY_CLIENT"),
     }
 )
+_READ_ONLY_SETTING = re.compile(r"^Setting \w+ is readonly")
 _LONGEST_MESSAGE = 1_500  # characters; a message may repeat a statement
 _TRANSIENT_STATUS = re.compile(r"HTTP status (?:429|502|503|504)\b")
 _REPAIRS = {
@@ -68,6 +69,8 @@ def _translation(error: DriverError) -> ClickHouseError:
         return _transport_error(error.__cause__)
     message = _without_stack(str(error))
     name = getattr(error, "name", None)
+    if _READ_ONLY_SETTING.search(message):  # said by the driver, before it asks the server
+        name = "READONLY"
     is_transient = (
         name in _TRANSIENT
         or (name is None and isinstance(error, StreamFailureError))  # the connection was cut
