@@ -14,9 +14,9 @@ dropped only after the swap is verified.
 
 A journal cannot be replayed once the columns or the keys of ``t`` have changed, and would undo what
 somebody has deleted or updated since. It is renamed to ``t__cut_<partition>`` then, so that other
-swaps go on. Where ``t`` holds more rows of an hour than
-it, the rows that are there twice are taken out. Hours with a batch are compared with it, and loaded
-where they differ; after that the cut journal is dropped.
+swaps go on. Where ``t`` holds more rows of an hour than the cut journal, the rows that are there
+twice are taken out. Hours with a batch are compared with their batch, and loaded where they differ;
+after that the cut journal is dropped.
 
 The statements stand here and not under ``sql/``, since their order is the algorithm: a process may
 end after any of them. Queries that stand alone are files.

@@ -46,7 +46,8 @@ def fail_abandoned_runs(instance: dg.DagsterInstance) -> None:
 
 def is_abandoned(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether the process that executes a run is gone."""
-    if process := run.tags.get(PROCESS_TAG):
+    of_run, _, process = run.tags.get(PROCESS_TAG, "").partition(" ")
+    if of_run == run.run_id:
         return identity_of(int(process.partition(" ")[0])) != process
     # It has not come to a step yet: Dagster's own event has the number of the process alone.
     events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import psutil
 
-PROCESS_TAG = "llm_traces/process"  # of a run
+# Of a run: its id, then what ``identity_of`` says. A retry of the run has the tags of the run, and
+# so does not take the process of the run for its own.
+PROCESS_TAG = "llm_traces/process"
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _FIELDS_TO_START = 19  # of /proc/<pid>/stat, after the name; see proc(5)

@@ -54,7 +54,7 @@ _MODULE, _ATTRIBUTE = "llm_trace_pipeline.definitions", "defs"  # as workspace.y
 _LOCATION, _REPOSITORY = "llm_traces", "__repository__"
 COMMAND_TAG, _CALL_TAG = "llm_traces/command", "llm_traces/call"
 _OWN_ERROR = rf"{PipelineError.__module__}\.\w+: "
-_INTERRUPTED_TAG = "llm_traces/interrupted"
+_INTERRUPTED_TAG = "llm_traces/interrupted"  # the run's own id: a retry has the tags of the run
 FAILED_HOURS, STORE_DOWN = "failed hours", "ClickHouse does not answer"  # metadata of a failure
 
 
@@ -82,13 +82,13 @@ class Call:
     def of(cls, instance: dg.DagsterInstance, command: str) -> "Call":
         """Return the command's last call if that was interrupted, else a new one."""
         last = instance.get_runs(dg.RunsFilter(tags={COMMAND_TAG: command}), limit=1)
-        is_interrupted = bool(last) and _INTERRUPTED_TAG in last[0].tags
+        is_interrupted = bool(last) and was_interrupted(last[0])
         return cls(command, last[0].tags[_CALL_TAG] if is_interrupted else uuid4().hex)
 
     def interrupt(self, instance: dg.DagsterInstance) -> None:
         """Note in its last run that the call was interrupted."""
         for run in instance.get_runs(dg.RunsFilter(tags={_CALL_TAG: self.id}), limit=1):
-            instance.add_run_tags(run.run_id, {_INTERRUPTED_TAG: "true"})
+            instance.add_run_tags(run.run_id, {_INTERRUPTED_TAG: run.run_id})
 
     def hours_done(self, instance: dg.DagsterInstance, asset: str) -> set[datetime]:
         """Return the hours of an asset that the runs of the call have recorded."""
@@ -240,7 +240,7 @@ def is_retried(run: dg.DagsterRun) -> bool:
 
 def was_interrupted(run: dg.DagsterRun) -> bool:
     """Whether somebody ended the command that the run belongs to."""
-    return _INTERRUPTED_TAG in run.tags
+    return run.tags.get(_INTERRUPTED_TAG) == run.run_id
 
 
 def has_failed_for_good(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

@@ -32,8 +32,9 @@ class Stores(dg.ConfigurableResource):  # type: ignore[type-arg]  # takes no typ
         """Read the settings; let the run tell which process executes it."""
         self._settings = Settings.from_environment()
         if context.instance and context.run:
-            tags = {PROCESS_TAG: identity_of(os.getpid())}
-            context.instance.add_run_tags(context.run.run_id, tags)
+            run_id = context.run.run_id
+            tags = {PROCESS_TAG: f"{run_id} {identity_of(os.getpid())}"}
+            context.instance.add_run_tags(run_id, tags)
 
     @property
     def settings(self) -> Settings:

@@ -28,6 +28,7 @@ from tests.harness.receiver import PATH, Receiver, running_receiver
 from tests.harness.rows import T0
 
 SENSOR = defs.resolve_sensor_def("alerts_sensor")
+INTERRUPTED = "llm_traces/interrupted"
 LAST_TRY = {"dagster/max_retries": "0"}
 UI = "https://dagster.example.com"
 
@@ -108,8 +109,10 @@ def test_a_run_is_told_once_when_it_failed_for_good(
     first = deployment.lose()
     for _ in range(2):
         assert deployment.tick() == "nothing has failed"  # since it is going to be retried
-    deployment.lose(**LAST_TRY, **{"llm_traces/interrupted": "true"})
-    second = deployment.fail(**{"dagster/parent_run_id": first})
+    interrupted = deployment.lose(**LAST_TRY)
+    deployment.instance.add_run_tags(interrupted, {INTERRUPTED: interrupted})
+    # A retry has the tags of the run that it retries.
+    second = deployment.fail(**{"dagster/parent_run_id": first, INTERRUPTED: interrupted})
     deployment.instance.add_run_tags(first, {"dagster/auto_retry_run_id": second})
     assert deployment.tick() == "1 alerts were posted"
     [alert] = receiver.take()

@@ -17,6 +17,17 @@ from tests.harness.jobs import Jobs
 from tests.harness.operational import Operational
 from tests.harness.rows import T0
 
+JOB = defs.resolve_job_def("hourly_llm_traces")
+
+
+def tagged(instance: dg.DagsterInstance, process: str) -> dg.DagsterRun:
+    """Return a run that says which process executes it."""
+    run_id = instance.create_run_for_job(JOB).run_id
+    instance.add_run_tags(run_id, {PROCESS_TAG: f"{run_id} {process}"})
+    run = instance.get_run_by_id(run_id)
+    assert run
+    return run
+
 
 @pytest.fixture
 def other() -> Iterator[subprocess.Popen[bytes]]:
@@ -37,16 +48,19 @@ def test_a_step_of_the_clock_makes_no_living_run_count_as_abandoned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        run = instance.create_run_for_job(
-            defs.resolve_job_def("hourly_llm_traces"), tags={PROCESS_TAG: identity_of(os.getpid())}
-        )
+        run = tagged(instance, identity_of(os.getpid()))
         # What the clock of the moment makes of the start of a process.
         monkeypatch.setattr(psutil.Process, "create_time", lambda _: T0.timestamp())
         assert not is_abandoned(instance, run)
-        instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{os.getpid()} an-earlier-boot 1"})
-        again = instance.get_run_by_id(run.run_id)
-        assert again
-        assert is_abandoned(instance, again)
+        assert is_abandoned(instance, tagged(instance, f"{os.getpid()} an-earlier-boot 1"))
+
+
+def test_a_retry_is_not_judged_by_the_process_of_the_run_that_it_retries() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        killed = tagged(instance, f"{os.getpid()} an-earlier-boot 1")
+        assert is_abandoned(instance, killed)
+        retry = instance.create_run_for_job(JOB, tags=killed.tags)  # as Dagster copies them
+        assert not is_abandoned(instance, retry)
 
 
 def test_a_run_tells_its_process(operational: Operational, settings: Settings) -> None:
@@ -56,4 +70,4 @@ def test_a_run_tells_its_process(operational: Operational, settings: Settings) -
         run = instance.get_run_by_id(result.run_id)
         assert result.success
         assert run
-        assert run.tags[PROCESS_TAG] == identity_of(os.getpid())
+        assert run.tags[PROCESS_TAG] == f"{run.run_id} {identity_of(os.getpid())}"
