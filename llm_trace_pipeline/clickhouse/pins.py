@@ -132,7 +132,7 @@ PINS = (
 
 # On a statement that drops or replaces what a load itself has made, or what a retention is to drop.
 # The server's limits guard against a slip of the hand, and would stop a load at a day of 50 GB.
-MEANT: Final = {"max_partition_size_to_drop": 0, "max_table_size_to_drop": 0}
+OF_ANY_SIZE: Final = {"max_partition_size_to_drop": 0, "max_table_size_to_drop": 0}
 
 # Where replicas share storage behind one address, every statement may reach another one.
 SHARED_PINS = (

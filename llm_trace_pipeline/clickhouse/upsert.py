@@ -37,7 +37,7 @@ from llm_trace_pipeline.clickhouse.others import (
     ordered_changes,
     wait_for_mutations,
 )
-from llm_trace_pipeline.clickhouse.pins import MEANT
+from llm_trace_pipeline.clickhouse.pins import OF_ANY_SIZE
 from llm_trace_pipeline.clickhouse.tables import (
     catch_up,
     has_table,
@@ -300,7 +300,7 @@ class Swap:
                     self._database.execute(
                         f"ALTER TABLE {self._name(self._clone)} DROP PART {{part:String}}",
                         {"part": part["name"]},
-                        MEANT,
+                        OF_ANY_SIZE,
                     )
         if self._count(self._clone, self._in_window, window.parameters):
             self._database.execute(
@@ -408,11 +408,11 @@ class Swap:
 
     def _alter(self, table: str, action: str, partition: str) -> None:
         self._database.execute(
-            f"ALTER TABLE {self._name(table)} {action}", {"partition": partition}, MEANT
+            f"ALTER TABLE {self._name(table)} {action}", {"partition": partition}, OF_ANY_SIZE
         )
 
     def _drop(self, table: str) -> None:
-        self._database.execute(f"DROP TABLE IF EXISTS {self._name(table)} SYNC", {}, MEANT)
+        self._database.execute(f"DROP TABLE IF EXISTS {self._name(table)} SYNC", {}, OF_ANY_SIZE)
 
     def _name(self, table: str) -> str:
         return self._database.qualified(table)

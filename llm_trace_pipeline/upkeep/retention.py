@@ -11,7 +11,7 @@ from llm_trace_pipeline.batches.store import BatchStore
 from llm_trace_pipeline.clickhouse.client import Database, retried
 from llm_trace_pipeline.clickhouse.cluster import loader_of
 from llm_trace_pipeline.clickhouse.loads import Loader, loading
-from llm_trace_pipeline.clickhouse.pins import MEANT
+from llm_trace_pipeline.clickhouse.pins import OF_ANY_SIZE
 from llm_trace_pipeline.clickhouse.rollup import rollups_of
 from llm_trace_pipeline.clickhouse.tables import ROLLUP, TABLE, has_table
 from llm_trace_pipeline.clickhouse.ttl import kept_by_ttl
@@ -103,7 +103,7 @@ def _drop_partitions(database: Database, store: BatchStore, line: datetime) -> l
             node.execute_until_done(
                 render("clickhouse/drop_partition.sql", table=table),
                 {"partition": partition},
-                MEANT,
+                OF_ANY_SIZE,
             )
         dropped.update(past)
     return sorted(dropped)
